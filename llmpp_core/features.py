@@ -1,0 +1,198 @@
+"""Feature sets of architectures as scikit-learn transformers.
+
+Each takes a sequence of n `Architecture` and returns a float array with one row per architecture; join them with
+`sklearn.pipeline.make_union`. None learns anything from data, so all work without `fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
+
+from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.space import SPAN_LAYERS, Architecture
+
+#: Names and order of HAT's ten averaged features, those of its latency tables.
+HAT_FEATURE_NAMES = (
+    "encoder_embed_dim",
+    "encoder_layers",
+    "encoder_ffn_dim_mean",
+    "encoder_heads_mean",
+    "decoder_embed_dim",
+    "decoder_layers",
+    "decoder_ffn_dim_mean",
+    "decoder_self_heads_mean",
+    "decoder_cross_heads_mean",
+    "decoder_cross_layers_mean",
+)
+
+
+class _ArchitectureTransformer(TransformerMixin, BaseEstimator):
+    """What the transformers share: they are stateless and their input is a sequence of objects, not a matrix."""
+
+    def fit(self, archs: Sequence[Architecture], y: Any = None) -> Self:
+        """Do nothing; present for scikit-learn's contract."""
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
+
+
+class HATFeatures(_ArchitectureTransformer):
+    """HAT's ten averaged features, in the units of its latency tables.
+
+    The last one is the mean number of encoder layers that the decoder layers attend to (1 to 3). Rows that already are
+    such features, an (n, 10) array or frame, pass through unchanged, since the latency tables hold nothing else.
+    """
+
+    def transform(self, archs: Sequence[Architecture] | np.ndarray) -> np.ndarray:
+        """Return an array of shape (n, 10)."""
+        array = np.asarray(archs) if hasattr(archs, "shape") else None
+        if array is None or array.dtype == object:
+            return np.array([_hat_row(arch) for arch in archs], dtype=float).reshape(-1, len(HAT_FEATURE_NAMES))
+        if array.ndim != 2 or array.shape[1] != len(HAT_FEATURE_NAMES):
+            raise ValueError(f"expected a sequence of Architecture or an (n, {len(HAT_FEATURE_NAMES)}) array, got shape {array.shape}")
+        return array.astype(float)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the ten names."""
+        return np.array(HAT_FEATURE_NAMES, dtype=object)
+
+
+def _hat_row(arch: Architecture) -> list[float]:
+    def mean(values: Sequence[int]) -> float:
+        return sum(values) / len(values)
+
+    return [
+        arch.encoder_embed_dim,
+        arch.encoder_layers,
+        mean(arch.encoder_ffn_dims),
+        mean(arch.encoder_heads),
+        arch.decoder_embed_dim,
+        arch.decoder_layers,
+        mean(arch.decoder_ffn_dims),
+        mean(arch.decoder_self_heads),
+        mean(arch.decoder_cross_heads),
+        mean([SPAN_LAYERS[span] for span in arch.decoder_cross_spans]),
+    ]
+
+
+class LayerFeatures(_ArchitectureTransformer):
+    """Every choice of every layer, zeros where a layer is absent.
+
+    Parameters
+    ----------
+    encoder_layers, decoder_layers : int
+        Largest depths; the row has ``4 + 2 * encoder_layers + 4 * decoder_layers`` entries.
+    """
+
+    def __init__(self, encoder_layers: int = 6, decoder_layers: int = 6):
+        self.encoder_layers = encoder_layers
+        self.decoder_layers = decoder_layers
+
+    def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n, 4 + 2 * encoder_layers + 4 * decoder_layers); raises ValueError for a deeper stack."""
+        rows = []
+        for arch in archs:
+            for stack in ("encoder_layers", "decoder_layers"):
+                if getattr(arch, stack) > getattr(self, stack):
+                    raise ValueError(f"architecture has {getattr(arch, stack)} {stack}, these features hold {getattr(self, stack)}")
+            row: list[int] = [arch.encoder_embed_dim, arch.decoder_embed_dim, arch.encoder_layers, arch.decoder_layers]
+            for values in (arch.encoder_ffn_dims, arch.encoder_heads):
+                row += [*values, *[0] * (self.encoder_layers - len(values))]
+            spans = tuple(SPAN_LAYERS[span] for span in arch.decoder_cross_spans)
+            for values in (arch.decoder_ffn_dims, arch.decoder_self_heads, arch.decoder_cross_heads, spans):
+                row += [*values, *[0] * (self.decoder_layers - len(values))]
+            rows.append(row)
+        return np.array(rows, dtype=float).reshape(len(rows), -1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return one name per column, such as ``decoder_ffn_dims_0``."""
+        names = ["encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers"]
+        names += [f"{name}_{i}" for name in ("encoder_ffn_dims", "encoder_heads") for i in range(self.encoder_layers)]
+        lists = ("decoder_ffn_dims", "decoder_self_heads", "decoder_cross_heads", "decoder_cross_layers")
+        names += [f"{name}_{i}" for name in lists for i in range(self.decoder_layers)]
+        return np.array(names, dtype=object)
+
+
+class CostFeatures(_ArchitectureTransformer):
+    """Natural logarithms of parameters and FLOPs, embeddings and output projection left out.
+
+    Parameters
+    ----------
+    parameters, flops : bool
+        Which columns to give.
+    qkv_dim, length : int
+        As in `llmpp_core.cost.count_flops`.
+    """
+
+    def __init__(self, parameters: bool = True, flops: bool = True, qkv_dim: int = 512, length: int = 30):
+        self.parameters = parameters
+        self.flops = flops
+        self.qkv_dim = qkv_dim
+        self.length = length
+
+    def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n, 1 or 2)."""
+        columns = []
+        if self.parameters:
+            columns.append([count_parameters(arch, self.qkv_dim) for arch in archs])
+        if self.flops:
+            columns.append([count_flops(arch, length=self.length, qkv_dim=self.qkv_dim) for arch in archs])
+        if not columns:
+            raise ValueError("CostFeatures: at least one of parameters and flops must be True")
+        return np.log(np.array(columns, dtype=float).T)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the names of the chosen columns."""
+        return np.array(["log_parameters"] * self.parameters + ["log_flops"] * self.flops, dtype=object)
+
+
+class DepthFeatures(_ArchitectureTransformer):
+    """Number of decoder layers.
+
+    Parameters
+    ----------
+    log : bool
+        Give its natural logarithm instead.
+    """
+
+    def __init__(self, log: bool = False):
+        self.log = log
+
+    def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n, 1)."""
+        depth = np.array([[arch.decoder_layers] for arch in archs], dtype=float).reshape(-1, 1)
+        return np.log(depth) if self.log else depth
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the one name."""
+        return np.array(["log_decoder_layers" if self.log else "decoder_layers"], dtype=object)
+
+
+class ScoreFeatures(_ArchitectureTransformer):
+    """Scores recorded elsewhere, such as the BLEU that supernets give, looked up by architecture.
+
+    Parameters
+    ----------
+    scores : mapping of Architecture to sequence of k floats
+        One row of scores per known architecture.
+    """
+
+    def __init__(self, scores: Mapping[Architecture, Sequence[float]]):
+        self.scores = scores
+
+    def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n, k); raises KeyError if an architecture has no recorded score."""
+        missing = [arch for arch in archs if arch not in self.scores]
+        if missing:
+            raise KeyError(f"{len(missing)} of {len(archs)} architectures have no recorded score, the first: {missing[0]}")
+        return np.array([self.scores[arch] for arch in archs], dtype=float)

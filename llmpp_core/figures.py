@@ -1,0 +1,100 @@
+"""How the book shows figures and tables: one look, real captions, and a digest of the data that CI can compare.
+
+Pictures differ between machines in ways that do not matter, so nbval never compares them. `show` puts a digest of what
+was drawn beside each picture instead; a rerun that draws other data has another digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import display
+from matplotlib.figure import Figure
+
+#: Colours that readers with any colour vision can tell apart, used in this order; give series different markers too.
+PALETTE = sns.color_palette("colorblind")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def set_style() -> None:
+    """Set the book's look for all figures of a notebook."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        rc={"figure.figsize": (7.0, 4.0), "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": "medium"},
+    )
+
+
+def digest(fig: Figure) -> str:
+    """Return a short hash of the data drawn in a figure, to four significant digits."""
+    found = hashlib.sha256()
+    for ax in fig.axes:
+        arrays: list[Any] = [line.get_xydata() for line in ax.lines]
+        arrays += [patch.get_path().transformed(patch.get_patch_transform()).vertices for patch in ax.patches]
+        arrays += [image.get_array() for image in ax.images]
+        for collection in ax.collections:
+            arrays += [collection.get_offsets(), *(path.vertices for path in collection.get_paths()), collection.get_array()]
+        for array in arrays:
+            values = np.ma.filled(np.ma.asarray([] if array is None else array, dtype=float), np.nan).ravel()
+            found.update(",".join(f"{value + 0.0:.4g}" for value in values).encode())
+    return found.hexdigest()[:12]
+
+
+def show(fig: Figure) -> None:
+    """Display a figure as a PNG with the digest of its data as its plain text, and close it."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(fig)
+    display({"image/png": buffer.getvalue(), "text/plain": f"<figure, data {digest(fig)}>"}, raw=True)
+
+
+def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2) -> None:
+    """Display a frame as a captioned table that the book numbers and can refer to by `name`.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Cells may be text, integers or floats; multi-level columns are joined by a space. The index is shown.
+    caption : str
+        One or two sentences that say what to see, in MyST markdown.
+    name : str
+        Label for references, such as ``tbl-baselines``.
+    decimals : int
+        Digits after the point of floats; nan is shown as a dash.
+    """
+    text = frame.copy()
+    text.columns = [" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    text = text.apply(lambda column: column.map(lambda value: _cell(value, decimals)))
+    corner = " / ".join(str(n) for n in frame.index.names if n) or " "
+    header = [corner, *text.columns]
+    rows = [
+        [" / ".join(map(str, i)) if isinstance(i, tuple) else str(i), *row] for i, row in zip(frame.index, text.to_numpy(), strict=True)
+    ]
+    rule = ["---", *("---:" if n else "---" for n in numeric)]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in [header, rule, *rows]]
+    markdown = f":::{{table}} {' '.join(caption.split())}\n:name: {name}\n\n" + "\n".join(lines) + "\n:::"
+    html = text.rename_axis(corner if corner.strip() else None).reset_index() if corner.strip() else text.reset_index(names="")
+    display(
+        {
+            "text/markdown": markdown,
+            "text/html": html.to_html(index=False, border=0),
+            "text/plain": "\n".join(lines),
+        },
+        raw=True,
+    )
+
+
+def _cell(value: Any, decimals: int) -> str:
+    if isinstance(value, (float, np.floating)):
+        return "–" if np.isnan(value) else f"{value:.{decimals}f}"
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

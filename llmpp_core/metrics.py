@@ -1,0 +1,185 @@
+"""How well predicted scores agree with true ones: absolute error, rank agreement, regret, and their uncertainty.
+
+Higher scores are better throughout. Chapter 3 evaluates every predictor by the paper's protocol, `evaluate`, and
+resamples architectures, the unit that was drawn at random, for intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+
+from llmpp_core.sources import TFSSplit
+
+
+def mean_absolute_error(true: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the mean absolute error, in the unit of the scores."""
+    y, p = _pair(true, predicted)
+    return float(np.mean(np.abs(y - p)))
+
+
+def kendall_tau(true: ArrayLike, predicted: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Return Kendall's tau-b, optionally over pairs of the same group only.
+
+    Parameters
+    ----------
+    true, predicted : array-like of shape (n,)
+        Scores; ties are handled as in tau-b.
+    groups : array-like of shape (n,), optional
+        Labels such as decoder depths; pairs across groups are left out.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; nan if either side is constant over all pairs.
+
+    Notes
+    -----
+    Without groups this equals `scipy.stats.kendalltau`, which has no form within groups.
+    """
+    y, p = _pair(true, predicted)
+    return float(_weighted_tau(y, p, None if groups is None else np.asarray(groups), np.ones((1, len(y))))[0])
+
+
+def top_k_regret(true: ArrayLike, predicted: ArrayLike, k: int = 1) -> float:
+    """Return how far the best of the k highest predicted falls short of the best there is, in the unit of the scores."""
+    y, p = _pair(true, predicted)
+    if not 1 <= k <= len(y):
+        raise ValueError(f"k: expected 1 to {len(y)}, got {k}")
+    return float(y.max() - y[np.argsort(-p, kind="stable")[:k]].max())
+
+
+def _pair(true: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    y, p = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
+    if y.ndim != 1 or y.shape != p.shape:
+        raise ValueError(f"true and predicted: expected two vectors of one length, got shapes {y.shape} and {p.shape}")
+    if not (np.isfinite(y).all() and np.isfinite(p).all()):
+        raise ValueError("true and predicted: expected finite scores, got nan or infinity")
+    return y, p
+
+
+def _weighted_tau(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
+    """Return tau-b of samples that hold item i `weights[b, i]` times, for all b at once; shape (len(weights),)."""
+    sign_y, sign_p = (np.sign(v[:, None] - v[None, :]) for v in (y, p))
+    if groups is not None:
+        same = groups[:, None] == groups[None, :]
+        sign_y, sign_p = sign_y * same, sign_p * same
+
+    def pairs(matrix: np.ndarray) -> np.ndarray:
+        return np.einsum("bi,ij,bj->b", weights, matrix, weights, optimize=True)
+
+    scale = np.sqrt(pairs(sign_y**2) * pairs(sign_p**2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(scale > 0, pairs(sign_y * sign_p) / scale, np.nan)
+
+
+def evaluate(make_predictor: Callable[[TFSSplit], Any], splits: Iterable[TFSSplit]) -> pd.DataFrame:
+    """Fit on the demonstrations of each split and predict its test architectures.
+
+    Parameters
+    ----------
+    make_predictor : callable
+        Called with the split, so that it can look up the scores supernets gave; returns an unfitted regressor over
+        `Architecture`, which is cloned and fitted on the ten demonstrations alone.
+    splits : iterable of TFSSplit
+        Usually the nine of `llmpp_core.sources.tfs_splits`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per test architecture: task, split, architecture, decoder_layers, true, predicted.
+    """
+    frames = []
+    for split in splits:
+        predictor = clone(make_predictor(split))
+        predictor.fit(list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy())
+        archs = list(split.test["architecture"])
+        frames.append(
+            pd.DataFrame(
+                {
+                    "task": split.task,
+                    "split": split.seed,
+                    "architecture": archs,
+                    "decoder_layers": [arch.decoder_layers for arch in archs],
+                    "true": split.test["bleu"].to_numpy(),
+                    "predicted": predictor.predict(archs),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+#: Columns of `score_splits`, computed from (true, predicted, decoder layers) of one split.
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "MAE": lambda y, p, depth: mean_absolute_error(y, p),
+    "tau": lambda y, p, depth: kendall_tau(y, p),
+    "tau within depth": lambda y, p, depth: kendall_tau(y, p, depth),
+    "top-1 regret": lambda y, p, depth: top_k_regret(y, p, 1),
+    "top-3 regret": lambda y, p, depth: top_k_regret(y, p, 3),
+}
+
+
+def score_splits(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Score each (task, split) of `evaluate`'s frame; returns one row per pair with the columns of `MEASURES`."""
+    rows = {}
+    for key, part in predictions.groupby(["task", "split"], sort=False):
+        columns = (part["true"].to_numpy(), part["predicted"].to_numpy(), part["decoder_layers"].to_numpy())
+        rows[key] = {name: measure(*columns) for name, measure in MEASURES.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["task", "split"])
+
+
+def summarise(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Apply the paper's protocol: mean and population standard deviation over splits, per task, and the mean over tasks.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows: the tasks and "mean"; columns: (measure, "mean") and (measure, "std"). The row "mean" averages both over tasks.
+    """
+    by_task = score_splits(predictions).groupby("task", sort=False)
+    table = pd.concat({"mean": by_task.mean(), "std": by_task.std(ddof=0)}, axis=1).swaplevel(axis=1)
+    table = table[[(measure, kind) for measure in MEASURES for kind in ("mean", "std")]]
+    table.loc["mean"] = table.mean()
+    return table
+
+
+def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, resamples: int = 2000) -> np.ndarray:
+    """Resample architectures and recompute the protocol's mean MAE and tau for several predictors at once.
+
+    Architectures of a task are drawn with replacement and the draw is used for all its splits and all predictors, so
+    differences between predictors can be read off the same row.
+
+    Parameters
+    ----------
+    predictions : sequence of pandas.DataFrame
+        Frames of `evaluate` over the same splits.
+    rng : numpy.random.Generator
+        Source of randomness.
+    resamples : int
+        Number of bootstrap samples.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (len(predictions), resamples, 2): MAE and tau, averaged over splits, then tasks.
+    """
+    result = np.zeros((len(predictions), resamples, 2))
+    tasks = list(dict.fromkeys(predictions[0]["task"]))
+    for task in tasks:
+        parts = [frame[frame["task"] == task] for frame in predictions]
+        unique = list(dict.fromkeys(parts[0]["architecture"]))
+        counts = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=resamples)
+        position = {arch: i for i, arch in enumerate(unique)}
+        seeds = list(dict.fromkeys(parts[0]["split"]))
+        for k, part in enumerate(parts):
+            for _, split in part.groupby("split", sort=False):
+                y, p = split["true"].to_numpy(), split["predicted"].to_numpy()
+                weights = counts[:, [position[arch] for arch in split["architecture"]]].astype(float)
+                mae = weights @ np.abs(y - p) / weights.sum(axis=1)
+                result[k] += np.stack([mae, _weighted_tau(y, p, None, weights)], axis=1) / (len(seeds) * len(tasks))
+    return result
