@@ -42,7 +42,8 @@ def digest(fig: Figure) -> str:
         for collection in ax.collections:
             arrays += [collection.get_offsets(), *(path.vertices for path in collection.get_paths()), collection.get_array()]
         for array in arrays:
-            values = np.ma.filled(np.ma.asarray([] if array is None else array, dtype=float), np.nan).ravel()
+            drawn = np.ma.masked_array([] if array is None else array, dtype=float)
+            values: np.ndarray = drawn.filled(np.nan).ravel()
             found.update(",".join(f"{value + 0.0:.4g}" for value in values).encode())
     return found.hexdigest()[:12]
 

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests, and the marker of those that need upstream files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmpp_core import sources
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_data(*groups): skip unless these groups of upstream files are on this machine")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs_data"):
+        # Never a download: tests run without a network.
+        reason = sources.missing(marker.args, download=False)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
