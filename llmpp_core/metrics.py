@@ -6,7 +6,7 @@ resamples architectures, the unit that was drawn at random, for intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,33 @@ def evaluate(make_predictor: Callable[[TFSSplit], Any], splits: Iterable[TFSSpli
     return pd.concat(frames, ignore_index=True)
 
 
+def random_splits(records: Mapping[str, pd.DataFrame], rng: np.random.Generator, n: int, demonstrations: int = 10) -> list[TFSSplit]:
+    """Draw `n` fresh splits of each task's architectures into demonstrations and test, to see beyond the paper's three.
+
+    Parameters
+    ----------
+    records : mapping of task to pandas.DataFrame
+        Frames of `llmpp_core.sources.tfs_records`.
+    rng : numpy.random.Generator
+        Source of randomness.
+    n : int
+        Number of splits per task.
+    demonstrations : int
+        Number of architectures to fit on; the others are the test.
+
+    Returns
+    -------
+    list of TFSSplit
+        Their seeds count from 0.
+    """
+    splits = []
+    for task, frame in records.items():
+        for seed in range(n):
+            drawn = frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+            splits.append(TFSSplit(task, seed, drawn.iloc[:demonstrations], drawn.iloc[demonstrations:]))
+    return splits
+
+
 #: Columns of `score_splits`, computed from (true, predicted, decoder layers) of one split.
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
     "MAE": lambda y, p, depth: mean_absolute_error(y, p),
@@ -142,17 +169,19 @@ def summarise(predictions: pd.DataFrame) -> pd.DataFrame:
         Rows: the tasks and "mean"; columns: (measure, "mean") and (measure, "std"). The row "mean" averages both over tasks.
     """
     by_task = score_splits(predictions).groupby("task", sort=False)
-    table = pd.concat({"mean": by_task.mean(), "std": by_task.std(ddof=0)}, axis=1).swaplevel(axis=1)
+    # A measure that one split leaves undefined stays undefined: skipping the split would compare unlike with like.
+    table = pd.concat({"mean": by_task.mean(skipna=False), "std": by_task.std(ddof=0, skipna=False)}, axis=1).swaplevel(axis=1)
     table = table[[(measure, kind) for measure in MEASURES for kind in ("mean", "std")]]
-    table.loc["mean"] = table.mean()
+    table.loc["mean"] = table.mean(skipna=False)
     return table
 
 
 def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, resamples: int = 2000) -> np.ndarray:
     """Resample architectures and recompute the protocol's mean MAE and tau for several predictors at once.
 
-    Architectures of a task are drawn with replacement and the draw is used for all its splits and all predictors, so
-    differences between predictors can be read off the same row.
+    Architectures are drawn with replacement, once for all tasks, splits and predictors: the tasks share architectures, whose
+    errors agree between tasks, and differences between predictors can be read off the same row. The predictors stay as
+    they were fitted, so the spread leaves out that of the demonstrations.
 
     Parameters
     ----------
@@ -169,17 +198,13 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
         Shape (len(predictions), resamples, 2): MAE and tau, averaged over splits, then tasks.
     """
     result = np.zeros((len(predictions), resamples, 2))
-    tasks = list(dict.fromkeys(predictions[0]["task"]))
-    for task in tasks:
-        parts = [frame[frame["task"] == task] for frame in predictions]
-        unique = list(dict.fromkeys(parts[0]["architecture"]))
-        counts = rng.multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=resamples)
-        position = {arch: i for i, arch in enumerate(unique)}
-        seeds = list(dict.fromkeys(parts[0]["split"]))
-        for k, part in enumerate(parts):
-            for _, split in part.groupby("split", sort=False):
-                y, p = split["true"].to_numpy(), split["predicted"].to_numpy()
-                weights = counts[:, [position[arch] for arch in split["architecture"]]].astype(float)
-                mae = weights @ np.abs(y - p) / weights.sum(axis=1)
-                result[k] += np.stack([mae, _weighted_tau(y, p, None, weights)], axis=1) / (len(seeds) * len(tasks))
+    position = {arch: i for i, arch in enumerate(dict.fromkeys(predictions[0]["architecture"]))}
+    counts = rng.multinomial(len(position), np.full(len(position), 1 / len(position)), size=resamples).astype(float)
+    splits_of = predictions[0].groupby("task")["split"].nunique().to_dict()
+    for k, frame in enumerate(predictions):
+        for (task, _), part in frame.groupby(["task", "split"], sort=False):
+            y, p = part["true"].to_numpy(), part["predicted"].to_numpy()
+            weights = counts[:, [position[arch] for arch in part["architecture"]]]
+            mae = weights @ np.abs(y - p) / weights.sum(axis=1)
+            result[k] += np.stack([mae, _weighted_tau(y, p, None, weights)], axis=1) / (splits_of[task] * len(splits_of))
     return result

@@ -6,21 +6,29 @@ checked against the sha256 in `registry.tsv` every time it is read; a damaged on
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-import pooch
 import requests
 
 from llmpp_core.features import HAT_FEATURE_NAMES
 from llmpp_core.space import Architecture
+
+with warnings.catch_warnings():
+    # Loading pooch loads tqdm, which would put a warning about missing widgets, and a path, into every notebook.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import pooch
 
 #: Groups of files by the name that notebooks and ``python -m llmpp_core fetch`` use.
 GROUPS = {
@@ -45,6 +53,10 @@ SUPERNETS = ("HAT", "Supernet (Sandwich)", "Layer-wise MoS", "Neuron-wise MoS")
 
 class SourceError(RuntimeError):
     """An upstream file is damaged, or can be had neither locally nor from the network."""
+
+
+class DamagedFileError(SourceError):
+    """A file on this machine does not have the checksum of the registry."""
 
 
 class TFSSplit(NamedTuple):
@@ -82,9 +94,13 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
 
     Raises
     ------
+    DamagedFileError
+        If the file here is damaged; it is renamed to end in ``.damaged``.
     SourceError
-        If the file is damaged (it is renamed to end in ``.damaged``), or absent and not to be had.
+        If it is absent and not to be had.
     """
+    if name not in registry():
+        raise ValueError(f"unknown data {name!r}; registry.tsv lists the upstream files")
     sha256, _ = registry()[name]
     folders = [Path(os.environ["LLMPP_DATA_DIR"])] if os.environ.get("LLMPP_DATA_DIR") else []
     for folder in (*folders, cache_dir()):
@@ -123,15 +139,38 @@ def _check(path: Path, sha256: str) -> None:
         what = f"set aside as {aside.name}"
     except OSError:
         what = "left in place, the folder cannot be written"
-    raise SourceError(f"{path} is damaged: sha256 is {found[:12]}…, expected {sha256[:12]}…; not used, {what}")
+    raise DamagedFileError(f"{path} is damaged: sha256 is {found[:12]}…, expected {sha256[:12]}…; not used, {what}")
+
+
+def online(seconds: float = 5) -> bool:
+    """Return whether the public addresses answer within so many seconds; any answer will do."""
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(requests.RequestException):
+            answers.append(requests.head(next(iter(_MIRRORS.values())), timeout=seconds))
+
+    # A name server that is out of reach keeps the caller waiting whatever its timeout, so the caller is a thread.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
 
 
 def missing(groups: Iterable[str], *, download: bool = True) -> str | None:
-    """Return why the first file of `groups` that cannot be had cannot, or None if all are at hand."""
+    """Return why the first file of `groups` that cannot be had cannot, or None if all are at hand.
+
+    Raises
+    ------
+    DamagedFileError
+        If a file is here but damaged.
+    """
     try:
         for group in groups:
             for name in names(group):
                 fetch(name, download=download)
+    except DamagedFileError:
+        raise
     except SourceError as error:
         return str(error)
     return None
@@ -140,14 +179,16 @@ def missing(groups: Iterable[str], *, download: bool = True) -> str | None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file of one JSON object per line; raises ValueError naming file and line if one is damaged."""
     rows = []
-    with open(path, encoding="utf-8") as file:
+    # Read as bytes, so that a byte that is no UTF-8 is found in its line too.
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 if not isinstance(row, dict):
                     raise ValueError
             except ValueError:
-                raise ValueError(f"{path}, line {number}: expected one JSON object, got {line.strip()[:60]!r}") from None
+                text = line.decode(errors="replace").strip()
+                raise ValueError(f"{path}, line {number}: expected one JSON object, got {text[:60]!r}") from None
             rows.append(row)
     return rows
 
@@ -181,7 +222,7 @@ def read_tfs(path: Path) -> pd.DataFrame:
             )
         except KeyError as error:
             raise ValueError(f"{path}, line {number}: the record has no {error}") from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return pd.DataFrame(rows)
 
@@ -238,16 +279,18 @@ def read_latency(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a CSV table: {error}") from None
+        raise ValueError(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
     absent = [column for column in (*_HAT_COLUMNS, *_HAT_TIMES) if column not in table]
     if absent:
         raise ValueError(f"{path}: column {', '.join(absent)} is missing; found {', '.join(map(str, table.columns))}")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the fields that have no column name for an index
+        raise ValueError(f"{path}, line 2: expected {table.shape[1]} fields as in the header, found more")
     table = table.rename(columns={**dict(zip(_HAT_COLUMNS, HAT_FEATURE_NAMES, strict=True)), **_HAT_TIMES})
-    table = table[[*HAT_FEATURE_NAMES, *_HAT_TIMES.values()]]
-    bad = table.index[~table.map(lambda v: isinstance(v, (int, float)) and v == v).all(axis=1)]
+    table = table[[*HAT_FEATURE_NAMES, *_HAT_TIMES.values()]].apply(pd.to_numeric, errors="coerce").astype(float)
+    bad = table.index[~np.isfinite(table).all(axis=1)]
     if len(bad):
         raise ValueError(f"{path}, line {bad[0] + 2}: expected numbers only")
-    return table.astype(float).assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
+    return table.assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
 
 
 def latency_table(name: str, *, download: bool = True) -> pd.DataFrame:

@@ -55,7 +55,8 @@ class Architecture:
     Raises
     ------
     ValueError
-        If a value is no positive integer, the lists of a stack differ in length, or a span is not -1, 1 or 2.
+        If a value is no positive integer, the lists of a stack differ in length, or a span is not -1, 1 or 2 or reads
+        more encoder layers than there are.
     """
 
     encoder_embed_dim: int
@@ -73,14 +74,15 @@ class Architecture:
             if item.name.endswith("embed_dim"):
                 object.__setattr__(self, item.name, _integer(item.name, value))
                 continue
-            if isinstance(value, str) or not isinstance(value, Iterable):
-                raise ValueError(f"{item.name}: expected one integer per layer, got {value!r}")
-            object.__setattr__(self, item.name, tuple(_integer(item.name, v) for v in value))
+            object.__setattr__(self, item.name, _integers(item.name, value, "one integer per layer"))
         for stack in (_ENCODER_LISTS, _DECODER_LISTS):
             lengths = {name: len(getattr(self, name)) for name in stack}
             if min(lengths.values()) < 1 or len(set(lengths.values())) > 1:
                 found = ", ".join(f"{name} {n}" for name, n in lengths.items())
                 raise ValueError(f"{stack[0].split('_')[0]} lists need one entry per layer and at least one layer; entries: {found}")
+        for span in self.decoder_cross_spans:
+            if SPAN_LAYERS[span] > self.encoder_layers:
+                raise ValueError(f"decoder_cross_spans: {span} reads {SPAN_LAYERS[span]} encoder layers, there are {self.encoder_layers}")
 
     @property
     def encoder_layers(self) -> int:
@@ -101,10 +103,16 @@ class Architecture:
         """Read HAT's YAML form; raises ValueError naming the key that is missing, unknown or of the wrong length."""
         try:
             mapping = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+            # PyYAML keeps the last of repeated keys in silence; its parse tree still has them all.
+            tree: Any = yaml.compose(text, yaml.SafeLoader)
+            keys = [key.value for key, _ in tree.value] if isinstance(mapping, dict) else []
+        # Scalars that do not fit their tag, and deep nesting, escape PyYAML as other errors than its own.
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not valid YAML: {_one_line(error)}") from None
         if not isinstance(mapping, dict):
             raise ValueError(f"expected a YAML mapping of the keys {', '.join(_HAT_NAMES)}; got {type(mapping).__name__}")
+        if len(mapping) < len(keys):
+            raise ValueError(f"{_one_line(next(key for key in keys if keys.count(key) > 1))} is given twice")
         return cls._from_hat_mapping(mapping)
 
     def to_prompt_lines(self) -> list[str]:
@@ -122,18 +130,19 @@ class Architecture:
             name, colon, value = line.partition(":")
             if not colon:
                 raise ValueError(f"expected a line 'name: value', got {line!r}")
-            if name.strip() in mapping:
-                raise ValueError(f"{name.strip()} is given twice")
+            name = _one_line(name)
+            if name in mapping:
+                raise ValueError(f"{name} is given twice")
             try:
-                mapping[name.strip()] = json.loads(value)
-            except json.JSONDecodeError:
-                raise ValueError(f"{name.strip()}: expected an integer or a list of integers, got {value.strip()!r}") from None
+                mapping[name] = json.loads(value)
+            except (ValueError, RecursionError):
+                raise ValueError(f"{name}: expected an integer or a list of integers, got {value.strip()[:80]!r}") from None
         return cls._from_hat_mapping(mapping)
 
     @classmethod
     def _from_hat_mapping(cls, mapping: dict[Any, Any]) -> Architecture:
         missing = [name for name in _HAT_NAMES if name not in mapping]
-        unknown = [str(name) for name in mapping if name not in _HAT_NAMES]
+        unknown = [_one_line(name) for name in mapping if name not in _HAT_NAMES]
         if missing or unknown:
             problems = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
             raise ValueError(f"architecture keys: {'; '.join(problems)}; allowed are exactly {', '.join(_HAT_NAMES)}")
@@ -146,6 +155,17 @@ class Architecture:
                 if attribute in lists and isinstance(entries, list) and len(entries) != layers:
                     raise ValueError(f"{name} has {len(entries)} entries but {count} is {layers}: give one entry per layer")
         return cls(**values)
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _integers(name: str, values: Any, expected: str) -> tuple[int, ...]:
+    """Return `values` as a tuple of plain ints allowed for field `name`, or raise ValueError."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}: expected {expected}, got {values!r}")
+    return tuple(_integer(name, value) for value in values)
 
 
 def _integer(name: str, value: Any) -> int:
@@ -199,8 +219,9 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         once = ("encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers")
+        object.__setattr__(self, "qkv_dim", _integer("qkv_dim", self.qkv_dim))
         for name in (*once, *_ENCODER_LISTS, *_DECODER_LISTS):
-            values = tuple(_integer(name, value) for value in getattr(self, name))
+            values = _integers(name, getattr(self, name), "a tuple of allowed values")
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}: expected distinct allowed values, at least one; got {values}")
             object.__setattr__(self, name, values)

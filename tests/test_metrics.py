@@ -1,0 +1,264 @@
+"""Measures of agreement: equal to scipy's or to brute force, and the protocol sees only the demonstrations."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from llmpp_core import metrics, sources
+from llmpp_core.cost import count_parameters
+from llmpp_core.sources import TFSSplit
+from llmpp_core.space import HAT_WMT
+
+quick = settings(max_examples=100, deadline=None, derandomize=True)
+few_values = st.integers(-3, 3).map(float)  # few, so that ties are common
+
+
+@st.composite
+def pairs(draw: st.DrawFn, values: st.SearchStrategy[float] = few_values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    n = draw(st.integers(2, 25))
+    vector = st.lists(values, min_size=n, max_size=n)
+    return np.array(draw(vector)), np.array(draw(vector)), np.array(draw(st.lists(st.integers(1, 3), min_size=n, max_size=n)))
+
+
+# --- measures -----------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(pairs() | pairs(st.floats(-1e6, 1e6)))
+def test_tau_equals_scipys_with_ties(data: tuple[np.ndarray, ...]) -> None:
+    y, p, _ = data
+    expected = kendalltau(y, p).statistic
+    assert metrics.kendall_tau(y, p) == pytest.approx(expected, nan_ok=True)
+
+
+@quick
+@given(pairs())
+def test_tau_within_groups_equals_brute_force(data: tuple[np.ndarray, ...]) -> None:
+    y, p, groups = data
+    both = [(y[i] - y[j], p[i] - p[j]) for i, j in itertools.combinations(range(len(y)), 2) if groups[i] == groups[j]]
+    agreement = sum(np.sign(a) * np.sign(b) for a, b in both)
+    scale = np.sqrt(sum(a != 0 for a, _ in both) * sum(b != 0 for _, b in both))
+    expected = agreement / scale if scale else np.nan
+    assert metrics.kendall_tau(y, p, groups) == pytest.approx(expected, nan_ok=True)
+
+
+@quick
+@given(pairs())
+def test_tau_of_one_group_is_tau_and_of_singletons_is_undefined(data: tuple[np.ndarray, ...]) -> None:
+    y, p, _ = data
+    assert metrics.kendall_tau(y, p, np.zeros(len(y))) == pytest.approx(metrics.kendall_tau(y, p), nan_ok=True)
+    assert np.isnan(metrics.kendall_tau(y, p, [f"group {i}" for i in range(len(y))]))
+
+
+def test_tau_depends_on_ranks_only(rng: np.random.Generator) -> None:
+    y, p = rng.normal(size=(2, 30))
+    assert metrics.kendall_tau(y, np.exp(3 * p)) == metrics.kendall_tau(y, p)
+    assert metrics.kendall_tau(y, -p) == -metrics.kendall_tau(y, p)
+    assert metrics.kendall_tau(y, y) == 1
+
+
+def test_absolute_error() -> None:
+    assert metrics.mean_absolute_error([25.0, 26.0], [25.5, 25.0]) == 0.75
+
+
+def test_regret_of_the_best_of_the_k_highest_predicted() -> None:
+    true, predicted = [1.0, 4.0, 3.0, 2.0], [9.0, 6.0, 7.0, 8.0]
+    assert [metrics.top_k_regret(true, predicted, k) for k in (1, 2, 3, 4)] == [3.0, 2.0, 1.0, 0.0]
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=f"k: expected 1 to 4, got {k}"):
+            metrics.top_k_regret(true, predicted, k)
+
+
+@quick
+@given(pairs())
+def test_regret_is_never_negative_and_falls_with_k(data: tuple[np.ndarray, ...]) -> None:
+    y, p, _ = data
+    regrets = [metrics.top_k_regret(y, p, k) for k in range(1, len(y) + 1)]
+    assert regrets == sorted(regrets, reverse=True)
+    assert regrets[-1] == 0
+    assert metrics.top_k_regret(y, y) == 0
+
+
+@pytest.mark.parametrize("measure", [metrics.mean_absolute_error, metrics.kendall_tau, metrics.top_k_regret])
+@pytest.mark.parametrize(
+    ("true", "predicted", "text"),
+    [
+        ([1.0, 2.0], [1.0], "expected two vectors of one length"),
+        ([[1.0], [2.0]], [[1.0], [2.0]], "expected two vectors of one length"),
+        ([1.0, 2.0], [1.0, np.nan], "expected finite scores"),
+        ([1.0, np.inf], [1.0, 2.0], "expected finite scores"),
+    ],
+)
+def test_bad_scores_are_refused(measure: Any, true: Any, predicted: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        measure(true, predicted)
+
+
+# --- protocol -----------------------------------------------------------------------------------------------------
+
+
+def made_up_splits() -> list[TFSSplit]:
+    """Three splits each of two tasks over the same architectures, with scores that grow with size and noise."""
+    rng = np.random.default_rng(0)
+    archs, splits = HAT_WMT.sample(20, rng), []
+    for task, level in (("a", 20.0), ("b", 40.0)):
+        records = pd.DataFrame({"architecture": archs, "bleu": level + np.log([count_parameters(a) for a in archs]) + rng.normal(size=20)})
+        for seed in (1, 2, 3):
+            order = rng.permutation(20)
+            splits.append(TFSSplit(task, seed, records.iloc[order[:4]], records.iloc[order[4:]].reset_index(drop=True)))
+    return splits
+
+
+class SizePlusMean(RegressorMixin, BaseEstimator):
+    """Log parameters, shifted to the demonstrations' mean; records what it was shown in the list `seen`."""
+
+    seen: list[tuple[str, list, list]] = []  # noqa: RUF012
+
+    def fit(self, archs: Any, scores: Any) -> SizePlusMean:
+        self.seen.append(("fit", list(archs), list(scores)))
+        self.shift_ = np.mean(scores) - np.mean(np.log([count_parameters(arch) for arch in archs]))
+        return self
+
+    def predict(self, archs: Any) -> np.ndarray:
+        self.seen.append(("predict", list(archs), []))
+        return np.log([count_parameters(arch) for arch in archs]) + self.shift_
+
+
+@pytest.fixture
+def predictions() -> pd.DataFrame:
+    return metrics.evaluate(lambda split: SizePlusMean(), made_up_splits())
+
+
+def test_a_predictor_sees_the_demonstrations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    monkeypatch.setattr(SizePlusMean, "seen", seen)
+    splits, one = made_up_splits(), SizePlusMean()
+    asked: list[TFSSplit] = []
+    predictions = metrics.evaluate(lambda split: asked.append(split) or one, splits)  # type: ignore[func-returns-value]
+    assert not hasattr(one, "shift_"), "the predictor passed in must be cloned, so that no split sees another's fit"
+    assert asked == splits
+    assert [call for call, *_ in seen] == ["fit", "predict"] * len(splits)
+    for split, (_, archs, scores), (_, tested, _) in zip(splits, seen[::2], seen[1::2], strict=True):
+        assert archs == list(split.demonstrations["architecture"])
+        assert scores == list(split.demonstrations["bleu"])
+        assert tested == list(split.test["architecture"])
+    assert predictions["true"].tolist() == [b for split in splits for b in split.test["bleu"]]
+    assert predictions["decoder_layers"].tolist() == [arch.decoder_layers for arch in predictions["architecture"]]
+    assert predictions.columns.tolist() == ["task", "split", "architecture", "decoder_layers", "true", "predicted"]
+
+
+def test_random_splits_are_partitions_of_the_records() -> None:
+    records = {split.task: pd.concat([split.demonstrations, split.test]) for split in made_up_splits()}
+    splits = metrics.random_splits(records, np.random.default_rng(0), 5, demonstrations=3)
+    assert [(split.task, split.seed) for split in splits] == [(task, seed) for task in ("a", "b") for seed in range(5)]
+    for split in splits:
+        both = pd.concat([split.demonstrations, split.test])
+        assert len(split.demonstrations) == 3
+        assert dict(zip(both["architecture"], both["bleu"], strict=True)) == dict(records[split.task].to_numpy())
+    assert len({frozenset(split.demonstrations["architecture"]) for split in splits}) == 10
+
+
+def test_scores_by_split_equal_the_measures(predictions: pd.DataFrame) -> None:
+    scores = metrics.score_splits(predictions)
+    assert len(scores) == 6
+    part = predictions[(predictions["task"] == "b") & (predictions["split"] == 2)]
+    y, p = part["true"], part["predicted"]
+    row = scores.loc[("b", 2)]
+    assert row["MAE"] == metrics.mean_absolute_error(y, p)
+    assert row["tau"] == pytest.approx(kendalltau(y, p).statistic)
+    assert row["tau within depth"] == pytest.approx(metrics.kendall_tau(y, p, part["decoder_layers"]), nan_ok=True)
+    assert row["top-3 regret"] == metrics.top_k_regret(y, p, 3)
+
+
+def test_the_summary_is_mean_and_population_deviation_over_splits_then_the_mean_over_tasks(predictions: pd.DataFrame) -> None:
+    scores, table = metrics.score_splits(predictions), metrics.summarise(predictions)
+    assert table.index.tolist() == ["a", "b", "mean"]
+    for measure in ("MAE", "tau"):
+        for task in ("a", "b"):
+            assert table.loc[task, (measure, "mean")] == pytest.approx(np.mean(scores.loc[task, measure]))
+            assert table.loc[task, (measure, "std")] == pytest.approx(np.std(scores.loc[task, measure]))
+        assert table.loc["mean", (measure, "mean")] == pytest.approx(table.loc[["a", "b"], (measure, "mean")].mean())
+
+
+def test_a_measure_that_one_split_leaves_undefined_is_undefined_in_the_mean(predictions: pd.DataFrame) -> None:
+    """Else a predictor would be averaged over those splits only on which it says something."""
+    constant = predictions.copy()
+    constant.loc[(constant["task"] == "a") & (constant["split"] == 1), "predicted"] = 30.0
+    table = metrics.summarise(constant)
+    assert table[("tau", "mean")].isna().tolist() == [True, False, True]
+    assert table[("MAE", "mean")].notna().all()
+
+
+def test_bootstrap_with_every_architecture_once_is_the_summary(predictions: pd.DataFrame) -> None:
+    class Once:
+        @staticmethod
+        def multinomial(n: int, pvals: np.ndarray, size: int) -> np.ndarray:
+            return np.ones((size, len(pvals)), dtype=int)
+
+    values = metrics.bootstrap([predictions], Once(), resamples=3)  # type: ignore[arg-type]
+    table = metrics.summarise(predictions)
+    for column, measure in enumerate(("MAE", "tau")):
+        assert values[0, :, column] == pytest.approx(table.loc["mean", (measure, "mean")])
+
+
+def test_bootstrap_covers_the_estimate_pairs_predictors_and_is_deterministic(predictions: pd.DataFrame) -> None:
+    worse = predictions.assign(predicted=predictions["predicted"] + 2)
+    values = metrics.bootstrap([predictions, predictions, worse], np.random.default_rng(5), resamples=400)
+    assert values.shape == (3, 400, 2)
+    assert np.isfinite(values).all()
+    assert values[0] == pytest.approx(values[1], rel=1e-9), "the same draw must be used for all predictors"
+    assert values[0, :, 1] == pytest.approx(values[2, :, 1]), "a shift changes no rank"
+    low, high = np.quantile(values[0], [0.025, 0.975], axis=0)
+    estimate = metrics.summarise(predictions).loc["mean"][[("MAE", "mean"), ("tau", "mean")]].to_numpy()
+    assert (low < estimate).all()
+    assert (estimate < high).all()
+    again = metrics.bootstrap([predictions, predictions, worse], np.random.default_rng(5), resamples=400)
+    assert values == pytest.approx(again, rel=1e-9)
+
+
+def test_bootstrap_weights_equal_repeated_rows(rng: np.random.Generator) -> None:
+    y, p = rng.integers(0, 9, size=(2, 15)).astype(float)
+    weights = rng.multinomial(15, np.full(15, 1 / 15), size=20).astype(float)
+    fast = metrics._weighted_tau(y, p, None, weights)
+    for value, counts in zip(fast, weights.astype(int), strict=True):
+        assert value == pytest.approx(kendalltau(np.repeat(y, counts), np.repeat(p, counts)).statistic)
+
+
+@pytest.mark.needs_data("tfs")
+def test_the_papers_supernet_rows() -> None:
+    """MAE and tau of the four supernets' own BLEU on the 20 test architectures, to two decimals."""
+
+    class Recorded(RegressorMixin, BaseEstimator):
+        def __init__(self, scores: dict | None = None):
+            self.scores = scores
+
+        def fit(self, archs: Any, scores: Any) -> Recorded:
+            return self
+
+        def predict(self, archs: Any) -> np.ndarray:
+            return np.array([self.scores[arch] for arch in archs])  # type: ignore[index]
+
+    splits = list(sources.tfs_splits(download=False))
+    published = {
+        "HAT": [(1.14, 0.71), (1.59, 0.79), (0.91, 0.72), (1.22, 0.74)],
+        "Supernet (Sandwich)": [(1.05, 0.81), (1.27, 0.78), (0.91, 0.72), (1.08, 0.77)],
+        "Layer-wise MoS": [(0.97, 0.56), (1.16, 0.79), (0.96, 0.74), (1.03, 0.70)],
+        "Neuron-wise MoS": [(0.87, 0.79), (1.18, 0.87), (0.87, 0.67), (0.98, 0.78)],
+    }
+    for supernet, rows in published.items():
+
+        def recorded(split: TFSSplit, name: str = supernet) -> Recorded:
+            return Recorded(dict(zip(split.test["architecture"], split.test[name], strict=True)))
+
+        table = metrics.summarise(metrics.evaluate(recorded, splits))
+        found = table[[("MAE", "mean"), ("tau", "mean")]].to_numpy()
+        assert found == pytest.approx(np.array(rows), abs=0.0051), supernet

@@ -1,0 +1,395 @@
+"""The search space: its moves stay inside, its text forms round-trip, and bad input is refused in one clear line."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.space import HAT_WMT, SPACES, SPAN_LAYERS, TINY, Architecture, SearchSpace
+
+quick = settings(max_examples=50, deadline=None, derandomize=True)
+spaces = st.sampled_from(list(SPACES.values()))
+seeds = st.integers(0, 2**32 - 1)
+LISTS = ("encoder_ffn_dims", "encoder_heads", "decoder_ffn_dims", "decoder_self_heads", "decoder_cross_heads", "decoder_cross_spans")
+
+#: Small enough to list: 2 widths, 1 + 2 encoder choices, decoder depths 1 and 2.
+MINI = SearchSpace(
+    "MINI",
+    encoder_embed_dim=(8, 4),
+    decoder_embed_dim=(4,),
+    encoder_layers=(2,),
+    decoder_layers=(1, 2),
+    encoder_ffn_dims=(16, 8),
+    encoder_heads=(2,),
+    decoder_ffn_dims=(16, 8),
+    decoder_self_heads=(2,),
+    decoder_cross_heads=(4, 2),
+    decoder_cross_spans=(-1, 1),
+    qkv_dim=8,
+)
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    """Any valid architecture, in a ready-made space or not."""
+    width = st.integers(1, 10**6)
+    encoder, decoder = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    spans = st.sampled_from([span for span, layers in SPAN_LAYERS.items() if layers <= encoder])
+
+    def stack(values: st.SearchStrategy[int], layers: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(values, min_size=layers, max_size=layers)))
+
+    return Architecture(
+        draw(width),
+        draw(width),
+        *(stack(width, encoder) for _ in range(2)),
+        *(stack(width, decoder) for _ in range(3)),
+        stack(spans, decoder),
+    )
+
+
+@pytest.fixture
+def arch() -> Architecture:
+    return HAT_WMT.sample(1, np.random.default_rng(3), decoder_layers=3)[0]
+
+
+def message(error: pytest.ExceptionInfo[ValueError]) -> str:
+    text = str(error.value)
+    assert text.strip()
+    assert "\n" not in text
+    return text
+
+
+# --- text forms ---------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(architectures())
+def test_text_forms_round_trip(arch: Architecture) -> None:
+    assert Architecture.from_hat_yaml(arch.to_hat_yaml()) == arch
+    assert Architecture.from_prompt_lines(arch.to_prompt_lines()) == arch
+    assert Architecture.from_prompt_lines("\n".join(reversed(arch.to_prompt_lines()))) == arch
+
+
+@quick
+@given(spaces, seeds)
+def test_text_forms_of_samples_round_trip_in_every_space(space: SearchSpace, seed: int) -> None:
+    for arch in space.sample(5, np.random.default_rng(seed)):
+        assert Architecture.from_hat_yaml(arch.to_hat_yaml()) == arch
+        assert Architecture.from_prompt_lines(arch.to_prompt_lines()) == arch
+
+
+def test_prompt_lines_are_the_papers(arch: Architecture) -> None:
+    lines = arch.to_prompt_lines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"{name}subtransformer"
+        for name in (
+            "encoder-embed-dim-",
+            "encoder-layer-num-",
+            "encoder-ffn-embed-dim-all-",
+            "encoder-self-attention-heads-all-",
+            "decoder-embed-dim-",
+            "decoder-layer-num-",
+            "decoder-ffn-embed-dim-all-",
+            "decoder-self-attention-heads-all-",
+            "decoder-ende-attention-heads-all-",
+            "decoder-arbitrary-ende-attn-all-",
+        )
+    ]
+    assert lines[1] == "encoder-layer-num-subtransformer: 6"
+    assert lines[2] == f"encoder-ffn-embed-dim-all-subtransformer: {list(arch.encoder_ffn_dims)}"
+
+
+def test_yaml_is_read_in_block_style_too(arch: Architecture) -> None:
+    text = arch.to_hat_yaml().replace(
+        f"decoder-ffn-embed-dim-all-subtransformer: {list(arch.decoder_ffn_dims)}",
+        "decoder-ffn-embed-dim-all-subtransformer:\n" + "\n".join(f"- {f}" for f in arch.decoder_ffn_dims),
+    )
+    assert Architecture.from_hat_yaml(text) == arch
+
+
+@settings(quick, max_examples=300)
+@given(st.text() | st.text(alphabet='!&*?:-[]{}<>|"#, \n0b_inftrue', max_size=40))
+def test_no_text_does_worse_than_a_one_line_value_error(text: str) -> None:
+    for read in (Architecture.from_hat_yaml, Architecture.from_prompt_lines):
+        with pytest.raises(ValueError, match=r"\S") as error:
+            read(text)
+        message(error)
+
+
+@pytest.mark.parametrize("text", ["!!int ''", "!!bool maybe", "!!timestamp x", "a: 2020-99-99", "[" * 5000])
+def test_yaml_with_a_broken_tag_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="YAML") as error:
+        Architecture.from_hat_yaml(text)
+    message(error)
+
+
+BAD_LINES = [
+    # line to put in, what the message must name
+    ("decoder-ffn-embed-dim-all-subtransformer: [1024, 1024]", ["decoder-ffn-embed-dim-all-subtransformer", "2", "3"]),
+    ("decoder-layer-num-subtransformer: 4", ["decoder-layer-num-subtransformer", "4", "3"]),
+    ("decoder-layer-num-subtransformer: true", ["decoder-layer-num-subtransformer", "integer"]),
+    ("decoder-layer-num-subtransformer: 0", ["decoder-layer-num-subtransformer", "positive"]),
+    ("encoder-embed-dim-subtransformer: 512.0", ["encoder_embed_dim", "integer", "512.0"]),
+    ("encoder-embed-dim-subtransformer: true", ["encoder_embed_dim", "integer", "True"]),
+    ("encoder-embed-dim-subtransformer: -512", ["encoder_embed_dim", "positive"]),
+    ("encoder-embed-dim-subtransformer: [512]", ["encoder_embed_dim", "integer"]),
+    ("encoder-ffn-embed-dim-all-subtransformer: 1024", ["encoder_ffn_dims", "per layer"]),
+    ('encoder-ffn-embed-dim-all-subtransformer: "wide"', ["encoder_ffn_dims", "per layer"]),
+    ("encoder-ffn-embed-dim-all-subtransformer: []", ["encoder-ffn-embed-dim-all-subtransformer", "0", "6"]),
+    ("encoder-ffn-embed-dim-all-subtransformer: [1, 1, 1, 1, 1, 1.5]", ["encoder_ffn_dims", "1.5"]),
+    ("decoder-arbitrary-ende-attn-all-subtransformer: [3, 1, 1]", ["decoder_cross_spans", "3", "-1, 1, 2"]),
+    ("decoder-arbitrary-ende-attn-all-subtransformer: [0, 1, 1]", ["decoder_cross_spans", "0", "-1, 1, 2"]),
+]
+
+
+@pytest.mark.parametrize(("line", "named"), BAD_LINES)
+def test_a_bad_value_is_named(arch: Architecture, line: str, named: list[str]) -> None:
+    lines = [line if old.split(":")[0] == line.split(":")[0] else old for old in arch.to_prompt_lines()]
+    for read in (Architecture.from_hat_yaml, Architecture.from_prompt_lines):
+        with pytest.raises(ValueError, match=r"\S") as error:
+            read("\n".join(lines))
+        assert all(word in message(error) for word in named)
+
+
+def test_missing_unknown_repeated_and_malformed_keys_are_named(arch: Architecture) -> None:
+    lines = arch.to_prompt_lines()
+    for read in (Architecture.from_hat_yaml, Architecture.from_prompt_lines):
+        with pytest.raises(ValueError, match="missing encoder-embed-dim-subtransformer; allowed are exactly") as error:
+            read("\n".join(lines[1:]))
+        message(error)
+        with pytest.raises(ValueError, match="unknown decoder-colour; allowed are exactly") as error:
+            read("\n".join([*lines, "decoder-colour: 1"]))
+        message(error)
+        with pytest.raises(ValueError, match="decoder-layer-num-subtransformer is given twice") as error:
+            read("\n".join([*lines, "decoder-layer-num-subtransformer: 3"]))
+        message(error)
+    with pytest.raises(ValueError, match="expected a line 'name: value', got 'hello'"):
+        Architecture.from_prompt_lines([*lines, "hello"])
+    with pytest.raises(ValueError, match="encoder-embed-dim-subtransformer: expected an integer or a list"):
+        Architecture.from_prompt_lines(["encoder-embed-dim-subtransformer: __import__('os')", *lines[1:]])
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- 1\n- 2", "a: [1", "\t"])
+def test_text_that_is_no_yaml_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="YAML") as error:
+        Architecture.from_hat_yaml(text)
+    message(error)
+
+
+# --- architectures ------------------------------------------------------------------------------------------------
+
+
+def test_equal_phenotypes_are_equal_objects(arch: Architecture) -> None:
+    values = {name: getattr(arch, name) for name in arch.__slots__}
+    lists_of_numpy = {name: list(np.array(v)) if isinstance(v, tuple) else np.int64(v) for name, v in values.items()}
+    same = Architecture(**lists_of_numpy)
+    assert same == arch
+    assert hash(same) == hash(arch)
+    assert all(type(v) is int for name in LISTS for v in getattr(same, name))
+    assert len({arch, same, replace(arch, encoder_embed_dim=1152 - arch.encoder_embed_dim)}) == 2
+
+
+def test_layers_beyond_the_depth_leave_no_trace(rng: np.random.Generator) -> None:
+    """Two genomes that differ only in inactive layers are one architecture."""
+    cut = {name: getattr(HAT_WMT.largest(), name)[:1] for name in LISTS if name.startswith("decoder")}
+    shallow = replace(HAT_WMT.largest(), **cut)
+    children = {HAT_WMT.crossover(shallow, shallow, rng) for _ in range(20)}
+    assert children == {shallow}
+
+
+def test_architectures_cannot_be_changed(arch: Architecture) -> None:
+    with pytest.raises(AttributeError):
+        arch.encoder_embed_dim = 512  # type: ignore[misc]
+
+
+def test_stacks_of_unequal_or_no_layers_are_refused(arch: Architecture) -> None:
+    with pytest.raises(ValueError, match=r"decoder lists need one entry per layer.*decoder_self_heads 2") as error:
+        replace(arch, decoder_self_heads=(8, 8))
+    message(error)
+    with pytest.raises(ValueError, match="encoder lists need one entry per layer and at least one layer"):
+        replace(arch, encoder_ffn_dims=(), encoder_heads=())
+
+
+def test_a_span_beyond_the_encoder_is_refused(arch: Architecture) -> None:
+    with pytest.raises(ValueError, match=r"decoder_cross_spans.*2.*encoder") as error:
+        replace(arch, encoder_ffn_dims=(1024,) * 2, encoder_heads=(8,) * 2, decoder_cross_spans=(2, -1, 1))
+    message(error)
+
+
+# --- spaces -------------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(spaces, seeds, st.floats(0, 1))
+def test_moves_stay_in_the_space(space: SearchSpace, seed: int, probability: float) -> None:
+    rng = np.random.default_rng(seed)
+    parents = space.sample(4, rng)
+    children = [space.mutate(parent, rng, probability) for parent in parents]
+    children += [space.crossover(a, b, rng) for a, b in itertools.pairwise(parents)]
+    for arch in (*parents, *children, space.smallest(), space.largest()):
+        assert arch in space
+        space.validate(arch)
+
+
+@quick
+@given(spaces, seeds)
+def test_moves_are_deterministic_in_the_generator(space: SearchSpace, seed: int) -> None:
+    def moves() -> list[Architecture]:
+        rng = np.random.default_rng(seed)
+        a, b = space.sample(2, rng)
+        return [a, b, space.mutate(a, rng), space.crossover(a, b, rng)]
+
+    assert moves() == moves()
+
+
+@quick
+@given(spaces, seeds)
+def test_no_mutation_is_the_identity(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (arch,) = space.sample(1, rng)
+    assert space.mutate(arch, rng, 0.0) == arch
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_full_mutation_and_sampling_draw_every_gene_uniformly(full: bool) -> None:
+    """Whatever the parent; chi-square over the values of the choices made once and of the first layer's."""
+    rng = np.random.default_rng(1)
+    n, parent = 3000, HAT_WMT.smallest()
+    archs = [HAT_WMT.mutate(parent, rng, 1.0) for _ in range(n)] if full else HAT_WMT.sample(n, rng)
+    for name in ("encoder_embed_dim", "decoder_embed_dim", "decoder_layers", *LISTS):
+        values = [getattr(arch, name) for arch in archs]
+        drawn = [v[0] if isinstance(v, tuple) else v for v in values]
+        counts = [drawn.count(allowed) for allowed in getattr(HAT_WMT, name)]
+        assert sum(counts) == n
+        assert chisquare(counts).pvalue > 0.001, name
+
+
+def test_mutation_resamples_the_given_share() -> None:
+    """A gene with k values changes with probability p (1 - 1/k)."""
+    rng = np.random.default_rng(2)
+    parent = HAT_WMT.largest()
+    changed = np.mean([HAT_WMT.mutate(parent, rng, 0.3).encoder_embed_dim != parent.encoder_embed_dim for _ in range(4000)])
+    assert changed == pytest.approx(0.15, abs=0.02)
+
+
+@quick
+@given(spaces, seeds)
+def test_crossover_with_itself_is_the_identity(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (arch,) = space.sample(1, rng)
+    assert space.crossover(arch, arch, rng) == arch
+
+
+@quick
+@given(spaces, seeds)
+def test_every_value_of_a_child_comes_from_a_parent(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = space.sample(2, rng)
+    child = space.crossover(a, b, rng)
+    for name in ("encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers"):
+        assert getattr(child, name) in (getattr(a, name), getattr(b, name))
+    for name in LISTS:
+        for layer, value in enumerate(getattr(child, name)):
+            assert value in [getattr(p, name)[layer] for p in (a, b) if layer < len(getattr(p, name))]
+
+
+def test_crossover_takes_from_both_parents_evenly(rng: np.random.Generator) -> None:
+    a, b = HAT_WMT.smallest(), HAT_WMT.largest()
+    share = np.mean([HAT_WMT.crossover(a, b, rng).encoder_ffn_dims[0] == b.encoder_ffn_dims[0] for _ in range(2000)])
+    assert share == pytest.approx(0.5, abs=0.05)
+
+
+def test_sampling_at_one_depth(rng: np.random.Generator) -> None:
+    assert {arch.decoder_layers for arch in HAT_WMT.sample(50, rng, decoder_layers=2)} == {2}
+    with pytest.raises(ValueError, match="decoder_layers is 9; allowed in HAT_WMT are 6, 5, 4, 3, 2, 1") as error:
+        HAT_WMT.sample(1, rng, decoder_layers=9)
+    message(error)
+    assert HAT_WMT.sample(0, rng) == []
+
+
+def listed(space: SearchSpace) -> set[Architecture]:
+    """Every architecture of a space, by brute force."""
+
+    def stacks(depths: tuple[int, ...], *choices: tuple[int, ...]) -> list[tuple[tuple[int, ...], ...]]:
+        layers = list(itertools.product(*choices))
+        return [tuple(zip(*stack, strict=True)) for depth in depths for stack in itertools.product(layers, repeat=depth)]
+
+    encoders = stacks(space.encoder_layers, space.encoder_ffn_dims, space.encoder_heads)
+    decoders = stacks(
+        space.decoder_layers, space.decoder_ffn_dims, space.decoder_self_heads, space.decoder_cross_heads, space.decoder_cross_spans
+    )
+    widths = itertools.product(space.encoder_embed_dim, space.decoder_embed_dim)
+    return {Architecture(*width, *enc, *dec) for width, enc, dec in itertools.product(widths, encoders, decoders)}
+
+
+def test_size_equals_enumeration() -> None:
+    every = listed(MINI)
+    assert MINI.size() == len(every) == 2 * 4 * (8 + 64)
+    assert all(arch in MINI for arch in every)
+
+
+def test_sampling_reaches_the_whole_space(rng: np.random.Generator) -> None:
+    assert set(MINI.sample(20_000, rng)) == listed(MINI)
+
+
+def test_sizes_of_the_ready_made_spaces() -> None:
+    assert SPACES["HAT_WMT"].size() == 4 * 6**6 * sum(36**depth for depth in range(1, 7))
+    assert SPACES["HAT_IWSLT"].size() == SPACES["HAT_WMT"].size()
+    assert len(HAT_WMT.genes) == 40
+
+
+@quick
+@given(spaces, seeds)
+def test_smallest_and_largest_are_extreme_in_cost(space: SearchSpace, seed: int) -> None:
+    (arch,) = space.sample(1, np.random.default_rng(seed))
+    q = space.qkv_dim
+    assert count_parameters(space.smallest(), q) <= count_parameters(arch, q) <= count_parameters(space.largest(), q)
+    assert count_flops(space.smallest(), qkv_dim=q) <= count_flops(arch, qkv_dim=q) <= count_flops(space.largest(), qkv_dim=q)
+
+
+def test_an_architecture_outside_a_space_is_named(arch: Architecture, rng: np.random.Generator) -> None:
+    deep = replace(arch, **{name: getattr(arch, name)[:1] * 7 for name in LISTS if name.startswith("decoder")})
+    wide = replace(arch, encoder_ffn_dims=(*arch.encoder_ffn_dims[:5], 4096))
+    cases = [
+        (deep, "not in search space HAT_WMT: decoder_layers is 7; allowed are 6, 5, 4, 3, 2, 1"),
+        (wide, r"not in search space HAT_WMT: encoder_ffn_dims\[5\] is 4096; allowed are 3072, 2048, 1024"),
+        (replace(arch, decoder_embed_dim=768), "decoder_embed_dim is 768; allowed are 640, 512"),
+    ]
+    for outside, text in cases:
+        assert outside not in HAT_WMT
+        for move in (HAT_WMT.validate, lambda a: HAT_WMT.mutate(a, rng), lambda a: HAT_WMT.crossover(arch, a, rng)):
+            with pytest.raises(ValueError, match=text) as error:
+                move(outside)
+            message(error)
+    assert "an architecture" not in HAT_WMT
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "text"),
+    [
+        ("encoder_heads", (3,), "encoder_heads: every number of heads must divide qkv_dim=64"),
+        ("decoder_cross_heads", (4, 5), "decoder_cross_heads: every number of heads must divide"),
+        ("decoder_cross_spans", (3,), "decoder_cross_spans: 3 is not allowed; allowed are -1, 1, 2"),
+        ("encoder_layers", (2,), "decoder_cross_spans: .* reads more encoder layers than 2"),
+        ("decoder_layers", (1, 1), "decoder_layers: expected distinct"),
+        ("decoder_layers", (), "decoder_layers: expected distinct"),
+        ("decoder_layers", 3, "decoder_layers: expected"),
+        ("decoder_ffn_dims", (64, True), "decoder_ffn_dims: expected an integer"),
+        ("decoder_ffn_dims", (64, 1.5), "decoder_ffn_dims: expected an integer"),
+        ("encoder_embed_dim", (0,), "encoder_embed_dim: expected a positive integer"),
+        ("qkv_dim", "wide", "qkv_dim: expected an integer"),
+        ("qkv_dim", 0, "qkv_dim: expected a positive integer"),
+    ],
+)
+def test_a_bad_space_is_refused(field: str, values: object, text: str) -> None:
+    with pytest.raises(ValueError, match=text) as error:
+        replace(TINY, **{field: values})
+    message(error)
