@@ -134,7 +134,9 @@ def test_one_flipped_byte_of_a_real_file_is_found(nowhere: Path, monkeypatch: py
     content[len(content) // 2] ^= 1
     path = put(nowhere / "data", bytes(content))
     monkeypatch.setenv("LLMPP_DATA_DIR", str(nowhere / "data"))
-    assert f"{path} is damaged" in (sources.missing([NAME], download=False) or "")
+    with pytest.raises(sources.DamagedFileError, match="damaged") as error:
+        sources.missing([NAME], download=False)
+    assert str(path) in str(error.value)
 
 
 def test_a_damaged_file_in_a_folder_that_cannot_be_written(nowhere: Path, known: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+# Every target does its own set-up; a second call starts at once. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book test lint notebooks serve lock clean
+
+# The interpreter that creates .venv: make PYTHON=python3.12 book
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+STAMP := .venv/.installed
+# What the built pages depend on, apart from what the runner writes below book/.
+SOURCES := book llmpp_core _config.yml requirements.lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/index.html
+	$(BIN)/python -m llmpp_core run
+	@# Pages quote each other's numbers, so a change anywhere builds them all; a failed build leaves no checksum behind.
+	@sum=$$(find $(SOURCES) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -exec cksum {} + | LC_ALL=C sort | cksum); \
+	if [ "$$sum" = "$$(cat _build/.checksum 2>/dev/null)" ]; then echo "The pages are up to date."; else \
+		rm -rf _build/.checksum _build/.doctrees _build/html _build/jupyter_execute; \
+		$(BIN)/jupyter-book build book -W --keep-going -q; \
+		echo "$$sum" > _build/.checksum; \
+	fi
+	@echo "The book is at _build/html/index.html (make serve shows it in a browser)."
+
+test: book ## run pytest and both notebook gates: committed outputs, and a second fresh run
+	@status=0; mkdir -p _build/test; \
+	check() { name=$$1; shift; echo "== $$name"; $(BIN)/pytest --color=no -n auto --maxprocesses 8 --dist loadfile "$$@" 2>&1 | tee "_build/test/$$name.txt" || status=1; }; \
+	check tests tests; \
+	check committed-notebooks --nbval-lax notebooks; \
+	check fresh-notebooks --nbval book/notebooks; \
+	echo; for name in tests committed-notebooks fresh-notebooks; do echo "$$name"; tail -n 1 "_build/test/$$name.txt"; done; \
+	exit $$status
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(STAMP) ## run every notebook and store the outputs in notebooks/, the ones to commit
+	$(BIN)/python -m llmpp_core run --update
+
+serve: ## show the built book at http://127.0.0.1:8000 (PORT=… for another port)
+	@test -f _build/html/index.html || { echo "There is no book yet: run make book." >&2; exit 1; }
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+# pip installs torch's own CUDA packages where torch asks for them; a CPU build asks for none, so the lock names none. A folder
+# of local builds is left out of it, since their version labels are not the index's.
+lock: ## resolve pyproject.toml again into requirements.lock
+	@work=$$(mktemp -d); trap 'rm -rf "$$work" requirements.lock.new' EXIT; \
+	$(PYTHON) -m venv "$$work/venv"; \
+	"$$work/venv/bin/pip" install --quiet uv; \
+	env -u UV_FIND_LINKS "$$work/venv/bin/uv" pip compile pyproject.toml --quiet --extra test --universal --fork-strategy fewest --python-version 3.11 \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links | sed -E '/^(nvidia-|cuda-|triton)/d' > requirements.lock.new; \
+	mv requirements.lock.new requirements.lock
+
+clean: ## remove everything that was built; .venv stays
+	rm -rf _build book/notebooks book/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# The stamp is written last, so that a set-up that failed half-way is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, and $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 book")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	rm -f $@
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@

@@ -1,0 +1,169 @@
+"""The command line: ``python -m llmpp_core --help``.
+
+Each command is a function that takes the parsed arguments and returns the exit code; it loads what it needs itself, so
+that help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from llmpp_core.notebook import Paths
+    from llmpp_core.runner import run
+
+    return run(
+        Paths(),
+        args.notebooks,
+        profile=args.profile,
+        parameters=dict(args.parameters),
+        workers=args.jobs,
+        force=args.force,
+        update=args.update,
+    )
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from llmpp_core import sources
+    from llmpp_core.notebook import InputError
+
+    try:
+        files = list(dict.fromkeys(name for group in args.names or sources.GROUPS for name in sources.names(group)))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    sizes = {name: sources.registry()[name][1] for name in files}
+    online: bool | None = None
+    failures = []
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for name in files:
+            bar.set_description(name.rsplit("/", 1)[-1])
+            try:
+                if sources.missing([name], download=False):
+                    # Asked once: without a network each file would wait for its own time-out.
+                    online = sources.online() if online is None else online
+                    if not online:
+                        raise sources.SourceError(f"{name} is not here, and its public address does not answer")
+                sources.fetch(name)
+            except sources.SourceError as error:
+                failures.append(name)
+                tqdm.write(str(error), file=sys.stderr)
+            bar.update(sizes[name])
+    print(f"{len(files) - len(failures)} of {len(files)} files are here and whole")
+    return 1 if failures else 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from llmpp_core.cost import count_flops, count_parameters
+    from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
+    from llmpp_core.notebook import InputError
+    from llmpp_core.space import HAT_WMT, SPACES, Architecture
+
+    if args.space is not None and args.space not in SPACES:
+        raise InputError(f"unknown search space {args.space!r}; known are {', '.join(SPACES)}")
+    space = SPACES[args.space] if args.space else None
+    try:
+        arch = Architecture.from_hat_yaml(args.file.read_text(encoding="utf-8"))
+        if space:
+            space.validate(arch)
+    except OSError as error:
+        raise InputError(f"{args.file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{args.file}: {error}") from None
+    qkv_dim = (space or HAT_WMT).qkv_dim
+    print(f"parameters without embeddings  {count_parameters(arch, qkv_dim):,}")
+    print(f"GFLOPs, 30 tokens, without output projection  {count_flops(arch, qkv_dim=qkv_dim) / 1e9:.3f}")
+    for name, value in zip(HAT_FEATURE_NAMES, HATFeatures().transform([arch])[0], strict=True):
+        print(f"{name}  {value:g}")
+    return 0
+
+
+def _parameter(given: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = given.partition("=")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not (equals and name.isidentifier() and isinstance(parsed, (str, int, float))):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number, text, true or false; got {given!r}")
+    return name, parsed
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = _Parser(prog="python -m llmpp_core", description="Run the book's notebooks and handle its files.")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "run",
+        help="run notebooks, only what changed, several at a time",
+        description="Run notebooks in dependency order, several at a time, and only what changed. Pages go to book/notebooks.",
+    )
+    command.add_argument("notebooks", nargs="*", metavar="NN", help="notebook such as 03 or 03_baselines; all if none is given")
+    command.add_argument("--profile", default="smoke", help="smoke (default; CPU, minutes) or full (one GPU)")
+    command.add_argument("--jobs", type=int, metavar="N", help="how many notebooks run at a time (default: one per CPU)")
+    command.add_argument("--force", action="store_true", help="run the named notebooks even if nothing changed")
+    command.add_argument(
+        "-p", dest="parameters", action="append", default=[], type=_parameter, metavar="NAME=VALUE", help="set a parameter of the notebooks"
+    )
+    command.add_argument("--update", action="store_true", help="store the executed notebooks in notebooks/, the ones to commit")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser(
+        "fetch",
+        help="download upstream files and check them",
+        description="Download upstream files into the cache, unless LLMPP_DATA_DIR or the cache has them, and check them all.",
+    )
+    command.add_argument("names", nargs="*", metavar="NAME", help="tfs, unlabelled, latency, multi30k or a file; all if none is given")
+    command.set_defaults(command=_fetch)
+
+    command = commands.add_parser(
+        "describe",
+        help="print costs and features of an architecture",
+        description="Read an architecture in HAT's YAML form and print its parameters, GFLOPs and HAT features.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE.yml", help="architecture to read")
+    command.add_argument("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
+    command.set_defaults(command=_describe)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 if it was interrupted."""
+    args = parser().parse_args(argv)
+    from llmpp_core.notebook import InputError
+
+    try:
+        return int(args.command(args))
+    except InputError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        from llmpp_core.sources import SourceError
+
+        if not isinstance(error, SourceError):
+            raise
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What each notebook's latest run recorded, and the page of the book that shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import joblib  # type: ignore[import-untyped]
+
+from llmpp_core.notebook import Paths, write_atomically
+
+DONE = "done"
+STORED = "stored outputs"
+NOT_RUN = "not run"
+FAILED = "failed"
+
+
+@dataclass
+class Record:
+    """How the page of a notebook came about.
+
+    Parameters
+    ----------
+    state : str
+        `DONE`: executed here; `STORED`: its data could not be had, the committed outputs are shown; `NOT_RUN`: not part of any
+        run yet, the committed outputs are shown, or what it needs failed; `FAILED`.
+    content : str
+        Content hash of what was executed.
+    page : str
+        sha256 of the page that was written.
+    seconds : float
+        Time of the run.
+    slowest : dict
+        Number, seconds and first line of the slowest cell.
+    data : dict
+        Where each group of upstream files came from.
+    reason : str
+        Why, where the state is not `DONE`.
+    run : dict
+        What the page itself says: profile, seed, device, versions.
+    machine : dict
+        What `machine` returned.
+    commit : str
+        What `commit` returned.
+    """
+
+    state: str
+    content: str = ""
+    page: str = ""
+    seconds: float = 0.0
+    slowest: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    commit: str = ""
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record; None if there is none or it cannot be read, so that its notebook runs again."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record."""
+    write_atomically(path, json.dumps(asdict(record), indent=1) + "\n")
+
+
+@cache
+def gpu() -> str | None:
+    """Return the name of the device that torch would use beside the CPU, if there is one."""
+    if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi") or sys.platform == "darwin"):
+        return None
+    # Asked in a process of its own: torch takes seconds to load and keeps memory of the device.
+    ask = (
+        "import torch; cuda = torch.cuda.is_available(); "
+        "print(torch.cuda.get_device_name() if cuda else 'Apple GPU' if torch.backends.mps.is_available() else '')"
+    )
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine by kind, without its name."""
+    system = f"{platform.system()} {platform.mac_ver()[0]}".strip()
+    with contextlib.suppress(OSError):
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    return {
+        "system": system,
+        "architecture": platform.machine(),
+        "CPUs": joblib.cpu_count(),
+        "GPU": gpu() or "none",
+    }
+
+
+def commit(root: Path) -> str:
+    """Return the commit of the checkout at `root`, and whether files differ from it; "unknown" outside a git checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown"
+        return git("rev-parse", "HEAD") + (" + uncommitted changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def duration(seconds: float) -> str:
+    """Write a time for readers."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def link(paths: Paths, stem: str) -> str:
+    """Return a link to a chapter if the book shows it, else its name as code."""
+    contents = paths.root / "book" / "_toc.yml"
+    shown = paths.page(stem).is_file() and contents.is_file() and f"notebooks/{stem}\n" in contents.read_text(encoding="utf-8") + "\n"
+    return f"{{doc}}`/notebooks/{stem}`" if shown else f"`{stem}`"
+
+
+def list_table(caption: str, name: str, widths: Iterable[int], rows: Iterable[Iterable[str]]) -> str:
+    """Return a MyST table whose first row is its header and whose cells are markdown on one line."""
+    lines = [f":::{{list-table}} {caption}", f":name: {name}", ":header-rows: 1", f":widths: {' '.join(map(str, widths))}", ""]
+    for row in rows:
+        lines += [f"{'  ' if i else '* '}- {' '.join(cell.split()) or '–'}" for i, cell in enumerate(row)]
+    return "\n".join([*lines, ":::", ""])
+
+
+def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
+    """Return the page that says how each notebook of the book was run.
+
+    Parameters
+    ----------
+    paths : Paths
+        The repository.
+    records : mapping
+        The latest record of every notebook, by stem.
+    """
+    rows = [["Chapter", "State", "Time", "Slowest cell", "Upstream data", "Profile", "Seed"]]
+    for stem, record in records.items():
+        known = record or Record(NOT_RUN)
+        slowest = known.slowest
+        rows.append(
+            [
+                link(paths, stem),
+                known.state,
+                duration(known.seconds) if known.state == DONE else "",
+                f"[{slowest['cell']}] {duration(slowest['seconds'])}: ``{slowest['line']}``" if slowest else "",
+                ", ".join(f"{group} ({origin})" for group, origin in known.data.items()) or "none",
+                str(known.run.get("profile", "")),
+                str(known.run.get("seed", "")),
+            ]
+        )
+    ran = {stem: record for stem, record in records.items() if record and record.state == DONE}
+    lines = [
+        "# How this book was computed",
+        "",
+        "Every chapter is a notebook. This page lists the latest run of each: where its time went, which upstream files it read",
+        "and where they came from, and on what machine and from which state of the code it ran. A chapter marked *stored outputs*",
+        "or *not run* shows the outputs that are stored with the project.",
+        "",
+        list_table("Latest run of each chapter.", "tbl-status", (24, 12, 10, 30, 24, 10, 8), rows),
+        f"One after the other, the runs made here took {duration(sum(record.seconds for record in ran.values()))}.",
+        "",
+        "## Machine, versions and commit",
+        "",
+    ]
+    facts = {stem: {**r.machine, **r.run.get("versions", {}), "commit": r.commit} for stem, r in ran.items()}
+    for key in dict.fromkeys(key for fact in facts.values() for key in fact):
+        chapters: dict[str, list[str]] = {}
+        for stem, fact in facts.items():
+            chapters.setdefault(str(fact.get(key, "unknown")), []).append(stem)
+        values = chapters if len(chapters) == 1 else {f"{value} ({', '.join(stems)})": stems for value, stems in chapters.items()}
+        lines.append(f"- {key}: {'; '.join(values)}")
+    if not facts:
+        lines.append("No notebook ran here yet.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,308 @@
+"""The built book needs no other host, has no dead link, and every page works in a browser.
+
+Looks at `_build/html`, which `make test` builds first. The last part plants faults in pages of its own and asks that each is found.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import runpy
+import shutil
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
+needs_book = pytest.mark.skipif(not PAGES, reason="the book is not built; run make book")
+
+#: Attributes by which a browser loads something on its own; a link does so unless it only states a relation.
+LOADS = {(tag, "src") for tag in ("script", "img", "iframe", "frame", "embed", "source", "audio", "video", "track", "input")}
+LOADS |= {("object", "data"), ("image", "href"), ("image", "xlink:href"), ("use", "href"), ("use", "xlink:href"), ("video", "poster")}
+RELATIONS = {"canonical", "next", "prev", "author", "license", "alternate", "index", "search", "help"}
+CSS_LOADS = re.compile(r"""(?:url\(|@import)\s*["']?\s*([^"')\s;]+)""")
+
+
+class Scan(HTMLParser):
+    """What one page loads, links to and can be linked at, and the code that stands in it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self._inside = tag
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        self.loads += [value for name, value in values.items() if (tag, name) in LOADS]
+        self.loads += [part.split()[0] for part in values.get("srcset", "").split(",") if part.strip()]
+        self.loads += CSS_LOADS.findall(values.get("style", ""))
+        if tag == "link" and not set(values.get("rel", "").lower().split()) <= RELATIONS:
+            self.loads.append(values.get("href", ""))
+        elif tag in ("a", "link"):
+            self.links += [values["href"]] if "href" in values else []
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "style":
+            self.loads += CSS_LOADS.findall(data)
+        elif self._inside == "script":
+            self.scripts.append(data)
+
+
+@functools.cache
+def scan(path: Path) -> Scan:
+    return Scan(path.read_text(encoding="utf-8"))
+
+
+def foreign(address: str) -> bool:
+    """Whether an address is at a host; "//host/x" is, data: is not."""
+    return bool(urlsplit(address.strip()).netloc)
+
+
+def foreign_loads(site: Path) -> list[str]:
+    """Return what the site's pages, styles and drawings would load from another host."""
+    found = []
+    for path in sorted(site.rglob("*")):
+        if path.suffix in (".html", ".svg"):
+            found += [f"{path.name}: {address}" for address in scan(path).loads if foreign(address)]
+            found += [
+                f"{path.name}: {found[0]} in a script" for code in scan(path).scripts if (found := re.search(r"https?://[^\s\"']+", code))
+            ]
+        elif path.suffix == ".css":
+            found += [f"{path.name}: {address}" for address in CSS_LOADS.findall(path.read_text(encoding="utf-8")) if foreign(address)]
+    return found
+
+
+def dead_links(site: Path) -> list[str]:
+    """Return what the site's own pages load or link to that is not in the site, and anchors that are not in their page."""
+    found = []
+    for path in sorted(p for p in site.rglob("*.html") if "_static" not in p.parts):
+        for address in dict.fromkeys([*scan(path).links, *scan(path).loads]):
+            if foreign(address) or urlsplit(address).scheme or address == "#":
+                continue
+            file, anchor = urldefrag(address.partition("?")[0] if "#" not in address else address)
+            target = (path.parent / unquote(file.partition("?")[0])).resolve() if file else path
+            if not target.is_file() or (target.suffix == ".html" and anchor and unquote(anchor) not in scan(target).anchors):
+                found.append(f"{path.relative_to(site)}: {address}")
+    return found
+
+
+@needs_book
+def test_no_page_loads_from_another_host() -> None:
+    assert foreign_loads(SITE) == []
+
+
+@needs_book
+def test_every_internal_link_and_anchor_resolves() -> None:
+    assert dead_links(SITE) == []
+
+
+@needs_book
+def test_launch_buttons_open_committed_notebooks() -> None:
+    pages = [page for page in PAGES if page.startswith("notebooks/")]
+    assert pages
+    for page in pages:
+        notebook = page.removesuffix(".html") + ".ipynb"
+        launch = [link for link in scan(SITE / page).links if re.search(r"mybinder\.org|colab\.research", link)]
+        assert len(launch) == 2
+        assert all(link.endswith(f"/{notebook}") for link in launch)
+        assert (ROOT / notebook).is_file()
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("https://github.com/some-one/a.book.git", "https://github.com/some-one/a.book"),
+        ("https://user:token@github.com/some-one/book", "https://github.com/some-one/book"),
+        ("git@github.com:some-one/book.git", "https://github.com/some-one/book"),
+        ("ssh://git@github.com/some-one/book/", "https://github.com/some-one/book"),
+        ("https://example.org/some-one/book", None),
+        ("/srv/github.com/some-one/book", None),
+    ],
+)
+def test_buttons_point_at_the_checkouts_own_github_repository(remote: str, address: str | None) -> None:
+    extension = runpy.run_path(str(ROOT / "book" / "_ext" / "repository_links.py"))
+    assert extension["github_address"](remote) == address
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("no Chromium on the PATH; install one or name it in CHROMIUM")
+    quiet = ("background-networking", "component-update", "sync", "gpu", "dev-shm-usage")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[object]:
+    """Return a function that serves a folder on this machine and returns its address."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield functools.cache(start)
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+# What a page's own script cannot see is listened for; the rest is asked of the page once formulas are drawn.
+ASK = """async () => {
+  if (window.MathJax?.startup?.promise) await MathJax.startup.promise;
+  const problems = [];
+  for (const img of document.images) {
+    img.loading = "eager";
+    await img.decode().catch(() => {});
+    if (!img.naturalWidth) problems.push("image not drawn: " + img.src);
+    if (!(img.getAttribute("alt") || "").trim()) problems.push("image without alt: " + img.src);
+  }
+  for (const math of document.querySelectorAll(".math"))
+    if (!math.querySelector("mjx-container")) problems.push("formula not drawn: " + math.textContent.trim());
+  for (const error of document.querySelectorAll("mjx-merror, [data-mjx-error]")) problems.push("formula in error: " + error.textContent);
+  const body = document.body.cloneNode(true);
+  body.querySelectorAll("pre, code, script, style, mjx-container").forEach(node => node.remove());
+  const raw = body.textContent.match(/\\$\\$|\\\\[(\\[][^]{0,40}/);
+  if (raw) problems.push("raw formula: " + raw[0]);
+  const root = document.documentElement;
+  if (root.scrollWidth > root.clientWidth) problems.push(`wider than the window: ${root.scrollWidth} > ${root.clientWidth}`);
+  return problems;
+}"""
+
+
+def problems(page: Page, address: str) -> list[str]:
+    """Open an address and return all that is wrong with the page."""
+    found: list[str] = []
+    here = urlsplit(address).netloc
+
+    def guard(route: Route) -> None:
+        if urlsplit(route.request.url).netloc in (here, ""):
+            route.continue_()
+        else:
+            found.append(f"asks another host: {route.request.url}")
+            route.abort()
+
+    page.route("**/*", guard)
+    page.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
+    page.on("pageerror", lambda error: found.append(f"page error: {error}"))
+    page.on("requestfailed", lambda request: found.append(f"request failed: {request.url}"))
+    page.on("response", lambda response: found.append(f"{response.status}: {response.url}") if response.status >= 400 else None)
+    page.goto(address, wait_until="networkidle")
+    return found + page.evaluate(ASK)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
+
+
+@needs_book
+@pytest.mark.parametrize("name", PAGES)
+def test_page_works_in_a_browser(name: str, page: Page, serve: functools.partial[str]) -> None:
+    assert problems(page, urljoin(serve(SITE), name)) == []
+
+
+@needs_book
+def test_search_finds_without_a_network(page: Page, serve: functools.partial[str]) -> None:
+    assert problems(page, urljoin(serve(SITE), "search.html?q=supernet")) == []
+    page.wait_for_selector("#search-results li a")
+    assert "index.html" in page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href).join()")
+
+
+# The checks themselves.
+
+CLEAN = '<html><head><link rel="icon" href="data:,"></head><body><p id="a">Text</p>{}</body></html>'
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<script src="//cdn.example/x.js"></script>',
+        '<script>load("https://cdn.example/x.js")</script>',
+        '<link rel="stylesheet" href="https://cdn.example/x.css">',
+        '<link rel="preconnect" href="https://fonts.example">',
+        '<style>@import "https://cdn.example/x.css";</style>',
+        '<p style="background: url(https://cdn.example/x.png)"></p>',
+        '<img alt="x" src="https://cdn.example/x.png">',
+        '<img alt="x" srcset="x.png 1x, https://cdn.example/x.png 2x">',
+        '<iframe src="https://example.org"></iframe>',
+        '<svg><image href="https://cdn.example/x.png"/></svg>',
+    ],
+)
+def test_foreign_loads_are_found(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "x.html").write_text(CLEAN.format(fault))
+    assert foreign_loads(tmp_path)
+
+
+def test_foreign_styles_are_found_and_plain_links_are_not(tmp_path: Path) -> None:
+    (tmp_path / "x.html").write_text(CLEAN.format(f'<a href="https://example.org">x</a><img alt="x" src="{PIXEL}">'))
+    assert foreign_loads(tmp_path) == []
+    (tmp_path / "x.css").write_text('@font-face { src: url("https://fonts.example/x.woff2") }')
+    assert foreign_loads(tmp_path) == ["x.css: https://fonts.example/x.woff2"]
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    live = '<a href="#a">1</a><a href="x.html?q=1#a">2</a><a href="#">3</a><a href="https://example.org/y">4</a>'
+    dead = ["y.html", "x.html#b", "#b", "x.png"]
+    (tmp_path / "x.html").write_text(CLEAN.format(live + "".join(f'<a href="{address}">5</a>' for address in dead)))
+    assert dead_links(tmp_path) == [f"x.html: {address}" for address in dead]
+
+
+@pytest.mark.parametrize(
+    ("fault", "report"),
+    [
+        ("", ""),
+        ('<script>console.error("oh")</script>', "console: oh"),
+        ('<script>throw new Error("oh")</script>', "page error: oh"),
+        ('<script>fetch("https://cdn.example/x.js").catch(() => {})</script>', "asks another host: https://cdn.example/x.js"),
+        ('<img alt="x" src="y.png">', "image not drawn"),
+        (f'<img src="{PIXEL}">', "image without alt"),
+        ('<span class="math">\\(x\\)</span>', "formula not drawn"),
+        ("<p>It is $$x$$.</p>", "raw formula: $$"),
+        ("<p>It is \\(x\\).</p>", "raw formula: \\(x"),
+        ('<div style="width: 2000px">x</div>', "wider than the window"),
+    ],
+)
+def test_browser_finds_faults(tmp_path: Path, page: Page, serve: functools.partial[str], fault: str, report: str) -> None:
+    (tmp_path / "x.html").write_text(CLEAN.format(fault))
+    found = "\n".join(problems(page, urljoin(serve(tmp_path), "x.html")))
+    assert report in found
+    assert bool(report) == bool(found)

@@ -1,0 +1,191 @@
+"""The command line: what is right works, what is wrong is one line and an exit code, and help comes at once."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_book import files, small_book, write_notebook
+
+from llmpp_core import __main__, sources
+from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.notebook import Paths
+from llmpp_core.space import HAT_WMT, TINY
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """The command line's own book is a small one."""
+    paths = small_book(tmp_path / "book")
+    write_notebook(paths.notebooks, "01_a")
+    write_notebook(paths.notebooks, "02_b", needs=["tfs"])
+    monkeypatch.setattr("llmpp_core.notebook.Paths", lambda: paths)
+    return paths
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    try:
+        code = __main__.main([str(word) for word in words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["fetch", "--help"], ["describe", "--help"]])
+def test_help_comes_at_once(words: list[str]) -> None:
+    begin = time.monotonic()
+    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "llmpp_core", *words], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("usage: python -m llmpp_core")
+    assert time.monotonic() - begin < 5
+    for library in ("numpy", "pandas", "yaml", "tqdm", "papermill"):
+        assert f" {library}\n" not in shown.stderr, f"help loads {library}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "03"], "unknown notebook '03'; known are 01_a, 02_b"),
+        (["run", "01", "--profile", "ful"], "unknown profile 'ful'; allowed are smoke, full"),
+        (["run", "01", "-p", "sed=1"], "01_a has no parameter 'sed'; its parameters are profile, seed, rate"),
+        (["run", "01", "-p", "seed=x"], "01_a: parameter seed is 'x'; expected int as in its default 0"),
+        (["run", "01", "-p", "seed"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed'"),
+        (["run", "01", "-p", "seed=[1]"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed=[1]'"),
+        (["run", "01", "-p", "seed={"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed={'"),
+        (["run", "--jobs", "0"], "--jobs is 0; expected a positive number"),
+        (["run", "--jobs", "many"], "argument --jobs: invalid int value: 'many'"),
+        (["run", "--update", "-p", "seed=1"], "--update stores the smoke profile with default parameters only"),
+        (["fetch", "tsf"], "unknown data 'tsf'; allowed are tfs, unlabelled, latency, multi30k"),
+        (["describe"], "the following arguments are required: FILE.yml"),
+        (["rn"], "invalid choice: 'rn'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(words: list[str], message: str, book: Paths, capsys: Any) -> None:
+    before = files(book.root)
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert files(book.root) == before
+
+
+def test_parameters_are_read_as_values_and_never_run() -> None:
+    args = __main__.parser().parse_args(["run", "-p", "a=1", "-p", "b=0.5", "-p", "c=x=y", "-p", "d=true"])
+    assert dict(args.parameters) == {"a": 1, "b": 0.5, "c": "x=y", "d": True}
+
+
+def test_an_interruption_is_told_from_a_failure(book: Paths, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_run", interrupted)
+    code, _, err = call(capsys, "run")
+    assert code == 130
+    assert err.count("\n") == 1
+
+
+def test_an_error_in_the_program_is_not_hidden(book: Paths, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def wrong(args: object) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(__main__, "_run", wrong)
+    with pytest.raises(ValueError, match="a bug"):
+        call(capsys, "run")
+
+
+def test_the_repository_is_found_from_the_package_not_the_folder(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "llmpp_core", "run", "00_nothing"]
+    asked = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert asked.returncode == 2
+    assert Paths().root == Path(__main__.__file__).parents[1]
+    assert not list(tmp_path.iterdir())
+
+
+# --- fetch --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A data folder with one whole file for each of two groups; the cache is empty and there is no network."""
+    found = {}
+    registry = {}
+    for group in ("tfs", "latency"):
+        name = f"{sources.GROUPS[group]}file"
+        found[group] = tmp_path / "data" / name
+        found[group].parent.mkdir(parents=True)
+        found[group].write_text(group)
+        registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
+    monkeypatch.setattr(sources, "registry", lambda: registry)
+    monkeypatch.setattr(sources, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sources, "online", lambda: False)
+    monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data"))
+    return found
+
+
+def test_fetch_checks_what_is_here(data: dict[str, Path], capsys: Any) -> None:
+    assert call(capsys, "fetch") == (0, "2 of 2 files are here and whole\n", "")
+    assert call(capsys, "fetch", "tfs", f"{sources.GROUPS['tfs']}file")[:2] == (0, "1 of 1 files are here and whole\n")
+
+
+def test_fetch_names_every_file_that_cannot_be_had(data: dict[str, Path], capsys: Any) -> None:
+    data["tfs"].unlink()
+    data["latency"].write_text("tampered")
+    code, out, err = call(capsys, "fetch")
+    assert (code, out) == (1, "0 of 2 files are here and whole\n")
+    absent, damaged = err.splitlines()
+    assert absent == f"{sources.GROUPS['tfs']}file is not here, and its public address does not answer"
+    assert "is damaged: sha256 is" in damaged
+
+
+def test_run_stops_at_a_damaged_file(data: dict[str, Path], book: Paths, capsys: Any) -> None:
+    data["tfs"].write_text("tampered")
+    before = files(book.root)
+    code, out, err = call(capsys, "run")
+    assert (code, out) == (1, "")
+    assert "is damaged: sha256 is" in err
+    assert err.count("\n") == 1
+    assert files(book.root) == before
+
+
+# --- describe -----------------------------------------------------------------------------------------------------
+
+
+def test_describe_prints_costs_and_features(tmp_path: Path, capsys: Any) -> None:
+    for space in (HAT_WMT, TINY):
+        arch = space.largest()
+        (tmp_path / "a.yml").write_text(arch.to_hat_yaml())
+        code, out, err = call(capsys, "describe", tmp_path / "a.yml", "--space", space.name)
+        assert (code, err) == (0, "")
+        assert f"{count_parameters(arch, space.qkv_dim):,}" in out
+        assert f"{count_flops(arch, qkv_dim=space.qkv_dim) / 1e9:.3f}" in out
+        assert f"\ndecoder_ffn_dim_mean  {max(space.decoder_ffn_dims)}\n" in out
+    assert len(out.splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (HAT_WMT.largest().to_hat_yaml().replace("[8, 8, 8, 8, 8, 8]", "[8]", 1), [], "has 1 entries but encoder-layer-num"),
+        (HAT_WMT.largest().to_hat_yaml(), ["--space", "TINY"], "not in search space TINY: encoder_embed_dim is 640; allowed are 64, 48"),
+        (HAT_WMT.largest().to_hat_yaml(), ["--space", "HUGE"], "unknown search space 'HUGE'; known are HAT_WMT, HAT_IWSLT, SMALL, TINY"),
+        ("a: [", [], "not valid YAML"),
+        ("[" * 5000, [], ""),
+        ("", [], "expected a YAML mapping"),
+        (b"\xff\xfe\x00", [], "can't decode byte"),
+        (None, [], "No such file or directory"),
+    ],
+)
+def test_describe_refuses_in_one_line(text: str | bytes | None, options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "a.yml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, out, err = call(capsys, "describe", path, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,193 @@
+"""The scorecard: verdicts follow from the glued numbers alone, and a wrong claims file is named in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_book import glue, small_book, write_notebook
+
+from llmpp_core.notebook import InputError, Paths
+from llmpp_core.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
+from llmpp_core.status import DONE, FAILED, STORED, Record
+
+CLAIM = {
+    "id": "best",
+    "claim": "It is the best.",
+    "source": "abstract",
+    "chapter": "01_a",
+    "criterion": "both",
+    "checks": [{"value": "ch01_mae", "equals": 0.98, "within": 0.005}, {"value": "ch01_tau", "at_least": "ch01_other_tau"}],
+    "evidence": "MAE {ch01_mae:.2f}, tau {ch01_tau:.2f}",
+}
+
+
+def claims_file(folder: Path, *claims: Any, kind: str = "claims") -> Path:
+    section = {"title": "Some", "kind": kind, "intro": "What is claimed.", "claims": list(claims)}
+    path = folder / "claims.yml"
+    path.write_text(yaml.safe_dump({"sections": [section]}))
+    return path
+
+
+def card(tmp_path: Path, values: dict[str, str], *, kind: str = "claims", state: str | None = DONE, **changes: Any) -> str:
+    """Return the table row of one claim, judged by these glued values."""
+    paths = small_book(tmp_path)
+    write_notebook(paths.pages, "01_a", "", outputs={0: [glue(name, plain) for name, plain in values.items()]})
+    page = scorecard_page(
+        paths, read_claims(claims_file(tmp_path, {**CLAIM, **changes}, kind=kind)), {"01_a": Record(state) if state else None}
+    )
+    row = page.split("\n* - ")[2].split("\n:::")[0]
+    return " | ".join(line.strip(" -") for line in row.splitlines())
+
+
+GOOD = {"ch01_mae": "0.9752", "ch01_tau": "0.8", "ch01_other_tau": "0.7"}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        (GOOD, "reproduced"),
+        ({**GOOD, "ch01_mae": "np.float64(0.9849)"}, "reproduced"),
+        ({**GOOD, "ch01_tau": "0.7"}, "reproduced"),
+        ({**GOOD, "ch01_mae": "0.9849999999999999999"}, "reproduced"),
+        ({**GOOD, "ch01_mae": "0.9851"}, "partly reproduced"),
+        ({**GOOD, "ch01_tau": "0.69"}, "partly reproduced"),
+        ({**GOOD, "ch01_mae": "1.2", "ch01_tau": "0.69"}, "not reproduced"),
+        ({**GOOD, "ch01_mae": "nan", "ch01_tau": "nan"}, "not reproduced"),
+        ({"ch01_mae": "0.98", "ch01_tau": "0.8"}, "not reproduced yet"),
+        ({}, "not reproduced yet"),
+    ],
+)
+def test_the_verdict_follows_from_the_checks(values: dict[str, str], verdict: str, tmp_path: Path) -> None:
+    assert card(tmp_path, values).endswith(f"`{verdict}`")
+
+
+def test_every_outcome_of_a_question_has_its_own_words(tmp_path: Path) -> None:
+    assert card(tmp_path, GOOD, kind="questions").endswith("`yes`")
+    assert card(tmp_path, {}, kind="questions").endswith("`not answered yet`")
+
+
+def test_evidence_is_the_glued_numbers_and_says_when_they_are_not_of_a_run_here(tmp_path: Path) -> None:
+    assert "| MAE 0.98, tau 0.80 |" in card(tmp_path, GOOD)
+    assert "tau 0.80 *(from an earlier run)* |" in card(tmp_path, GOOD, state=FAILED)
+    assert "tau 0.80 *(from an earlier run)* |" in card(tmp_path, GOOD, state=None)
+    paths = small_book(tmp_path)
+    page = write_notebook(paths.pages, "01_a", "", outputs={0: [glue(name, plain) for name, plain in GOOD.items()]})
+    content = json.loads(page.read_text())
+    content["cells"][1]["id"] = "stored-outputs"
+    page.write_text(json.dumps(content))
+    sections = read_claims(claims_file(tmp_path, CLAIM))
+    assert "tau 0.80 *(from stored outputs)*" in scorecard_page(paths, sections, {"01_a": Record(STORED)})
+
+
+def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
+    paths = small_book(tmp_path)
+    sections = read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}))
+    page = scorecard_page(paths, sections, {})
+    assert "- Some: 2 not reproduced yet\n" in page
+    assert "`01_a`" in page, "a chapter that the book does not show is not linked"
+
+
+@pytest.mark.parametrize(
+    ("plain", "value"),
+    [
+        ("0.5", 0.5),
+        ("np.float64(0.5)", 0.5),
+        ("np.int64(3)", 3),
+        ("nan", pytest.approx(float("nan"), nan_ok=True)),
+        ("-inf", float("-inf")),
+        ("True", True),
+        ("'ensemble'", "ensemble"),
+        ("<Figure size 640x480>", "<Figure size 640x480>"),
+        ("__import__('os').getcwd()", "__import__('os').getcwd()"),
+    ],
+)
+def test_glued_values_are_read_never_evaluated(plain: str, value: Any, tmp_path: Path) -> None:
+    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [glue("ch01_x", plain)]})).values == {"ch01_x": value}
+
+
+def test_displayed_values_are_glued_too(tmp_path: Path) -> None:
+    output = {
+        "output_type": "display_data",
+        "data": {"text/plain": ["1", ".5"]},
+        "metadata": {"scrapbook": {"name": "ch01_x", "mime_prefix": ""}},
+    }
+    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [output]})).values == {"ch01_x": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": None}, "claims.yml, claim best, source: expected text; got None"),
+        ({"checks": []}, "claims.yml, claim best, checks: expected a list; got []"),
+        ({"verdict": "reproduced"}, "claims.yml, claim best, verdict: no such field; the fields are id, claim"),
+        ({"id": 3}, "claims.yml, claim 'Some' entry 1, id: expected text; got 3"),
+        ({"checks": [{"value": "best mae", "equals": 1}]}, "claim best, checks: expected value: a glue key"),
+        ({"checks": [{"value": "ch01_mae"}]}, "claim best, checks, ch01_mae: expected one of equals, at_most, at_least"),
+        ({"checks": [{"value": "ch01_mae", "equals": 1, "at_most": 2}]}, "claim best, checks, ch01_mae: expected one of"),
+        ({"checks": [{"value": "ch01_mae", "at_most": "much"}]}, "ch01_mae, at_most: expected a number or a glue key; got 'much'"),
+        ({"checks": [{"value": "ch01_mae", "equals": 1, "within": -1}]}, "ch01_mae, within: expected a number that is not negative"),
+        ({"evidence": "{ch01_mae.__class__}"}, "claim best, evidence: {ch01_mae.__class__} is not allowed"),
+        ({"evidence": "{0}"}, "claim best, evidence: {0} is not allowed"),
+        ({"evidence": "{ch01_mae:{ch01_tau}}"}, "claim best, evidence: {ch01_mae} is not allowed"),
+        ({"evidence": "MAE {ch01_mae"}, "claim best, evidence: expected '}' before end of string"),
+    ],
+)
+def test_a_wrong_claim_is_named_with_its_field(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        read_claims(claims_file(tmp_path, {**CLAIM, **change}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sections: 3", "sections: [3]", "sections: [{title: a, kind: b, intro: c, claims: [1]}]", "a: [", "- a"]
+)
+def test_a_file_of_another_shape_is_one_line_too(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "claims.yml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"^claims\.yml") as error:
+        read_claims(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_claim_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="claim best, id: given twice"):
+        read_claims(claims_file(tmp_path, CLAIM, CLAIM))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**GOOD, "ch01_mae": "'small'"}, "claim best, checks: ch01_mae is 'small', compared with 0.98: expected two numbers"),
+        ({**GOOD, "ch01_shown": "'small'"}, "claim best, evidence: Unknown format code"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_the_claim(values: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        card(tmp_path, values, **({"evidence": "{ch01_shown:.2f}"} if "ch01_shown" in values else {}))
+
+
+# --- the claims of the paper --------------------------------------------------------------------------------------
+
+
+def test_the_claims_file_can_be_read_and_judged() -> None:
+    sections = read_claims(Paths().claims)
+    assert {section.kind for section in sections} == set(VERDICTS)
+    page = scorecard_page(Paths(), sections, {})
+    claims = [claim for section in sections for claim in section.claims]
+    assert page.count("not reproduced yet`") + page.count("not answered yet`") == len(claims)
+
+
+def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:
+    paths = Paths()
+    needed = {key for section in read_claims(paths.claims) for claim in section.claims for key in claim.keys}
+    for notebook in sorted(paths.notebooks.glob("*.ipynb")):
+        values = read_glued(notebook).values
+        prefix = f"ch{notebook.stem[:2]}_"
+        lacking = {key for key in needed if key.startswith(prefix)} - values.keys()
+        assert not lacking, f"{notebook.stem} does not glue {sorted(lacking)}"
+        assert not [key for key in values if not key.startswith(prefix)], f"{notebook.stem} glues under another chapter's name"
