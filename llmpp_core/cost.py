@@ -35,7 +35,7 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
     """Count the floating-point operations of one forward pass over a sentence pair, target given.
 
     A multiply-accumulate counts as two operations. Besides the matrix products the count holds the element-wise work
-    that the upstream records hold (embedding scale, softmax, residuals, norms); chapter 1 compares it with PyTorch's counter.
+    that the upstream records hold (scaling embeddings and queries, layer norms); chapter 1 compares it with PyTorch's counter.
 
     Parameters
     ----------

@@ -85,6 +85,24 @@ def _hat_row(arch: Architecture) -> list[float]:
     ]
 
 
+# Divisors of the paper's features: the largest value of each in the WMT space.
+_OFFICIAL_DIVISORS = (640.0, 6.0, 3072.0, 8.0, 640.0, 6.0, 3072.0, 8.0, 8.0, 3.0)
+
+
+class OfficialFeatures(_ArchitectureTransformer):
+    """The ten features of the paper's student: HAT's scaled to at most 1, but the last is (1 + mean span) / 3 with spans -1, 1, 2."""
+
+    def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n, 10)."""
+        rows = HATFeatures().transform(archs)
+        rows[:, -1] = [1 + sum(arch.decoder_cross_spans) / arch.decoder_layers for arch in archs]
+        return rows / _OFFICIAL_DIVISORS
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the ten names."""
+        return np.array([*HAT_FEATURE_NAMES[:-1], "decoder_cross_span_mean"], dtype=object)
+
+
 class LayerFeatures(_ArchitectureTransformer):
     """Every choice of every layer, zeros where a layer is absent.
 

@@ -66,6 +66,10 @@ class Paths:
         """Return the executed notebook of a stem."""
         return self.pages / f"{stem}.ipynb"
 
+    def record(self, stem: str) -> Path:
+        """Return the file that says how the page of a stem came about."""
+        return self.runs / f"{stem}.json"
+
 
 @dataclass(frozen=True)
 class Notebook:

@@ -12,8 +12,8 @@ from typing import Any
 
 from llmpp_core import sources, status
 from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Notebook, Paths, content_hash, project_state, read, versions
-from llmpp_core.status import STORED
+from llmpp_core.notebook import InputError, Notebook, Paths, content_hash, project_state, read, sha256, versions
+from llmpp_core.status import DONE, STORED, read_record
 
 #: Profiles that `run` accepts; see the notebooks' parameters.
 PROFILES = ("smoke", "full")
@@ -37,6 +37,8 @@ class Job:
         Why its data cannot be had, or nothing.
     content : str
         Content hash.
+    current : bool
+        Whether its page already is what a run would give.
     """
 
     notebook: Notebook
@@ -45,6 +47,7 @@ class Job:
     data: dict[str, str]
     missing: str
     content: str
+    current: bool
 
     def command(self) -> str:
         """Return the command that runs this notebook again."""
@@ -137,9 +140,19 @@ def find_data(groups: set[str], console: Console) -> tuple[dict[str, str], dict[
 
 
 def plan(
-    paths: Paths, notebooks: Mapping[str, Notebook], chosen: Sequence[str], profile: str, given: Mapping[str, Any], console: Console
+    paths: Paths,
+    notebooks: Mapping[str, Notebook],
+    chosen: Sequence[str],
+    profile: str,
+    given: Mapping[str, Any],
+    *,
+    force: bool,
+    console: Console,
 ) -> dict[str, Job]:
-    """Return the jobs of the chosen notebooks and of those that must run before them, in an order that can be run."""
+    """Return the jobs of the chosen notebooks and of those that must run before them, in an order that can be run.
+
+    See `runner.run` for the parameters.
+    """
     needed: dict[str, Notebook] = {}
     waiting = list(chosen)
     while waiting:
@@ -158,10 +171,16 @@ def plan(
         parameters = {k: v for k, v in values.items() if k in notebook.defaults and v != notebook.defaults[k]}
         run = {"profile": profile, "seed": values.get("seed"), "device": device, "versions": versions()}
         reason = next((absent[group] for group in notebook.needs if group in absent), "")
-        # Without its data a notebook shows stored outputs, so what comes after it may change once they can be had.
-        after = {before: [jobs[before].content, not jobs[before].missing] for before in notebook.after}
+        # A notebook that shows stored outputs did not run, so what comes after it may change once it does.
+        after = {before: [jobs[before].content, jobs[before].current or not jobs[before].missing] for before in notebook.after}
         checksums = {name: sources.registry()[name] for group in notebook.needs for name in sources.names(group)}
         content = content_hash(notebook, state, run, parameters, checksums, after)
         data = {group: found.get(group, STORED) for group in notebook.needs}
-        jobs[stem] = Job(notebook, parameters, run, data, reason, content)
+        current = _is_current(paths, stem, content) and not (force and stem in chosen)
+        jobs[stem] = Job(notebook, parameters, run, data, reason, content, current)
     return jobs
+
+
+def _is_current(paths: Paths, stem: str, content: str) -> bool:
+    record, page = read_record(paths.record(stem)), paths.page(stem)
+    return bool(record and record.state == DONE and record.content == content and page.is_file() and record.page == sha256(page))

@@ -23,7 +23,7 @@ from typing import Any
 import joblib  # type: ignore[import-untyped]
 
 from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Notebook, Paths, project_state, read, sha256, stored_page, write_atomically
+from llmpp_core.notebook import InputError, Notebook, Paths, project_state, read, stored_page, write_atomically
 from llmpp_core.plan import Job, plan, read_notebooks, select
 from llmpp_core.scorecard import read_claims, scorecard_page
 from llmpp_core.status import DONE, FAILED, NOT_RUN, STORED, Record, commit, duration, machine, read_record, status_page, write_record
@@ -91,24 +91,19 @@ def run(
     sections = read_claims(paths.claims)
     notebooks = read_notebooks(paths)
     chosen = select(notebooks, names)
-    jobs = plan(paths, notebooks, chosen, profile, parameters or {}, console)
+    jobs = plan(paths, notebooks, chosen, profile, parameters or {}, force=force, console=console)
     # The number of threads that each gets does not depend on what is chosen, so that numbers do not either.
     workers = min(workers or joblib.cpu_count(), len(notebooks))
-    current = _Run(paths, jobs, workers, chosen if force else (), console)
+    current = _Run(paths, jobs, workers, console)
     current.execute()
     _fill(paths, [notebook for stem, notebook in notebooks.items() if stem not in jobs])
-    records = {stem: read_record(record_path(paths, stem)) for stem in notebooks}
+    records = {stem: read_record(paths.record(stem)) for stem in notebooks}
     write_atomically(paths.generated / "status.md", status_page(paths, records))
     write_atomically(paths.generated / "scorecard.md", scorecard_page(paths, sections, records))
     stored = _update(paths, [jobs[stem] for stem in chosen], current.outcomes, console) if update else True
     counts = ", ".join(f"{number} {outcome}" for outcome, number in Counter(current.outcomes.values()).items())
     console.line(f"{len(jobs)} notebook{'s' * (len(jobs) > 1)} in {duration(console.elapsed())}: {counts}")
     return 0 if stored and not {FAILED, NOT_RUN} & set(current.outcomes.values()) else 1
-
-
-def record_path(paths: Paths, stem: str) -> Path:
-    """Return the file that holds a notebook's record."""
-    return paths.runs / f"{stem}.json"
 
 
 def failure_report(paths: Paths, job: Job, failure: Failure) -> str:
@@ -131,13 +126,13 @@ def failure_report(paths: Paths, job: Job, failure: Failure) -> str:
 def _fill(paths: Paths, notebooks: Sequence[Notebook]) -> None:
     """Give the notebooks that have no page of a run one with their stored outputs, so that the book can be built."""
     for notebook in notebooks:
-        page, record = paths.page(notebook.stem), read_record(record_path(paths, notebook.stem))
+        page, record = paths.page(notebook.stem), read_record(paths.record(notebook.stem))
         if page.is_file() and (record is None or record.state != NOT_RUN):
             continue
         write_atomically(page, stored_page(notebook, "Not run in this build", _NOT_RUN_NOTICE.format(stem=notebook.stem)))
         if record is None:
             data = dict.fromkeys(notebook.needs, STORED)
-            write_record(record_path(paths, notebook.stem), Record(NOT_RUN, data=data, run=notebook.stored_run))
+            write_record(paths.record(notebook.stem), Record(NOT_RUN, data=data, run=notebook.stored_run))
 
 
 def _update(paths: Paths, jobs: Sequence[Job], outcomes: Mapping[str, str], console: Console) -> bool:
@@ -173,9 +168,9 @@ class _Running:
 class _Run:
     """One call of `run`: starts jobs whose predecessors are done, takes in their reports, and writes records and pages."""
 
-    def __init__(self, paths: Paths, jobs: dict[str, Job], workers: int, force: Sequence[str], console: Console):
-        self.paths, self.jobs, self.workers, self.force, self.console = paths, jobs, workers, force, console
-        self.records = {stem: read_record(record_path(paths, stem)) for stem in jobs}
+    def __init__(self, paths: Paths, jobs: dict[str, Job], workers: int, console: Console):
+        self.paths, self.jobs, self.workers, self.console = paths, jobs, workers, console
+        self.records = {stem: read_record(paths.record(stem)) for stem in jobs}
         self.outcomes: dict[str, str] = {}
         self.commit = commit(paths.root)
         self.state = project_state(paths)
@@ -216,16 +211,9 @@ class _Run:
         """Settle a job without executing it, where that is possible."""
         stem = job.notebook.stem
         failed = [before for before in job.notebook.after if self.outcomes[before] in (FAILED, NOT_RUN)]
-        record, page = self.records[stem], self.paths.page(stem)
         if failed:
             self.conclude(job, Record(NOT_RUN, reason=f"needs {', '.join(failed)}"), f"not run: needs {', '.join(failed)}")
-        elif (
-            record
-            and (record.state, record.content) == (DONE, job.content)
-            and page.is_file()
-            and sha256(page) == record.page
-            and stem not in self.force
-        ):
+        elif job.current:
             self.outcomes[stem] = UNCHANGED
             self.console.line(f"{stem}  unchanged")
         elif job.missing:
@@ -233,7 +221,7 @@ class _Run:
             content = stored_page(
                 job.notebook, "Stored outputs", _DATA_NOTICE.format(groups=", ".join(groups), names=" ".join(groups), stem=stem)
             )
-            write_atomically(page, content)
+            write_atomically(self.paths.page(stem), content)
             record = Record(STORED, data=job.data, reason=job.missing, run=job.notebook.stored_run)
             self.conclude(job, record, f"stored outputs: {job.missing}")
         else:
@@ -247,7 +235,7 @@ class _Run:
         stem = job.notebook.stem
         self.outcomes[stem] = record.state
         self.records[stem] = record
-        write_record(record_path(self.paths, stem), record)
+        write_record(self.paths.record(stem), record)
         self.console.finish(stem, message)
 
     def start(self, job: Job) -> _Running:

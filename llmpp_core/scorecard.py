@@ -26,7 +26,7 @@ VERDICTS = {
     "claims": ("reproduced", "partly reproduced", "not reproduced", "not reproduced yet"),
     "questions": ("yes", "partly", "no", "not answered yet"),
 }
-_BADGES = ("success", "warning", "danger", "secondary")
+_MARKS = ("✓ ", "± ", "✗ ", "")
 _COMPARISONS = ("equals", "at_most", "at_least")
 _KEY = re.compile(r"ch\d\d_[a-z0-9_]+")
 
@@ -155,16 +155,18 @@ class Glued(NamedTuple):
 
 
 def read_glued(page: Path) -> Glued:
-    """Read the glued values of an executed notebook."""
+    """Read the glued values of an executed notebook; raises InputError if it is damaged."""
     values = {}
-    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
-    for cell in cells:
-        for output in cell.get("outputs", []):
+    try:
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
             scrapbook = output.get("metadata", {}).get("scrapbook")
             if scrapbook:
                 plain = output["data"].get(scrapbook.get("mime_prefix", "") + "text/plain", "")
                 values[scrapbook["name"]] = _value(text(plain))
-    return Glued(values, any(cell.get("id") == NOTICE for cell in cells))
+        return Glued(values, any(cell.get("id") == NOTICE for cell in cells))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{page.name} is damaged; make it again with: python -m llmpp_core run {page.stem}") from None
 
 
 def _value(plain: str) -> Any:
@@ -202,15 +204,17 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
         verdicts = [_verdict(claim, values) for claim in section.claims]
         counted = [f"{verdicts.count(v)} {name}" for v, name in enumerate(names) if v in verdicts]
         counts.append(f"- {section.title}: {', '.join(counted)}")
-        heads = ["Claim", "Where in the paper"] if section.kind == "claims" else ["Question", "Asked because"]
-        rows = [[*heads, "Chapter", "Criterion", "Evidence", "Verdict"]]
+        heads = ["Claim", "Where in the paper"] if section.kind == "claims" else ["Question", "Why it is asked"]
+        rows = [[*heads, "Criterion", "Evidence", "Verdict"]]
         for claim, verdict in zip(section.claims, verdicts, strict=True):
-            evidence = "" if verdict == 3 else _evidence(claim, values)
             sources = sorted({origins[key] for key in claim.keys if key in origins} - {""})
-            note = f" *(from {' and '.join(sources)})*" if evidence and sources else ""
-            badge = f"{{bdg-{_BADGES[verdict]}}}`{names[verdict]}`"
-            rows.append([claim.claim, claim.source, link(paths, claim.chapter), claim.criterion, evidence + note, badge])
-        table = list_table(f"{section.title}.", f"tbl-scorecard-{number}", (26, 14, 14, 18, 16, 12), rows)
+            note = f" *(from {' and '.join(sources)})*" if verdict != 3 and sources else ""
+            evidence = "" if verdict == 3 else f"{_evidence(claim, values)}{note}; see "
+            chapter = link(paths, claim.chapter)
+            if not paths.page(claim.chapter).is_file():
+                chapter = f"to come: {claim.chapter.partition('_')[2].replace('_', ' ')}"
+            rows.append([claim.claim, claim.source, claim.criterion, evidence + chapter, _MARKS[verdict] + names[verdict]])
+        table = list_table(f"{section.title}.", f"tbl-scorecard-{number}", (28, 17, 20, 20, 15), rows)
         tables += [f"## {section.title}", "", section.intro.strip(), "", table]
     return "\n".join(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -128,17 +129,19 @@ def duration(seconds: float) -> str:
 
 
 def link(paths: Paths, stem: str) -> str:
-    """Return a link to a chapter if the book shows it, else its name as code."""
+    """Return a link to a chapter if the book shows it, else its name."""
     contents = paths.root / "book" / "_toc.yml"
     shown = paths.page(stem).is_file() and contents.is_file() and f"notebooks/{stem}\n" in contents.read_text(encoding="utf-8") + "\n"
-    return f"{{doc}}`/notebooks/{stem}`" if shown else f"`{stem}`"
+    return f"{{doc}}`/notebooks/{stem}`" if shown else stem
 
 
 def list_table(caption: str, name: str, widths: Iterable[int], rows: Iterable[Iterable[str]]) -> str:
     """Return a MyST table whose first row is its header and whose cells are markdown on one line."""
     lines = [f":::{{list-table}} {caption}", f":name: {name}", ":header-rows: 1", f":widths: {' '.join(map(str, widths))}", ""]
     for row in rows:
-        lines += [f"{'  ' if i else '* '}- {' '.join(cell.split()) or '–'}" for i, cell in enumerate(row)]
+        # Every other space, such as a no-break space, is meant.
+        cells = [re.sub("[ \\n]+", " ", cell).strip(" ") or "–" for cell in row]
+        lines += [f"{'  ' if i else '* '}- {cell}" for i, cell in enumerate(cells)]
     return "\n".join([*lines, ":::", ""])
 
 
@@ -160,7 +163,7 @@ def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
             [
                 link(paths, stem),
                 known.state,
-                duration(known.seconds) if known.state == DONE else "",
+                duration(known.seconds).replace(" ", "\N{NO-BREAK SPACE}") if known.state == DONE else "",
                 f"[{slowest['cell']}] {duration(slowest['seconds'])}: ``{slowest['line']}``" if slowest else "",
                 ", ".join(f"{group} ({origin})" for group, origin in known.data.items()) or "none",
                 str(known.run.get("profile", "")),

@@ -12,7 +12,8 @@ from small_book import small_book, write_notebook
 
 from llmpp_core import plan, sources
 from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Paths
+from llmpp_core.notebook import InputError, Paths, sha256
+from llmpp_core.status import DONE, Record, write_record
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def book(tmp_path: Path) -> Paths:
 
 def jobs(paths: Paths, *names: str, profile: str = "smoke", **parameters: Any) -> dict[str, plan.Job]:
     notebooks = plan.read_notebooks(paths)
-    return plan.plan(paths, notebooks, plan.select(notebooks, names), profile, parameters, Console(False))
+    return plan.plan(paths, notebooks, plan.select(notebooks, names), profile, parameters, force=False, console=Console(False))
 
 
 def test_names_are_numbers_or_stems_and_none_means_all(book: Paths) -> None:
@@ -166,3 +167,7 @@ def test_what_comes_after_a_notebook_without_data_changes_when_they_arrive(data:
     assert absent["05_e"].missing
     assert here["05_e"].content == absent["05_e"].content, "what was computed from the same files stays valid"
     assert here["06_f"].content != absent["06_f"].content
+    page = write_notebook(book.pages, "05_e")
+    write_record(book.record("05_e"), Record(DONE, content=here["05_e"].content, page=sha256(page)))
+    assert jobs(book, "06")["05_e"].current
+    assert jobs(book, "06")["06_f"].content == here["06_f"].content, "and so does what comes after it"

@@ -35,7 +35,7 @@ MEETS = """
 import time
 from pathlib import Path
 Path("{me}.met").touch()
-until = time.monotonic() + 60
+until = time.monotonic() + 100
 while not Path("{other}.met").exists():
     assert time.monotonic() < until
     time.sleep(0.02)
@@ -161,9 +161,9 @@ def test_the_book_tells_of_the_run(book: tuple[Paths, Outcome]) -> None:
     paths, outcome = book
     status = (paths.generated / "status.md").read_text()
     for stem, state in {"01_first": "done", "03_broken": "failed", "04_after_broken": "not run", "05_data": "stored outputs"}.items():
-        assert f"* - `{stem}`\n  - {state}\n" in status
+        assert f"* - {stem}\n  - {state}\n" in status
     scorecard = (paths.generated / "scorecard.md").read_text()
-    assert "- 0.25\n  - {bdg-success}`reproduced`" in scorecard
+    assert "- 0.25; see 01_first\n  - ✓ reproduced\n" in scorecard
     assert re.fullmatch(r"9 notebooks in \d+\.\d s: .*4 done.*", outcome.lines[-1])
     for count in ("3 failed", "1 not run", "1 stored outputs"):
         assert count in outcome.lines[-1]
@@ -219,6 +219,25 @@ def test_a_change_of_the_module_or_force_runs_a_notebook_again(book: tuple[Paths
     assert call(paths, "01").lines[0] == "01_first  started"
     assert call(paths, "01").lines[0] == "01_first  unchanged"
     assert call(paths, "01", force=True).lines[0] == "01_first  started"
+
+
+def test_what_is_edited_during_a_run_is_neither_overwritten_nor_taken_for_what_ran(tmp_path: Path) -> None:
+    paths = small_book(tmp_path)
+    edit = """
+from pathlib import Path
+own, module = Path("01_a.ipynb"), Path("../llmpp_core/space.py")
+own.write_text(own.read_text().replace("# 01_a", "# A better title"))
+module.write_text("x = 2")
+"""
+    write_notebook(paths.notebooks, "01_a", edit)
+    outcome = call(paths, update=True)
+    assert outcome.code == 1
+    assert "01_a  not updated: it was edited while it ran" in outcome.errors
+    assert "# A better title" in (paths.notebooks / "01_a.ipynb").read_text()
+    assert page(paths, "01_a").cells[0].source == "# 01_a", "the page is of the notebook as it was planned"
+    record = read_record(paths.runs / "01_a.json")
+    assert record is not None
+    assert record.content == "", "so that it is never skipped, not even if the edit of the module is undone"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +307,7 @@ def alive(pid: int) -> bool:
         )
 
 
-def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+def until(condition: Callable[[], bool], seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -305,7 +324,7 @@ def stop(folder: Path, how: signal.Signals) -> Paths:
     went = paths.notebooks / "went"
     until(lambda: went.is_file() and bool(went.read_text()))
     process.send_signal(how)
-    process.wait(20)
+    process.wait(60)
     assert process.returncode != 0
     children = [int(pid) for pid in went.read_text().split()]
     until(lambda: not any(map(alive, children)))

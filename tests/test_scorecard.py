@@ -50,31 +50,31 @@ GOOD = {"ch01_mae": "0.9752", "ch01_tau": "0.8", "ch01_other_tau": "0.7"}
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        (GOOD, "reproduced"),
-        ({**GOOD, "ch01_mae": "np.float64(0.9849)"}, "reproduced"),
-        ({**GOOD, "ch01_tau": "0.7"}, "reproduced"),
-        ({**GOOD, "ch01_mae": "0.9849999999999999999"}, "reproduced"),
-        ({**GOOD, "ch01_mae": "0.9851"}, "partly reproduced"),
-        ({**GOOD, "ch01_tau": "0.69"}, "partly reproduced"),
-        ({**GOOD, "ch01_mae": "1.2", "ch01_tau": "0.69"}, "not reproduced"),
-        ({**GOOD, "ch01_mae": "nan", "ch01_tau": "nan"}, "not reproduced"),
+        (GOOD, "✓ reproduced"),
+        ({**GOOD, "ch01_mae": "np.float64(0.9849)"}, "✓ reproduced"),
+        ({**GOOD, "ch01_tau": "0.7"}, "✓ reproduced"),
+        ({**GOOD, "ch01_mae": "0.9849999999999999999"}, "✓ reproduced"),
+        ({**GOOD, "ch01_mae": "0.9851"}, "± partly reproduced"),
+        ({**GOOD, "ch01_tau": "0.69"}, "± partly reproduced"),
+        ({**GOOD, "ch01_mae": "1.2", "ch01_tau": "0.69"}, "✗ not reproduced"),
+        ({**GOOD, "ch01_mae": "nan", "ch01_tau": "nan"}, "✗ not reproduced"),
         ({"ch01_mae": "0.98", "ch01_tau": "0.8"}, "not reproduced yet"),
         ({}, "not reproduced yet"),
     ],
 )
 def test_the_verdict_follows_from_the_checks(values: dict[str, str], verdict: str, tmp_path: Path) -> None:
-    assert card(tmp_path, values).endswith(f"`{verdict}`")
+    assert card(tmp_path, values).endswith(f"| {verdict}")
 
 
 def test_every_outcome_of_a_question_has_its_own_words(tmp_path: Path) -> None:
-    assert card(tmp_path, GOOD, kind="questions").endswith("`yes`")
-    assert card(tmp_path, {}, kind="questions").endswith("`not answered yet`")
+    assert card(tmp_path, GOOD, kind="questions").endswith("| ✓ yes")
+    assert card(tmp_path, {}, kind="questions").endswith("| 01_a | not answered yet")
 
 
 def test_evidence_is_the_glued_numbers_and_says_when_they_are_not_of_a_run_here(tmp_path: Path) -> None:
-    assert "| MAE 0.98, tau 0.80 |" in card(tmp_path, GOOD)
-    assert "tau 0.80 *(from an earlier run)* |" in card(tmp_path, GOOD, state=FAILED)
-    assert "tau 0.80 *(from an earlier run)* |" in card(tmp_path, GOOD, state=None)
+    assert "| MAE 0.98, tau 0.80; see 01_a |" in card(tmp_path, GOOD)
+    assert "tau 0.80 *(from an earlier run)*; see 01_a |" in card(tmp_path, GOOD, state=FAILED)
+    assert "tau 0.80 *(from an earlier run)*; see 01_a |" in card(tmp_path, GOOD, state=None)
     paths = small_book(tmp_path)
     page = write_notebook(paths.pages, "01_a", "", outputs={0: [glue(name, plain) for name, plain in GOOD.items()]})
     content = json.loads(page.read_text())
@@ -89,7 +89,8 @@ def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
     sections = read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}))
     page = scorecard_page(paths, sections, {})
     assert "- Some: 2 not reproduced yet\n" in page
-    assert "`01_a`" in page, "a chapter that the book does not show is not linked"
+    assert "{doc}" not in page, "a chapter that the book does not show is not linked"
+    assert "- to come: a\n" in page
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,13 @@ def test_displayed_values_are_glued_too(tmp_path: Path) -> None:
         "metadata": {"scrapbook": {"name": "ch01_x", "mime_prefix": ""}},
     }
     assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [output]})).values == {"ch01_x": 1.5}
+
+
+def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path, "01_a")
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(InputError, match=r"^01_a\.ipynb is damaged; make it again with: python -m llmpp_core run 01_a$"):
+        read_glued(path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +187,7 @@ def test_the_claims_file_can_be_read_and_judged() -> None:
     assert {section.kind for section in sections} == set(VERDICTS)
     page = scorecard_page(Paths(), sections, {})
     claims = [claim for section in sections for claim in section.claims]
-    assert page.count("not reproduced yet`") + page.count("not answered yet`") == len(claims)
+    assert page.count("- not reproduced yet\n") + page.count("- not answered yet\n") == len(claims)
 
 
 def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:
