@@ -35,7 +35,9 @@ def archs(rng: np.random.Generator) -> list[Architecture]:
 def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(urllib.request.Request(f"{url}/chat/completions", data)) as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            urllib.request.Request(f"{url}/chat/completions", data)
+        ) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -109,7 +111,9 @@ def test_the_whole_path_reaches_the_bar_on_the_nine_splits(tmp_path: Path) -> No
     with OfflineEndpoint() as url:
         client = Client(offline_settings(url), cache=tmp_path / "c")
         for form in ("single", "batched", "json"):
-            predictions = evaluate(lambda split, form=form: LLMPredictor(client, experiments.WMT_TASKS[split.task], form=form), tfs_splits())
+            predictions = evaluate(
+                lambda split, form=form: LLMPredictor(client, experiments.WMT_TASKS[split.task], form=form), tfs_splits()
+            )
             mean = summarise(predictions).loc["mean"]
             assert mean["MAE", "mean"] <= 0.23
             assert mean["tau", "mean"] >= 0.75

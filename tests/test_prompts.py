@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -54,9 +55,9 @@ def test_the_module_is_not_shadowed_by_the_folder_of_texts() -> None:
 
 def test_levels_are_cumulative_and_each_adds_text() -> None:
     parts = [set(level) for level in LEVELS.values()]
-    assert all(len(more - less) == 1 and less < more for less, more in zip(parts, parts[1:], strict=False))
+    assert all(len(more - less) == 1 and less < more for less, more in itertools.pairwise(parts))
     sections = [set(CASES[f"level-{level}"].text.split("\n\n")) for level in LEVELS]
-    assert all(less < more for less, more in zip(sections, sections[1:], strict=False))
+    assert all(less < more for less, more in itertools.pairwise(sections))
     assert len(LEVELS) == 8
 
 

@@ -1,0 +1,288 @@
+"""Named lists of questions whose answers are worth recording, and tables of the answers.
+
+An `Experiment` builds the same questions every time, so answers recorded on one machine fit on every other. Chapters read
+recordings with `answers` or ask with `ask`; both return the same tidy frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from llmpp_core.cost import count_flops
+from llmpp_core.llm import Client
+from llmpp_core.llm_answers import Answer, read_answer
+from llmpp_core.llm_recordings import Recording, Row, open_recording, read_recording, recording_path, write_recording
+from llmpp_core.llm_settings import Settings
+from llmpp_core.prompts import FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, example_pairs
+from llmpp_core.sources import TFS_SPLITS, TFS_TASKS, TFSSplit, tfs_splits
+from llmpp_core.space import HAT_WMT, Architecture
+
+#: Where recordings are kept.
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "llm"
+#: Architectures per request of the batched form.
+BATCH = 10
+
+
+def _wmt_task(name: str, vocab_size: int, target: str, pairs: str) -> PromptTask:
+    return PromptTask(
+        name,
+        description=f"machine translation from English to {target} on {name.split()[0]}",
+        metric="BLEU",
+        metric_description="a percentage, on the validation set",
+        low=0.0,
+        high=100.0,
+        examples=example_pairs(pairs),
+        # As in the official prompts: with the output projection, whose size is the vocabulary of the upstream records.
+        efficiency=Efficiency(
+            description="the billions of floating-point operations of one forward pass over a sentence pair",
+            value=lambda arch: count_flops(arch, vocab_size) / 1e9,
+        ),
+    )
+
+
+#: The paper's tasks as prompts describe them.
+WMT_TASKS = {
+    "wmt14ende": _wmt_task(TFS_TASKS["wmt14ende"], 32768, "German", "en-de"),
+    "wmt14enfr": _wmt_task(TFS_TASKS["wmt14enfr"], 44512, "French", "en-fr"),
+    "wmt19ende": _wmt_task(TFS_TASKS["wmt19ende"], 49600, "German", "en-de"),
+}
+
+
+class Question(NamedTuple):
+    """One prompt, the architectures it asks about, and their true scores (nan where unknown); labels are in JSON types."""
+
+    labels: dict[str, Any]
+    prompt: Prompt
+    architectures: tuple[Architecture, ...]
+    true: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Questions worth recording.
+
+    Parameters
+    ----------
+    name, description : str
+        For the command line.
+    questions : callable
+        Builds the list of `Question`, the same each time.
+    samples : int
+        Answers per question.
+    """
+
+    name: str
+    description: str
+    questions: Callable[[], list[Question]]
+    samples: int = 1
+
+
+def ask_test_sets(
+    splits: Iterable[TFSSplit],
+    tasks: Mapping[str, PromptTask],
+    level: str = FULL,
+    form: str = "single",
+    anonymous: bool = False,
+    demonstrations: int | None = None,
+    score: str = "bleu",
+) -> list[Question]:
+    """Return questions about the test architectures of some splits, given their demonstrations.
+
+    Parameters
+    ----------
+    splits : iterable of TFSSplit
+        The paper's, or any of the same shape.
+    tasks : mapping of str to PromptTask
+        How prompts describe the splits' tasks.
+    level, form : str
+        Template and form of `llmpp_core.prompts`; forms other than "single" ask for `BATCH` architectures at once.
+    anonymous : bool
+        Leave out what would tell which task it is.
+    demonstrations : int, optional
+        Show only the first so many demonstrations.
+    score : str
+        Column that holds the score, higher is better.
+    """
+    questions = []
+    for split in splits:
+        task = tasks[split.task].anonymous() if anonymous else tasks[split.task]
+        shown = split.demonstrations.iloc[:demonstrations]
+        pairs = list(zip(shown["architecture"], shown[score], strict=True))
+        labels = {
+            "task": split.task,
+            "split": split.seed,
+            "level": level,
+            "form": form,
+            "anonymous": anonymous,
+            "demonstrations": len(shown),
+        }
+        archs, true = list(split.test["architecture"]), split.test[score].tolist()
+        questions += _ask(task, pairs, archs, true, level, form, labels)
+    return questions
+
+
+def _ask(
+    task: PromptTask,
+    demonstrations: list[tuple[Architecture, float]],
+    archs: Sequence[Architecture],
+    true: Sequence[float],
+    level: str,
+    form: str,
+    labels: dict[str, Any],
+) -> list[Question]:
+    size = 1 if form == "single" else BATCH
+    questions = []
+    for first in range(0, len(archs), size):
+        group = tuple(archs[first : first + size])
+        prompt = build_prompt(task, demonstrations, group, level, form)
+        questions.append(Question({**labels, "first": first}, prompt, group, tuple(true[first : first + size])))
+    return questions
+
+
+def sample_balanced(n: int, rng: np.random.Generator) -> list[Architecture]:
+    """Draw n different architectures of HAT_WMT; decoder depths take turns, so every beginning of the list is balanced too."""
+    depths = sorted(HAT_WMT.decoder_layers)
+    drawn: dict[Architecture, None] = {}
+    while len(drawn) < n:
+        drawn.setdefault(HAT_WMT.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
+    return list(drawn)
+
+
+def _distill(n: int) -> list[Question]:
+    archs = sample_balanced(n, np.random.default_rng(2024))
+    questions = []
+    for split in tfs_splits():
+        if split.seed == TFS_SPLITS[0]:
+            pairs = list(zip(split.demonstrations["architecture"], split.demonstrations["bleu"], strict=True))
+            labels = {
+                "task": split.task,
+                "split": split.seed,
+                "level": FULL,
+                "form": "batched",
+                "anonymous": False,
+                "demonstrations": len(pairs),
+            }
+            questions += _ask(WMT_TASKS[split.task], pairs, archs, [math.nan] * n, FULL, "batched", labels)
+    return questions
+
+
+def _wmt(**changes: Any) -> list[Question]:
+    return ask_test_sets(tfs_splits(), WMT_TASKS, **changes)
+
+
+_ALL = [
+    Experiment("wmt-test", "the nine test sets, one architecture per request and ten", lambda: _wmt() + _wmt(form="batched")),
+    Experiment("wmt-ablation", "the nine test sets at every level of the prompt", lambda: [q for lv in LEVELS for q in _wmt(level=lv)]),
+    Experiment("wmt-anonymous", "the nine test sets without the names of task, data set and paper", lambda: _wmt(anonymous=True)),
+    Experiment("wmt-samples", "five answers to every question about the nine test sets", _wmt, samples=5),
+    Experiment(
+        "wmt-demos", "the nine test sets with 1 to 10 demonstrations", lambda: [q for n in range(1, 11) for q in _wmt(demonstrations=n)]
+    ),
+    Experiment("wmt-distill", "labels of 500 architectures per task, ten per request", lambda: _distill(500)),
+    Experiment("wmt-distill-3000", "labels of 3,000 architectures per task, those of wmt-distill first", lambda: _distill(3000)),
+]
+#: The experiments by name.
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+
+
+def experiment(name: str) -> Experiment:
+    """Return an experiment by name."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}; allowed are {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def recordings(name: str, results: Path = RESULTS) -> list[str]:
+    """Return the names of the recordings of an experiment that hold answers."""
+    paths = sorted((results / experiment(name).name).glob("*.jsonl"))
+    return [path.stem for path in paths if read_recording(path).rows]
+
+
+def answers(name: str, recording: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Return the recorded answers of an experiment, joined to the truth.
+
+    Parameters
+    ----------
+    name : str
+        A name of `EXPERIMENTS`.
+    recording : str
+        A name of `recordings`, usually the model id.
+
+    Returns
+    -------
+    pandas.DataFrame
+        See `tidy`. What is not recorded, or was recorded for another version of the prompt, has status "missing".
+    """
+    found = read_recording(recording_path(results, experiment(name).name, recording))
+    questions = experiment(name).questions()
+    replies = []
+    for question in questions:
+        keys = [found.settings.key(question.prompt, sample) for sample in range(experiment(name).samples)]
+        replies.append(tuple(_recorded(question, key, found) for key in keys))
+    return tidy(questions, replies, found.settings.model)
+
+
+def _recorded(question: Question, key: str, recording: Recording) -> Answer:
+    row = recording.rows.get(key)
+    if row is None:
+        return Answer(key, (math.nan,) * question.prompt.n, "missing", "not recorded")
+    return read_answer(question.prompt, key, row.stored.response, row.stored.seconds)
+
+
+def ask(name: str, client: Client) -> pd.DataFrame:
+    """Ask the questions of an experiment, as far as they are not answered yet; returns the frame of `tidy`."""
+    questions = experiment(name).questions()
+    return tidy(questions, client.ask([question.prompt for question in questions], experiment(name).samples), client.settings.model)
+
+
+def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], model: str) -> pd.DataFrame:
+    """Return one row per architecture and sample.
+
+    Returns
+    -------
+    pandas.DataFrame
+        model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture;
+        decoder_layers; true; predicted (nan unless valid); status of the request (answered, invalid, failed, missing) and
+        reason; text, prompt_tokens, answer_tokens and seconds of the request; per_request, the architectures that share it.
+    """
+    rows = []
+    for question, answers_ in zip(questions, replies, strict=True):
+        for sample, answer in enumerate(answers_):
+            shared = {
+                "status": answer.status,
+                "reason": answer.reason,
+                "text": answer.text,
+                "prompt_tokens": answer.prompt_tokens,
+                "answer_tokens": answer.answer_tokens,
+                "seconds": answer.seconds,
+                "per_request": question.prompt.n,
+            }
+            for arch, true, predicted in zip(question.architectures, question.true, answer.values, strict=True):
+                own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true, "predicted": predicted}
+                rows.append({"model": model, **question.labels, "sample": sample, **own, **shared})
+    return pd.DataFrame(rows)
+
+
+def expected(name: str, settings: Settings) -> dict[str, tuple[Question, int]]:
+    """Return the questions of an experiment, with the number of the sample, by the key of the answer."""
+    found = experiment(name)
+    pairs = [(question, sample) for question in found.questions() for sample in range(found.samples)]
+    return {settings.key(question.prompt, sample): (question, sample) for question, sample in pairs}
+
+
+def record(name: str, client: Client, recording: str | None = None, results: Path = RESULTS) -> Path:
+    """Write what the client has of an experiment's answers, asking nothing, to its recording; returns the file."""
+    path = recording_path(results, name, recording or client.settings.model)
+    target = open_recording(path, name, client.settings)
+    for key, (question, sample) in expected(name, client.settings).items():
+        if key not in target.rows and (stored := client.lookup(key)):
+            target.rows[key] = Row(question.labels, sample, stored)
+    write_recording(target)
+    return path

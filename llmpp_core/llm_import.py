@@ -1,0 +1,99 @@
+"""Reads answers files back into recordings, line by line, and says what was wrong or is still missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmpp_core.experiments import RESULTS, Question, expected
+from llmpp_core.llm_answers import read_answer
+from llmpp_core.llm_cache import Stored
+from llmpp_core.llm_recordings import Recording, Row, read_batches, read_recording, write_recording
+
+
+@dataclass
+class ImportReport:
+    """What an import did.
+
+    Attributes
+    ----------
+    added, known : int
+        Answers recorded now, and lines whose answer was recorded before; the earlier answer stays.
+    invalid : list of str
+        Answers that were recorded although no valid number could be read: where and why.
+    rejected : list of str
+        Lines that were not recorded: where and why.
+    missing : dict
+        How many answers each recording still lacks, and out of how many.
+    """
+
+    added: int = 0
+    known: int = 0
+    invalid: list[str] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+    missing: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"rejected  {line}" for line in self.rejected] + [f"invalid   {line}" for line in self.invalid]
+        lines.append(
+            f"{self.added} answers recorded, {len(self.invalid)} of them invalid; {self.known} known; {len(self.rejected)} lines rejected"
+        )
+        lines += [f"{name}: {missing} of {total} answers missing" for name, (missing, total) in self.missing.items()]
+        return "\n".join(lines)
+
+
+def import_answers(paths: Iterable[Path], results: Path = RESULTS) -> ImportReport:
+    """Add the answers in some files to the recordings that were exported.
+
+    Parameters
+    ----------
+    paths : iterable of pathlib.Path
+        Files as `llm_recordings.read_batches` describes them.
+    results : pathlib.Path
+        Folder of the recordings; each one that was begun by an export takes the answers whose ids it expects.
+    """
+    recordings = [read_recording(path) for path in sorted(results.glob("*/*.jsonl"))]
+    wanted: dict[str, list[tuple[Recording, Question, int]]] = {}
+    totals: Counter[str] = Counter()
+    for recording in recordings:
+        for key, (question, sample) in expected(recording.experiment, recording.settings).items():
+            wanted.setdefault(key, []).append((recording, question, sample))
+            totals[_name(recording)] += 1
+    report = ImportReport()
+    seen: set[str] = set()
+    changed: dict[str, Recording] = {}
+    for line in read_batches(paths):
+        problem = line.problem
+        if line.key and line.key not in wanted:
+            problem = f"unknown id {line.key[:80]!r}: no exported request has it"
+        elif line.key in seen:
+            problem = f"the id {line.key} was given before; the first answer counts"
+        if problem:
+            report.rejected.append(f"{line.where}: {problem}")
+            continue
+        seen.add(line.key)
+        places = [place for place in wanted[line.key] if line.key not in place[0].rows]
+        if not places:
+            report.known += 1
+            continue
+        question = places[0][1]
+        answer = read_answer(question.prompt, line.key, line.response)
+        if answer.status == "invalid":
+            report.invalid.append(f"{line.where}: {answer.reason}")
+        report.added += 1
+        for recording, question, sample in places:
+            recording.rows[line.key] = Row(question.labels, sample, Stored(line.response, None))
+            changed[_name(recording)] = recording
+    for recording in changed.values():
+        write_recording(recording)
+    for recording in recordings:
+        name = _name(recording)
+        missing = sum(key not in recording.rows for key, places in wanted.items() if any(place[0] is recording for place in places))
+        report.missing[name] = (missing, totals[name])
+    return report
+
+
+def _name(recording: Recording) -> str:
+    return f"{recording.experiment}/{recording.path.stem}"

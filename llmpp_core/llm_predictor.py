@@ -1,0 +1,113 @@
+"""LLM-PP: a language model as a scikit-learn regressor over architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+
+from llmpp_core.llm import Client
+from llmpp_core.prompts import FULL, PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.space import Architecture
+
+
+class LLMPredictor(RegressorMixin, BaseEstimator):
+    """Predicts scores by asking a language model that is shown trained architectures.
+
+    Parameters
+    ----------
+    client : Client
+        Who is asked; clones share it, and with it cache and budget.
+    task : PromptTask
+        What is predicted.
+    level : str
+        Prompt template, a name of `llmpp_core.prompts.LEVELS`.
+    form : str
+        Form of request and answer, a name of `llmpp_core.prompts.FORMS`.
+    batch_size : int
+        Architectures per request, for forms other than "single".
+    samples : int
+        Answers per architecture; predictions are their medians.
+    demonstrations : int, optional
+        How many of the fitted architectures to show; all by default.
+    choice : {"first", "random", "spread"}
+        Which ones, see `llmpp_core.prompts.choose_demonstrations`.
+    seed : int
+        For the choice "random".
+
+    Attributes
+    ----------
+    demonstrations_ : list of (Architecture, float)
+        What is shown, in order.
+    answers_ : list of tuple of Answer
+        What was answered to the last `predict`, per request.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        task: PromptTask,
+        level: str = FULL,
+        form: str = "single",
+        batch_size: int = 10,
+        samples: int = 1,
+        demonstrations: int | None = None,
+        choice: str = "first",
+        seed: int = 0,
+    ):
+        self.client = client
+        self.task = task
+        self.level = level
+        self.form = form
+        self.batch_size = batch_size
+        self.samples = samples
+        self.demonstrations = demonstrations
+        self.choice = choice
+        self.seed = seed
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
+
+    def fit(self, archs: Sequence[Architecture], scores: ArrayLike) -> Self:
+        """Keep the demonstrations; nothing is asked.
+
+        Parameters
+        ----------
+        archs : sequence of n Architecture
+        scores : array-like of shape (n,)
+            Higher is better.
+        """
+        y = np.asarray(scores, dtype=float)
+        if y.shape != (len(archs),) or not np.isfinite(y).all():
+            raise ValueError(f"scores: expected {len(archs)} finite numbers, got an array of shape {y.shape}")
+        n = len(archs) if self.demonstrations is None else self.demonstrations
+        chosen = choose_demonstrations(archs, n, self.choice, np.random.default_rng(self.seed))
+        self.demonstrations_ = [(archs[i], float(y[i])) for i in chosen]
+        return self
+
+    def predict(self, archs: Sequence[Architecture], return_std: bool = False) -> Any:
+        """Ask for the scores.
+
+        Returns
+        -------
+        numpy.ndarray of shape (n,), or a pair of them with `return_std`
+            The median of the valid answers, nan where there is none; and their population standard deviation.
+        """
+        check_is_fitted(self)
+        if return_std and self.samples < 2:
+            raise ValueError(f"return_std needs samples of at least 2, got {self.samples}")
+        size = 1 if self.form == "single" else self.batch_size
+        groups = [list(archs[i : i + size]) for i in range(0, len(archs), size)]
+        prompts = [build_prompt(self.task, self.demonstrations_, group, self.level, self.form) for group in groups]
+        self.answers_ = self.client.ask(prompts, self.samples)
+        columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
+        values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
+        median = np.ma.median(values, axis=0).filled(np.nan)
+        return (median, values.std(axis=0).filled(np.nan)) if return_std else median

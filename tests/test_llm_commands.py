@@ -1,0 +1,201 @@
+"""Export and import through the command line, up to the table that chapters show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_experiments import own  # noqa: F401  (a fixture)
+
+from llmpp_core import experiments
+from llmpp_core.experiments import Experiment
+from llmpp_core.llm import Settings
+from llmpp_core.llm_commands import add_commands
+from llmpp_core.llm_recordings import read_recording
+from llmpp_core.metrics import summarise
+from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers(required=True))
+    found = parser.parse_args([str(argument) for argument in arguments])
+    return int(found.command(found))
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "results"
+    monkeypatch.setattr(experiments, "RESULTS", folder)
+    return folder
+
+
+def answer_batch(path: Path, out: Path) -> list[dict[str, Any]]:
+    """Do what the Batch API does with a file of requests, with the offline endpoint's answers."""
+    lines = []
+    for line in path.read_text().splitlines():
+        request = json.loads(line)
+        message = {"role": "assistant", "content": answer_prompt(request["body"]["messages"][0]["content"])}
+        body = {"model": request["body"]["model"], "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        lines.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}, "error": None})
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def score(name: str, recording: str, results: Path) -> tuple[float, float]:
+    table = experiments.answers(name, recording, results)
+    assert set(table["status"]) == {"answered"}
+    mean = summarise(table[(table["form"] == "single") & (table["sample"] == 0)]).loc["mean"]
+    return mean["MAE", "mean"], mean["tau", "mean"]
+
+
+@pytest.mark.needs_data("tfs")
+def test_exported_requests_come_back_as_the_table_of_the_chapter(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prompts", "export", "wmt-test", "--out", tmp_path / "out", "--model", MODEL, "--endpoint", "offline") == 0
+    assert "198 of 198 requests" in capsys.readouterr().out
+    assert experiments.recordings("wmt-test", results) == []  # Begun, but "not recorded yet".
+    answer_batch(tmp_path / "out" / "wmt-test-001.jsonl", tmp_path / "answers.jsonl")
+    assert run("prompts", "import", tmp_path / "answers.jsonl") == 0
+    assert "198 answers recorded, 0 of them invalid; 0 known; 0 lines rejected" in capsys.readouterr().out
+    [name] = experiments.recordings("wmt-test", results)
+    mae, tau = score("wmt-test", name, results)
+    assert mae <= 0.23
+    assert tau >= 0.75
+    # What is recorded is not pending any more, and what other experiments share with it is theirs too.
+    assert run("prompts", "export", "wmt-test", "--out", tmp_path / "out", "--model", MODEL, "--endpoint", "offline") == 0
+    assert "0 of 198 requests" in capsys.readouterr().out
+    assert not list((tmp_path / "out").iterdir())
+    assert run("prompts", "export", "wmt-samples", "--out", tmp_path / "out", "--model", MODEL, "--endpoint", "offline") == 0
+    assert "720 of 900 requests" in capsys.readouterr().out
+
+
+@pytest.fixture
+def exported(own: Experiment, results: Path, tmp_path: Path) -> list[dict[str, Any]]:  # noqa: F811
+    """Export an experiment that needs no upstream files; returns good answers to all of it."""
+    assert run("prompts", "export", "own-test", "--out", tmp_path) == 0
+    return answer_batch(tmp_path / "own-test-001.jsonl", tmp_path / "good.jsonl")
+
+
+def test_without_a_model_the_requests_are_for_any(exported: Any, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prompts", "import", tmp_path / "good.jsonl") == 0
+    assert "own-test/unnamed-llm: 0 of 88 answers missing" in capsys.readouterr().out
+    assert score("own-test", "unnamed-llm", results)[0] < 0.5
+
+
+def test_every_bad_line_is_named_and_nothing_already_answered_is_lost(
+    exported: list[dict[str, Any]], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first.jsonl").write_text("".join(json.dumps(line) + "\n" for line in exported[:10]))
+    assert run("prompts", "import", tmp_path / "first.jsonl") == 0
+    recording = results / "own-test" / "unnamed-llm.jsonl"
+    before = read_recording(recording).rows
+    capsys.readouterr()
+    bad = [
+        {**exported[0], "custom_id": "f" * 64},
+        {"custom_id": exported[1]["custom_id"], "text": "99"},
+        {"custom_id": exported[20]["custom_id"], "text": "21.50"},
+        {"custom_id": exported[20]["custom_id"], "text": "22.50"},
+        {"custom_id": exported[21]["custom_id"], "text": "2150"},
+        {"custom_id": exported[22]["custom_id"], "error": {"code": "batch_expired"}, "response": None},
+        {"custom_id": exported[23]["custom_id"], "text": "about 21"},
+    ]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bad) + "not json\n")
+    assert run("prompts", "import", tmp_path / "bad.jsonl") == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith(("rejected", "invalid"))] == [
+        f"rejected  bad.jsonl, line 1: unknown id '{'f' * 64}': no exported request has it",
+        f"rejected  bad.jsonl, line 4: the id {exported[20]['custom_id']} was given before; the first answer counts",
+        "rejected  bad.jsonl, line 6: no answer: {'code': 'batch_expired'}",
+        "rejected  bad.jsonl, line 8: expected a JSON object with a custom_id, got 'not json'",
+        "invalid   bad.jsonl, line 5: 2150 is outside 0 to 100",
+        "invalid   bad.jsonl, line 7: expected one number, got 'about 21'",
+    ]
+    assert shown[-2:] == [
+        "3 answers recorded, 2 of them invalid; 1 known; 4 lines rejected",
+        "own-test/unnamed-llm: 75 of 88 answers missing",
+    ]
+    after = read_recording(recording).rows
+    assert before.items() <= after.items()
+    assert len(after) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("prompts", "export", "nothing", "--out", "x"), 2, "unknown experiment 'nothing'; allowed are own-test"),
+        (("prompts", "ask", "own-test", "--model", "m"), 2, "the price of m is not given"),
+        (("prompts", "ask", "own-test", "--model", "m", "--price", "1", "2", "x", "--budget", "1"), 2, "--price: price date: expected"),
+        (("prompts", "ask", "own-test", "--base-url", "ftp://x", "--token-cap", "5"), 2, "base_url: expected http"),
+        (
+            ("prompts", "ask", "own-test", "--token-cap", "99999999", "--key-variable", "NO_SUCH_KEY"),
+            1,
+            "set the environment variable NO_SUCH_KEY",
+        ),
+        (("prompts", "import", "no-such-file.jsonl"), 1, "No such file or directory: 'no-such-file.jsonl'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    own: Experiment,  # noqa: F811
+    results: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    assert run(*arguments) == code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in last
+
+
+def test_asking_records_the_answers(
+    own: Experiment,  # noqa: F811
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    with OfflineEndpoint() as url:
+        common = ("own-test", "--model", MODEL, "--base-url", url, "--endpoint", "offline", "--price", "0", "0", "2026-01-01")
+        assert run("prompts", "ask", *common, "--dry-run") == 0
+        assert "88 requests to send, 0 already answered" in capsys.readouterr().out
+        assert experiments.recordings("own-test", results) == []
+        assert run("prompts", "ask", *common) == 0
+        assert "88 requests, 88 answered" in capsys.readouterr().out
+    assert run("prompts", "list") == 0
+    assert "recorded: not-an-llm-incontext-ridge-v1" in capsys.readouterr().out
+
+
+def test_serve_offline_serves_until_interrupted() -> None:
+    code = """
+import argparse
+from llmpp_core.llm_commands import add_commands
+parser = argparse.ArgumentParser()
+add_commands(parser.add_subparsers())
+arguments = parser.parse_args(["serve-offline", "--port", "0"])
+raise SystemExit(arguments.command(arguments))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.startswith(f"{MODEL}, which is not a language model, answers at http://127.0.0.1:")
+        url = line.split("answers at ")[1].split(";")[0]
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/models") as reply:
+            assert json.load(reply)["data"][0]["id"] == MODEL
+    finally:
+        process.send_signal(2)
+        assert process.wait(10) == 0
+
+
+def test_exports_name_the_key_of_each_answer(exported: list[dict[str, Any]]) -> None:
+    assert {line["custom_id"] for line in exported} == set(experiments.expected("own-test", Settings("unnamed-llm")))

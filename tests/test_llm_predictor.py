@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_llm_server import Act, FakeLLM, completion
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+
+from llmpp_core.llm import Client, Settings
+from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
+from llmpp_core.prompts import PromptTask
+from llmpp_core.space import TINY, Architecture
+
+TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
+
+
+def make_predictor(url: str, folder: Path, task: PromptTask = TASK, **parameters: Any) -> LLMPredictor:
+    # One request at a time, so that the order of the calls is known.
+    settings = Settings("fake", url, key_variable=None, token_cap=10**9, backoff=0.001, concurrency=1)
+    return LLMPredictor(Client(settings, cache=folder / "c"), task, **parameters)
+
+
+@pytest.fixture
+def archs(rng: np.random.Generator) -> list[Architecture]:
+    return TINY.sample(24, rng)
+
+
+def scripted(*texts: str) -> Any:
+    """Answer the n-th call about the same prompt with the n-th text."""
+    return lambda body, number: Act(body=completion(texts[number % len(texts)], prompt=body["messages"][0]["content"]))
+
+
+def test_fit_asks_nothing_and_predict_asks_once_per_architecture(tmp_path: Path, archs: list[Architecture]) -> None:
+    with FakeLLM(scripted("25")) as server:
+        predictor = make_predictor(server.url, tmp_path).fit(archs[:5], np.arange(5.0))
+        assert not server.calls
+        assert predictor.demonstrations_ == [(arch, float(i)) for i, arch in enumerate(archs[:5])]
+        assert predictor.predict(archs[5:9]).tolist() == [25.0] * 4
+        assert len(server.calls) == len(set(server.prompts())) == 4
+        assert predictor.predict([]).shape == (0,)
+
+
+def test_batches_hold_as_many_as_asked_for(tmp_path: Path, archs: list[Architecture]) -> None:
+    def script(body: dict[str, Any], number: int) -> Act:
+        text = body["messages"][0]["content"]
+        n = text.count("Test architecture ")
+        return Act(body=completion("\n".join(f"{i}: {20 + i}" for i in range(1, n + 1)), prompt=text))
+
+    with FakeLLM(script) as server:
+        predictor = make_predictor(server.url, tmp_path, form="batched", batch_size=4, level="demonstrations").fit(archs[:3], [1, 2, 3])
+        assert predictor.predict(archs[3:13]).tolist() == [21, 22, 23, 24, 21, 22, 23, 24, 21, 22]
+        assert len(server.calls) == 3
+
+
+def test_samples_give_median_and_spread_of_the_valid_answers(tmp_path: Path, archs: list[Architecture]) -> None:
+    with FakeLLM(scripted("20", "24", "oops")) as server:
+        predictor = make_predictor(server.url, tmp_path, samples=3)
+        median, spread = predictor.fit(archs[:3], [1, 2, 3]).predict(archs[3:5], return_std=True)
+        assert median.tolist() == [22.0, 22.0]
+        assert spread.tolist() == [2.0, 2.0]
+        assert len(server.calls) == 6
+        with pytest.raises(ValueError, match="return_std needs samples of at least 2, got 1"):
+            make_predictor(server.url, tmp_path).fit(archs[:3], [1, 2, 3]).predict(archs[3:5], return_std=True)
+
+
+def test_invalid_and_failed_answers_are_nan(tmp_path: Path, archs: list[Architecture]) -> None:
+    def script(body: dict[str, Any], number: int) -> Act:
+        place = server.prompts().index(body["messages"][0]["content"])
+        return Act(500, b"") if place == 2 else scripted("250" if place == 1 else "25")(body, number)
+
+    with FakeLLM(script) as server:
+        predictor = make_predictor(server.url, tmp_path)
+        values = predictor.fit(archs[:3], [1, 2, 3]).predict(archs[3:7])
+    np.testing.assert_array_equal(values, [25.0, np.nan, np.nan, 25.0])
+    assert [answers[0].status for answers in predictor.answers_] == ["answered", "invalid", "failed", "answered"]
+
+
+def test_scores_where_lower_is_better_go_in_and_out_negated(tmp_path: Path, archs: list[Architecture]) -> None:
+    task = PromptTask("t", "a task", "loss", "a number", 0.0, 100.0, higher_is_better=False)
+    with FakeLLM(scripted("12.5")) as server:
+        assert make_predictor(server.url, tmp_path, task=task).fit(archs[:2], [-10.0, -11.0]).predict(archs[2:3]).tolist() == [-12.5]
+        assert "loss: 10.00" in server.prompts()[0]
+
+
+def test_it_keeps_the_scikit_learn_contract(tmp_path: Path, archs: list[Architecture]) -> None:
+    with OfflineEndpoint() as url:
+        predictor = LLMPredictor(Client(offline_settings(url), cache=tmp_path / "c"), TASK, demonstrations=5, choice="spread")
+        copy = clone(predictor)
+        assert copy.client is predictor.client
+        assert copy.get_params() == predictor.get_params()
+        with pytest.raises(NotFittedError):
+            copy.predict(archs)
+        scores = [10.0 * arch.decoder_layers for arch in archs]
+        assert len(copy.fit(archs, scores).demonstrations_) == 5
+        assert cross_val_score(LLMPredictor(predictor.client, TASK), archs, scores, cv=3).mean() > 0.5
+
+
+def test_choices_of_demonstrations(tmp_path: Path, archs: list[Architecture]) -> None:
+    client = Client(offline_settings("http://127.0.0.1:1/v1"), cache=tmp_path / "c")
+    scores = np.arange(24.0)
+    shown = {
+        (choice, seed): [
+            score for _, score in LLMPredictor(client, TASK, demonstrations=6, choice=choice, seed=seed).fit(archs, scores).demonstrations_
+        ]
+        for choice in ("first", "random", "spread")
+        for seed in (0, 1)
+    }
+    assert shown["first", 0] == [0, 1, 2, 3, 4, 5]
+    assert shown["random", 0] != shown["random", 1]
+    assert shown["spread", 0] == shown["spread", 1] != shown["first", 0]
+
+
+@pytest.mark.parametrize("scores", [[1.0, 2.0], [1.0, 2.0, np.nan], [[1.0], [2.0], [3.0]]])
+def test_bad_scores_are_named(tmp_path: Path, archs: list[Architecture], scores: Any) -> None:
+    with pytest.raises(ValueError, match="scores: expected 3 finite numbers"):
+        make_predictor("http://127.0.0.1:1/v1", tmp_path).fit(archs[:3], scores)
