@@ -106,6 +106,8 @@ def _parameter(given: str) -> tuple[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    from llmpp_core.llm_commands import add_commands
+
     top = _Parser(prog="python -m llmpp_core", description="Run the book's notebooks and handle its files.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -140,6 +142,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, metavar="FILE.yml", help="architecture to read")
     command.add_argument("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
     command.set_defaults(command=_describe)
+
+    add_commands(commands)
     return top
 
 

@@ -62,9 +62,10 @@ def page(paths: Paths, stem: str) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_data() -> Iterator[None]:
-    """A machine without upstream files and without a network."""
+def no_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A machine without upstream files and without a network; what a killed process leaves behind goes with the tests."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("scratch")))
         patch.delenv("LLMPP_DATA_DIR", raising=False)
         patch.setattr(sources, "cache_dir", lambda: Path(os.devnull))
         patch.setattr(sources, "online", lambda: False)
