@@ -136,11 +136,15 @@ EXAMPLES = [(document, i) for document in ("README.md", "book/how_to_run.md") fo
 
 
 @pytest.mark.parametrize(("document", "number"), EXAMPLES)
-def test_examples_run_as_they_stand(document: str, number: int) -> None:
+def test_examples_run_as_they_stand(document: str, number: int, tmp_path: Path) -> None:
     code = python_blocks(document)[number]
-    if "sources." in code and (reason := sources.missing(["tfs"], download=False)):
+    environment = dict(os.environ)
+    if "sources." not in code:
+        # Answers are kept in the user's cache.
+        environment["XDG_CACHE_HOME"] = str(tmp_path)
+    elif reason := sources.missing(["tfs"], download=False):
         pytest.skip(reason)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 
