@@ -21,8 +21,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from llmpp_core.notebook import Paths
     from llmpp_core.runner import run
+    from llmpp_core.runner_notebook import Paths
 
     return run(
         Paths(),
@@ -39,7 +39,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from llmpp_core import sources
-    from llmpp_core.notebook import InputError
+    from llmpp_core.runner_notebook import InputError
 
     try:
         files = list(dict.fromkeys(name for group in args.names or sources.GROUPS for name in sources.names(group)))
@@ -69,7 +69,7 @@ def _fetch(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from llmpp_core.cost import count_flops, count_parameters
     from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-    from llmpp_core.notebook import InputError
+    from llmpp_core.runner_notebook import InputError
     from llmpp_core.space import HAT_WMT, SPACES, Architecture
 
     if args.space is not None and args.space not in SPACES:
@@ -150,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 if it was interrupted."""
     args = parser().parse_args(argv)
-    from llmpp_core.notebook import InputError
+    from llmpp_core.runner_notebook import InputError
 
     try:
         return int(args.command(args))

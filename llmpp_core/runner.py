@@ -22,12 +22,12 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 
-from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Notebook, Paths, project_state, read, stored_page, write_atomically
-from llmpp_core.plan import Job, plan, read_notebooks, select
+from llmpp_core.runner_console import Console
+from llmpp_core.runner_notebook import InputError, Notebook, Paths, project_state, read, stored_page, write_atomically
+from llmpp_core.runner_plan import Job, plan, read_notebooks, select
+from llmpp_core.runner_worker import Failure, Finished, Task, work
 from llmpp_core.scorecard import read_claims, scorecard_page
 from llmpp_core.status import DONE, FAILED, NOT_RUN, STORED, Record, commit, duration, machine, read_record, status_page, write_record
-from llmpp_core.worker import Failure, Finished, Task, work
 
 #: Outcome of a notebook whose page is still what a run would give.
 UNCHANGED = "unchanged"
@@ -59,7 +59,7 @@ def run(
     names : sequence of str
         Notebooks such as "03" or "03_baselines"; all for none. Those that they come after run too, where they changed.
     profile : str
-        One of `plan.PROFILES`.
+        One of `runner_plan.PROFILES`.
     parameters : mapping, optional
         Parameters of the named notebooks that differ from the defaults.
     workers : int, optional

@@ -17,7 +17,7 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 
-from llmpp_core.notebook import Paths, write_atomically
+from llmpp_core.runner_notebook import Paths, write_atomically
 
 DONE = "done"
 STORED = "stored outputs"

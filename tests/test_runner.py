@@ -19,9 +19,9 @@ import pytest
 from small_book import files, glue, small_book, stdout, write_notebook
 
 from llmpp_core import sources
-from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Paths
 from llmpp_core.runner import run
+from llmpp_core.runner_console import Console
+from llmpp_core.runner_notebook import InputError, Paths
 from llmpp_core.status import read_record
 
 GLUED = glue("ch01_quarter", "np.float64(0.25)")
@@ -293,7 +293,7 @@ SCRIPT = """
 if __name__ == "__main__":
     import sys
     from pathlib import Path
-    from llmpp_core.notebook import Paths
+    from llmpp_core.runner_notebook import Paths
     from llmpp_core.runner import run
     sys.exit(run(Paths(Path(sys.argv[1]))))
 """

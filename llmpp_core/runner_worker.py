@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from llmpp_core.notebook import normalise, sha256, write_atomically
+from llmpp_core.runner_notebook import normalise, sha256, write_atomically
 
 
 @dataclass(frozen=True)

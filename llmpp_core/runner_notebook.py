@@ -24,7 +24,7 @@ NOTICE = "stored-outputs"
 # Metadata of a run or of an editor's view; a notebook that differs only here is the same notebook.
 _VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled")
 # Files that run notebooks or describe runs; a change here changes no result.
-_NOT_HASHED = ("__main__.py", "console.py", "plan.py", "runner.py", "scorecard.py", "status.py")
+_NOT_HASHED = ("__main__.py", "runner.py", "runner_console.py", "runner_plan.py", "scorecard.py", "status.py")
 
 
 class InputError(ValueError):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_core import plan, sources
-from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Paths, sha256
+from llmpp_core import runner_plan, sources
+from llmpp_core.runner_console import Console
+from llmpp_core.runner_notebook import InputError, Paths, sha256
 from llmpp_core.status import DONE, Record, write_record
 
 
@@ -24,17 +24,19 @@ def book(tmp_path: Path) -> Paths:
     return paths
 
 
-def jobs(paths: Paths, *names: str, profile: str = "smoke", **parameters: Any) -> dict[str, plan.Job]:
-    notebooks = plan.read_notebooks(paths)
-    return plan.plan(paths, notebooks, plan.select(notebooks, names), profile, parameters, force=False, console=Console(False))
+def jobs(paths: Paths, *names: str, profile: str = "smoke", **parameters: Any) -> dict[str, runner_plan.Job]:
+    notebooks = runner_plan.read_notebooks(paths)
+    return runner_plan.plan(
+        paths, notebooks, runner_plan.select(notebooks, names), profile, parameters, force=False, console=Console(False)
+    )
 
 
 def test_names_are_numbers_or_stems_and_none_means_all(book: Paths) -> None:
-    notebooks = plan.read_notebooks(book)
-    assert plan.select(notebooks, ["04", "02_b", "02"]) == ["02_b", "04_d"]
-    assert plan.select(notebooks, []) == ["01_a", "02_b", "03_c", "04_d"]
+    notebooks = runner_plan.read_notebooks(book)
+    assert runner_plan.select(notebooks, ["04", "02_b", "02"]) == ["02_b", "04_d"]
+    assert runner_plan.select(notebooks, []) == ["01_a", "02_b", "03_c", "04_d"]
     with pytest.raises(InputError, match=re.escape("unknown notebook '5'; known are 01_a, 02_b, 03_c, 04_d")):
-        plan.select(notebooks, ["01", "5"])
+        runner_plan.select(notebooks, ["01", "5"])
 
 
 def test_what_a_notebook_comes_after_runs_too_and_first(book: Paths) -> None:
@@ -53,7 +55,7 @@ def test_what_a_notebook_comes_after_runs_too_and_first(book: Paths) -> None:
 def test_declarations_of_what_does_not_exist_are_refused(book: Paths, declared: dict[str, Any], message: str) -> None:
     write_notebook(book.notebooks, "05_e", **declared)
     with pytest.raises(InputError, match=re.escape(message)):
-        plan.read_notebooks(book)
+        runner_plan.read_notebooks(book)
 
 
 def test_only_parameters_that_differ_from_the_defaults_are_set(book: Paths) -> None:
@@ -94,7 +96,7 @@ def test_parameters_that_do_not_fit_are_refused(book: Paths, asked: dict[str, An
 
 def test_the_profile_is_no_ordinary_parameter(book: Paths) -> None:
     with pytest.raises(InputError, match="not set with -p but with --profile"):
-        plan.check_parameters([], "smoke", {"profile": "paper"})
+        runner_plan.check_parameters([], "smoke", {"profile": "paper"})
 
 
 def test_a_change_reaches_the_notebooks_that_come_after(book: Paths) -> None:
@@ -125,18 +127,18 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_origin_of_data_is_known(data: Path, tmp_path: Path) -> None:
-    assert plan.find_data({"tfs", "latency"}, Console(False)) == ({"tfs": "LLMPP_DATA_DIR", "latency": "LLMPP_DATA_DIR"}, {})
+    assert runner_plan.find_data({"tfs", "latency"}, Console(False)) == ({"tfs": "LLMPP_DATA_DIR", "latency": "LLMPP_DATA_DIR"}, {})
     (data / "hat").rename(tmp_path / "hat")
     (tmp_path / "cache").mkdir()
     (tmp_path / "hat").rename(tmp_path / "cache" / "hat")
-    assert plan.find_data({"tfs", "latency"}, Console(False))[0] == {"tfs": "LLMPP_DATA_DIR", "latency": "cache"}
+    assert runner_plan.find_data({"tfs", "latency"}, Console(False))[0] == {"tfs": "LLMPP_DATA_DIR", "latency": "cache"}
 
 
 def test_the_network_is_asked_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(sources, "online", lambda: bool(asked.append(1)))
     monkeypatch.delenv("LLMPP_DATA_DIR")
-    found, absent = plan.find_data({"tfs", "latency"}, Console(False))
+    found, absent = runner_plan.find_data({"tfs", "latency"}, Console(False))
     assert (found, len(asked)) == ({}, 1)
     assert absent["tfs"] == "tfs is neither in LLMPP_DATA_DIR nor in the cache, and its public address does not answer"
 
@@ -145,7 +147,7 @@ def test_a_download_that_fails_is_a_reason_not_an_error(data: Path, monkeypatch:
     monkeypatch.setattr(sources, "online", lambda: True)
     monkeypatch.setattr(sources, "_MIRRORS", dict.fromkeys(sources._MIRRORS, "http://127.0.0.1:9/"))
     monkeypatch.delenv("LLMPP_DATA_DIR")
-    found, absent = plan.find_data({"tfs"}, Console(False))
+    found, absent = runner_plan.find_data({"tfs"}, Console(False))
     assert found == {}
     assert "could not be downloaded" in absent["tfs"]
 

@@ -40,9 +40,7 @@ class Console:
             return
         self._slots[stem] = min(set(range(len(self._slots) + 1)) - set(self._slots.values()))
         form = "{desc}  {bar}  {n_fmt}/{total_fmt} cells, {elapsed}"
-        self._running[stem] = tqdm(
-            total=cells, desc=stem, bar_format=form, position=self._slots[stem], leave=False, dynamic_ncols=True
-        )
+        self._running[stem] = tqdm(total=cells, desc=stem, bar_format=form, position=self._slots[stem], leave=False, dynamic_ncols=True)
 
     def cell(self, stem: str, number: int) -> None:
         """Say that a notebook's code cell of this number (from 1) started."""

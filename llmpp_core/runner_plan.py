@@ -11,8 +11,8 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from llmpp_core import sources, status
-from llmpp_core.console import Console
-from llmpp_core.notebook import InputError, Notebook, Paths, content_hash, project_state, read, sha256, versions
+from llmpp_core.runner_console import Console
+from llmpp_core.runner_notebook import InputError, Notebook, Paths, content_hash, project_state, read, sha256, versions
 from llmpp_core.status import DONE, STORED, read_record
 
 #: Profiles that `run` accepts; see the notebooks' parameters.
