@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import openai
 
-from llmpp_core.experiments import WMT_TASKS, sample_balanced
+from llmpp_core.experiments import WMT_TASKS
 from llmpp_core.llm import Client, Settings
 from llmpp_core.prompts import build_prompt
+from llmpp_core.space import HAT_WMT
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "fake_llm_server.py"
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=128)
     parser.add_argument("--latency", type=float, default=0.3, help="seconds per answer")
     arguments = parser.parse_args()
-    archs = sample_balanced(arguments.requests + 10, np.random.default_rng(0))
+    archs = HAT_WMT.sample_balanced(arguments.requests + 10, np.random.default_rng(0))
     demonstrations = [(arch, 25.0) for arch in archs[:10]]
     prompts = [build_prompt(WMT_TASKS["wmt14ende"], demonstrations, [arch]) for arch in archs[10:]]
     server = subprocess.Popen([sys.executable, SERVER, "--latency", str(arguments.latency)], stdout=subprocess.PIPE, text=True)

@@ -146,17 +146,8 @@ def _ask(
     return questions
 
 
-def sample_balanced(n: int, rng: np.random.Generator) -> list[Architecture]:
-    """Draw n different architectures of HAT_WMT; decoder depths take turns, so every beginning of the list is balanced too."""
-    depths = sorted(HAT_WMT.decoder_layers)
-    drawn: dict[Architecture, None] = {}
-    while len(drawn) < n:
-        drawn.setdefault(HAT_WMT.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
-    return list(drawn)
-
-
 def _distill(n: int) -> list[Question]:
-    archs = sample_balanced(n, np.random.default_rng(2024))
+    archs = HAT_WMT.sample_balanced(n, np.random.default_rng(2024))
     questions = []
     for split in tfs_splits():
         if split.seed == TFS_SPLITS[0]:

@@ -19,40 +19,32 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-from llmpp_core.space import Architecture
 
-#: What X may be: architectures, or rows of HAT's ten features (an array, or a frame with their names among its columns).
+#: What `feature_rows` takes: a sequence of Architecture, or an array or frame of their features.
 Rows = Any
 
 # Standard deviations, relative to a typical latency, that the evidence may choose from: of the noise, of a cost about
 # which nothing is known (per standard deviation of its term), and of what other devices do not explain of a cost.
-_NOISES = np.logspace(-4, 0, 25)
+_NOISES = np.logspace(-4, 0, 81)
 _UNKNOWN = (0.01, 0.03, 0.1, 0.3, 1.0)
 _UNEXPLAINED = (0.003, 0.01, 0.03, 0.1)
 # Degrees of freedom of the noise (Student's t): a device that is slow for a while makes far outliers.
 _FREEDOM = 4
-_ROUNDS = 10
+_ROUNDS = 20
 
 
-def latency_terms(archs: Rows) -> np.ndarray:
-    """Return the kinds of work of each architecture, shape (n, 14).
+def feature_rows(archs: Rows) -> np.ndarray:
+    """Return HAT's ten averaged features, shape (n, 10).
 
     Parameters
     ----------
-    archs : sequence of Architecture, or array or frame of shape (n, 10)
-        Architectures or HAT's averaged features, `llmpp_core.features.HAT_FEATURE_NAMES`.
-
-    Returns
-    -------
-    numpy.ndarray
-        Widths count in units of 640 and 3072, heads of 8, spans of 3 layers, depths of 6. The encoder's columns are its
-        attention, feed-forward products and activations, and heads. The decoder's are the output projection, then per layer: the
-        layer itself, attention, feed-forward products and activations, heads of both attentions, and reading the encoder.
+    archs : sequence of Architecture, or array or frame of n rows
+        Architectures or their features, in the order or under the names of `llmpp_core.features.HAT_FEATURE_NAMES`.
 
     Raises
     ------
     ValueError
-        If the array has not ten columns, the frame lacks one, or a value is not finite.
+        If an array has not ten columns, a frame lacks one, or a value is not finite.
     """
     if hasattr(archs, "columns"):
         absent = [name for name in HAT_FEATURE_NAMES if name not in archs]
@@ -63,8 +55,18 @@ def latency_terms(archs: Rows) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise ValueError(f"X: row {bad[0]} holds nan or infinity")
+    return rows
+
+
+def latency_terms(archs: Rows) -> np.ndarray:
+    """Return how much of each kind of work an architecture does, shape (n, 14); raises ValueError as `feature_rows`.
+
+    Widths count in units of 640 and 3072, heads of 8, depths of 6, layers read of 3. The first four columns are the encoder's
+    attention, feed-forward products, activations and heads. Then come the output projection, and the decoder's layers themselves,
+    attention, feed-forward products, activations, heads of self- and cross-attention, and what it reads of the encoder.
+    """
     units = (640, 6, 3072, 8, 640, 6, 3072, 8, 8, 3)
-    de, le, fe, he, dd, ld, fd, self_heads, cross_heads, span = (rows / units).T
+    de, le, fe, he, dd, ld, fd, self_heads, cross_heads, span = (feature_rows(archs) / units).T
     encoder = (le * de, le * de * fe, le * fe, le * he)
     decoder = (ld, ld * dd, ld * dd * fd, ld * fd, ld * self_heads, ld * cross_heads, ld * span, ld * de, ld * de * span)
     return np.stack([*encoder, dd, *decoder], axis=1)
@@ -158,7 +160,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
     intercept_, coef_ : float and numpy.ndarray of shape (14,)
         Latency in ms is ``intercept_ + latency_terms(archs) @ coef_``.
     noise_ : float
-        Scale of the relative error of one measurement.
+        Standard deviation of one measurement, relative to the prediction.
     """
 
     def __init__(self, prior: LatencyPrior | None = None, statistic: str = "mean"):
@@ -170,27 +172,31 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        archs : sequence of Architecture, or array or frame of shape (n, 10)
-            At least two architectures or rows of HAT's ten features.
+        archs : sequence of Architecture, or array or frame of n rows
+            At least two architectures, or rows of HAT's ten features; see `feature_rows`.
         y : array-like of shape (n,)
             Latencies in ms.
 
         Raises
         ------
         ValueError
-            If `archs` is refused by `latency_terms`, or `y` does not hold one positive number per architecture.
+            If `archs` is refused by `feature_rows`, or `y` does not hold one positive number per architecture.
         """
         if self.statistic not in ("mean", "typical"):
             raise ValueError(f"statistic: expected 'mean' or 'typical', got {self.statistic!r}")
         terms = latency_terms(archs)
-        latency = _checked_latency(y, len(terms))
+        latency = checked_latency(y, len(terms))
         self.prior_ = LatencyPrior.ignorant(terms) if self.prior is None else self.prior
         design = self.prior_.design(terms)
         # All that follows is relative to the prior's guess of the level.
         level = float(np.median(latency / (design @ self.prior_.mean)))
-        costs, root, self.noise_ = _posterior(design, latency / level, self.prior_)
+        costs, root, scale = _posterior(design, latency / level, self.prior_)
+        self.noise_ = scale * math.sqrt(_FREEDOM / (_FREEDOM - 2))
         if self.statistic == "mean":
-            level *= float(latency.mean() / (design @ costs).mean() / level)
+            predicted = design @ costs
+            level = float(latency.mean() / predicted.mean())
+            # A slow spell counts as an outlier above and as a part of the mean here.
+            self.noise_ = max(self.noise_, float(np.std(latency / np.maximum(level * predicted, 0.05 * level))))
         self.coef_ = level * costs[1:] / self.prior_.scale
         self.intercept_ = level * float(costs[0]) - float(self.prior_.center @ self.coef_)
         self._root = level * root
@@ -202,7 +208,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        archs : sequence of Architecture, or array or frame of shape (n, 10)
+        archs : sequence of Architecture, or array or frame of n rows
             As for `fit`.
         return_std : bool
             Also return the standard deviation of a new measurement.
@@ -218,8 +224,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         if not return_std:
             return latency
         uncertainty = np.square(self.prior_.design(terms) @ self._root).sum(axis=1)
-        noise = (self.noise_ * latency) ** 2 * _FREEDOM / (_FREEDOM - 2)
-        return latency, np.sqrt(uncertainty + noise)
+        return latency, np.sqrt(uncertainty + (self.noise_ * latency) ** 2)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -227,7 +232,8 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         return tags
 
 
-def _checked_latency(y: ArrayLike, n: int) -> np.ndarray:
+def checked_latency(y: ArrayLike, n: int) -> np.ndarray:
+    """Return latencies as floats; raises ValueError unless they are one positive number for each of n architectures, two or more."""
     if n < 2:
         raise ValueError(f"X: a fit needs at least 2 measurements, got {n}")
     latency = np.asarray(y, dtype=float)
@@ -263,17 +269,19 @@ def _posterior(design: np.ndarray, latency: np.ndarray, prior: LatencyPrior) -> 
                 best, noise = float(evidence[k]), float(_NOISES[k])
                 root = candidate @ vectors / np.sqrt(1 + gain[:, k])
                 costs = prior.mean + candidate @ vectors @ (projected[:, k] / (1 + gain[:, k]))
-        predicted = np.maximum(design @ costs, 0.05)
+        predicted, before = np.maximum(design @ costs, 0.05), weight
         weight = (_FREEDOM + 1) / (_FREEDOM + ((latency / predicted - 1) / noise) ** 2)
+        if np.abs(weight - before).max() < 1e-3:
+            break
     return costs, root, noise
 
 
-def choose_measurements(archs: Sequence[Architecture] | np.ndarray, n: int, prior: LatencyPrior) -> list[int]:
+def choose_measurements(archs: Rows, n: int, prior: LatencyPrior) -> list[int]:
     """Choose which architectures to measure on a new device: one after another the one that is least certain so far.
 
     Parameters
     ----------
-    archs : sequence of Architecture, or array or frame of shape (m, 10)
+    archs : sequence of Architecture, or array or frame of m rows
         Candidates.
     n : int
         How many to choose, from 1 to m.
@@ -288,23 +296,15 @@ def choose_measurements(archs: Sequence[Architecture] | np.ndarray, n: int, prio
     design = prior.design(latency_terms(archs))
     if not 1 <= n <= len(design):
         raise ValueError(f"n: expected 1 to {len(design)}, the number of candidates, got {n}")
-    spread = design @ prior.roots()[1] / np.maximum(design @ prior.mean, 0.05)[:, None]
+    # Relative uncertainty, of the second smallest unexplained part and three percent of noise: a pivoted Cholesky decomposition.
+    root = design @ prior.roots()[1] / np.maximum(design @ prior.mean, 0.05)[:, None]
+    covariance = root @ root.T + 0.03**2 * np.eye(len(root))
     chosen: list[int] = []
     for _ in range(n):
-        variance = np.square(spread).sum(axis=1)
-        variance[chosen] = -1
-        best = int(np.argmax(variance))
+        best = int(np.argmax(covariance.diagonal()))
         chosen.append(best)
-        # What the measurement leaves uncertain, if it has a relative error of about three percent.
-        covariance = spread @ spread[best]
-        spread = spread - np.outer(covariance, spread[best]) * _shrink(variance[best])
+        covariance = covariance - np.outer(covariance[:, best], covariance[best]) / covariance[best, best]
     return chosen
-
-
-def _shrink(variance: float, noise: float = 0.03) -> float:
-    """Return c so that root - c * (root root_i) root_i' is a root of the covariance after measuring item i."""
-    total = variance + noise**2
-    return (1 - math.sqrt(noise**2 / total)) / variance
 
 
 def split_rows(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

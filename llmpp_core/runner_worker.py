@@ -154,4 +154,4 @@ def _slowest(executed: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     seconds, number, source = max(timed)
     lines = [line.strip() for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return {"cell": number, "seconds": seconds, "line": (lines or source.splitlines())[0].replace("`", "'")[:60]}
+    return {"cell": number, "seconds": seconds, "line": (lines or source.splitlines())[0].replace("`", "'")[:28]}

@@ -265,7 +265,12 @@ _HAT_COLUMNS = (
     "decoder_ende_attention_heads_avg",
     "decoder_arbitrary_ende_attn_avg",
 )
-_HAT_TIMES = {"latency_mean_encoder": "encoder_ms", "latency_mean_decoder": "decoder_ms"}
+_HAT_TIMES = {
+    "latency_mean_encoder": "encoder_ms",
+    "latency_mean_decoder": "decoder_ms",
+    "latency_std_encoder": "encoder_std_ms",
+    "latency_std_decoder": "decoder_std_ms",
+}
 
 
 def read_latency(path: Path) -> pd.DataFrame:
@@ -274,7 +279,8 @@ def read_latency(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        The ten columns of `HAT_FEATURE_NAMES`, then encoder_ms, decoder_ms and latency_ms, their sum, in milliseconds.
+        The ten columns of `HAT_FEATURE_NAMES`; encoder_ms and decoder_ms, means over runs; their standard deviations over runs,
+        encoder_std_ms and decoder_std_ms; and latency_ms, the sum of the means. Rows stay in the order of the file.
     """
     try:
         table = pd.read_csv(path)

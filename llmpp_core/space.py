@@ -11,7 +11,7 @@ import json
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -300,6 +300,26 @@ class SearchSpace:
                 )
             rows[:, self.genes.index(("decoder_layers", None))] = self.decoder_layers.index(decoder_layers)
         return [self._decode(row) for row in rows.tolist()]
+
+    def sample_balanced(self, n: int, rng: np.random.Generator) -> list[Architecture]:
+        """Draw `n` different architectures, as many of each decoder depth.
+
+        Depths take turns, so every beginning of the list is balanced too, and a longer one from the same seed begins with it.
+
+        Raises
+        ------
+        ValueError
+            If the space does not hold so many.
+        """
+        depths = sorted(self.decoder_layers)
+        for depth in depths:
+            held = replace(self, decoder_layers=(depth,)).size()
+            if held * len(depths) < n:
+                raise ValueError(f"n: {self.name} holds {held:,} architectures with decoder_layers={depth}, too few for {n:,} in balance")
+        drawn: dict[Architecture, None] = {}
+        while len(drawn) < n:
+            drawn.setdefault(self.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
+        return list(drawn)
 
     def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float = 0.3) -> Architecture:
         """Resample each gene of `arch` with the given probability; layers it lacked start at random values."""

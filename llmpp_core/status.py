@@ -155,7 +155,7 @@ def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
     records : mapping
         The latest record of every notebook, by stem.
     """
-    rows = [["Chapter", "State", "Time", "Slowest cell", "Upstream data", "Profile", "Seed"]]
+    rows = [["Chapter", "State", "Time", "Slowest cell", "Upstream data", "Profile, seed"]]
     for stem, record in records.items():
         known = record or Record(NOT_RUN)
         slowest = known.slowest
@@ -166,8 +166,7 @@ def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
                 duration(known.seconds).replace(" ", "\N{NO-BREAK SPACE}") if known.state == DONE else "",
                 f"[{slowest['cell']}] {duration(slowest['seconds'])}: ``{slowest['line']}``" if slowest else "",
                 ", ".join(f"{group} ({origin})" for group, origin in known.data.items()) or "none",
-                str(known.run.get("profile", "")),
-                str(known.run.get("seed", "")),
+                ", ".join(str(known.run[name]) for name in ("profile", "seed") if name in known.run),
             ]
         )
     ran = {stem: record for stem, record in records.items() if record and record.state == DONE}
@@ -178,7 +177,7 @@ def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
         "and where they came from, and on what machine and from which state of the code it ran. A chapter marked *stored outputs*",
         "or *not run* shows the outputs that are stored with the project.",
         "",
-        list_table("Latest run of each chapter.", "tbl-status", (24, 12, 10, 30, 24, 10, 8), rows),
+        list_table("Latest run of each chapter.", "tbl-status", (24, 10, 10, 30, 26, 12), rows),
         f"One after the other, the runs made here took {duration(sum(record.seconds for record in ran.values()))}.",
         "",
         "## Machine, versions and commit",

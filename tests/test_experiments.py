@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from llmpp_core import experiments, sources
-from llmpp_core.experiments import Experiment, ask_test_sets, sample_balanced
+from llmpp_core.experiments import Experiment, ask_test_sets
 from llmpp_core.llm import Client, Settings
 from llmpp_core.llm_recordings import load, read_recording, write_recording
 from llmpp_core.metrics import summarise
@@ -100,14 +100,6 @@ def test_nothing_recorded_is_an_empty_list(own: Experiment, tmp_path: Path) -> N
     assert experiments.recordings("own-test", tmp_path) == []
     with pytest.raises(ValueError, match="unknown experiment 'x'; allowed are own-test"):
         experiments.recordings("x", tmp_path)
-
-
-def test_sampled_architectures_are_balanced_over_depth_and_nested() -> None:
-    long, short = (sample_balanced(n, np.random.default_rng(7)) for n in (120, 60))
-    assert long[:60] == short
-    assert len(set(long)) == 120
-    assert set(Counter(arch.decoder_layers for arch in short).values()) == {10}
-    assert all(arch in HAT_WMT for arch in long)
 
 
 SIZES = {

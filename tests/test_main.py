@@ -14,7 +14,7 @@ from small_book import files, small_book, write_notebook
 
 from llmpp_core import __main__, sources
 from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.notebook import Paths
+from llmpp_core.runner_notebook import Paths
 from llmpp_core.space import HAT_WMT, TINY
 
 
@@ -24,7 +24,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     paths = small_book(tmp_path / "book")
     write_notebook(paths.notebooks, "01_a")
     write_notebook(paths.notebooks, "02_b", needs=["tfs"])
-    monkeypatch.setattr("llmpp_core.notebook.Paths", lambda: paths)
+    monkeypatch.setattr("llmpp_core.runner_notebook.Paths", lambda: paths)
     return paths
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from small_book import glue, small_book, write_notebook
 
-from llmpp_core.notebook import InputError, Paths
+from llmpp_core.runner_notebook import InputError, Paths
 from llmpp_core.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
 from llmpp_core.status import DONE, FAILED, STORED, Record
 

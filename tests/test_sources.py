@@ -273,14 +273,14 @@ def test_three_thousand_unlabelled_architectures() -> None:
 @pytest.mark.parametrize("name", sources.LATENCY_TABLES)
 def test_latency_tables(name: str) -> None:
     table = sources.latency_table(name, download=False)
-    assert table.shape[1] == 13
+    assert table.shape[1] == 15
     assert len(table) == 2000
     assert (table > 0).all(axis=None)
     assert (table["latency_ms"] == table["encoder_ms"] + table["decoder_ms"]).all()
 
 
 HEADER = ",".join([*sources._HAT_COLUMNS, *sources._HAT_TIMES])
-ROW = "640,6,3072,8,640,6,3072,8,8,3,10,20"
+ROW = "640,6,3072,8,640,6,3072,8,8,3,10,20,1,2"
 
 
 def test_a_latency_table_is_read_by_column_name(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_latency_table_is_read_by_column_name(tmp_path: Path) -> None:
         (f"{HEADER}\n{ROW}\n{ROW.replace('3072', 'wide')}\n", "line 3: expected numbers only"),
         (f"{HEADER}\n{ROW}\n{ROW.replace('3072', 'inf')}\n", "line 3: expected numbers only"),
         (f"{HEADER}\n{ROW}\n{ROW},1,2\n", "not a CSV table"),
-        (f"{HEADER}\n1,{ROW}\n", "line 2: expected 12 fields"),
+        (f"{HEADER}\n1,{ROW}\n", "line 2: expected 14 fields"),
         ("", "not a CSV table"),
         (b"\xff\xfe\x00", "not a CSV table"),
     ],

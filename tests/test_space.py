@@ -393,3 +393,23 @@ def test_a_bad_space_is_refused(field: str, values: object, text: str) -> None:
     with pytest.raises(ValueError, match=text) as error:
         replace(TINY, **{field: values})
     message(error)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_balanced_samples_are_balanced_from_every_beginning(space: SearchSpace) -> None:
+    archs = space.sample_balanced(65, np.random.default_rng(4))
+    assert archs == space.sample_balanced(90, np.random.default_rng(4))[:65]
+    assert len(set(archs)) == 65
+    assert all(arch in space for arch in archs)
+    for n in (13, 65):
+        counts = np.unique([arch.decoder_layers for arch in archs[:n]], return_counts=True)[1]
+        assert np.ptp(counts) <= 1
+
+
+def test_a_space_that_is_too_small_to_sample_from_says_so(rng: np.random.Generator) -> None:
+    small = replace(TINY, name="two", encoder_embed_dim=(64,), decoder_embed_dim=(64, 48), decoder_layers=(1,), encoder_ffn_dims=(64,))
+    small = replace(small, encoder_heads=(4,), decoder_ffn_dims=(64,), decoder_self_heads=(4,), decoder_cross_heads=(4,))
+    small = replace(small, decoder_cross_spans=(1,))
+    assert len(small.sample_balanced(2, rng)) == 2
+    with pytest.raises(ValueError, match=r"two holds 2 architectures with decoder_layers=1, too few for 3"):
+        small.sample_balanced(3, rng)

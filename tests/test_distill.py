@@ -1,0 +1,358 @@
+"""The distilled student: what it learns, what it refuses, and what its checkpoint keeps."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save_file
+from sklearn.base import clone
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+
+from llmpp_core.cost import count_parameters
+from llmpp_core.distill import FEATURE_SETS, MONOTONE, OFFICIAL, DistilledPredictor, distill
+from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures, OfficialFeatures
+from llmpp_core.metrics import kendall_tau, mean_absolute_error
+from llmpp_core.predictors import baselines
+from llmpp_core.sources import tfs_splits
+from llmpp_core.space import HAT_WMT, SMALL, SPACES, TINY, Architecture, SearchSpace
+
+# Enough for most tests, in a tenth of a second.
+QUICK = {"features": "averages", "steps": 60}
+
+
+class Linear:
+    """A teacher that is linear in the official features."""
+
+    slopes = np.array([1.0, 0.0, 2.0, -0.5, -1.0, 3.0, 0.7, 0.2, 0.0, 0.4])
+
+    def predict(self, archs: list[Architecture]) -> np.ndarray:
+        return 25 + OfficialFeatures().transform(archs) @ self.slopes
+
+
+class Saturating:
+    """A teacher whose score levels off with the sum of all feed-forward widths, and looks at single layers."""
+
+    def predict(self, archs: list[Architecture]) -> np.ndarray:
+        width = np.array([sum(arch.decoder_ffn_dims) for arch in archs]) / 3072
+        first = np.array([arch.encoder_ffn_dims[0] for arch in archs]) / 3072
+        return 24 + 3 * (1 - np.exp(-width / 2)) + 0.3 * first
+
+
+class Forgetful:
+    """A teacher that gives no answer to every tenth question."""
+
+    def predict(self, archs: list[Architecture]) -> np.ndarray:
+        return np.where(np.arange(len(archs)) % 10 == 0, np.nan, Linear().predict(archs))
+
+
+@pytest.fixture(scope="module")
+def archs() -> list[Architecture]:
+    return HAT_WMT.sample_balanced(600, np.random.default_rng(1))
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[Architecture]:
+    return HAT_WMT.sample(300, np.random.default_rng(2))
+
+
+@pytest.fixture(scope="module")
+def student(archs: list[Architecture]) -> DistilledPredictor:
+    return DistilledPredictor(**QUICK).fit(archs, Saturating().predict(archs), teacher="a formula")
+
+
+# --- what it learns ---------------------------------------------------------------------------------------------------
+
+
+def test_learns_a_linear_teacher_almost_exactly(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    student = DistilledPredictor(features="official").fit(archs, Linear().predict(archs))
+    assert mean_absolute_error(Linear().predict(unseen), student.predict(unseen)) < 1e-3
+
+
+def test_learns_a_saturating_teacher_and_chooses_the_features_that_it_needs(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    y = Saturating().predict(archs)
+    student = DistilledPredictor().fit(archs, y)
+    true = Saturating().predict(unseen)
+    assert student.features_ == "all" == min(student.held_out_rmse_, key=student.held_out_rmse_.get)
+    assert mean_absolute_error(true, student.predict(unseen)) < 0.04 * true.std()
+    assert kendall_tau(true, student.predict(unseen)) > 0.95
+
+
+def test_held_out_error_foretells_the_error_on_new_architectures(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    student = DistilledPredictor(features=tuple(FEATURE_SETS), steps=100).fit(archs, Saturating().predict(archs))
+    for name, foretold in student.held_out_rmse_.items():
+        single = DistilledPredictor(features=name, steps=100).fit(archs, Saturating().predict(archs))
+        found = np.sqrt(np.mean((single.predict(unseen) - Saturating().predict(unseen)) ** 2))
+        # The ensemble averages members that were judged one by one.
+        assert 0.3 * foretold < found < 1.4 * foretold
+
+
+def test_networks_add_to_ridge_regression_on_the_same_features(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    y, true = Saturating().predict(archs), Saturating().predict(unseen)
+    features = make_union(*FEATURE_SETS["all"](HAT_WMT))
+    plain = make_pipeline(features, StandardScaler(), RidgeCV(np.logspace(-4, 3, 8))).fit(archs, y)
+    student = DistilledPredictor(features="all").fit(archs, y)
+    assert mean_absolute_error(true, student.predict(unseen)) < 0.7 * mean_absolute_error(true, plain.predict(unseen))
+
+
+def test_pure_noise_is_not_learned(archs: list[Architecture], unseen: list[Architecture], rng: np.random.Generator) -> None:
+    student = DistilledPredictor().fit(archs, 25 + rng.standard_normal(len(archs)))
+    assert student.predict(unseen).std() < 0.3
+
+
+@pytest.mark.needs_data("tfs")
+def test_agrees_with_a_few_shot_teacher_from_500_labels(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    split = next(tfs_splits(download=False))
+    teacher = baselines()["HAT + costs, Gaussian process"].fit(list(split.demonstrations["architecture"]), split.demonstrations["bleu"])
+    student = distill(teacher, HAT_WMT, 500, np.random.default_rng(0))
+    assert kendall_tau(teacher.predict(unseen), student.predict(unseen)) > 0.95
+    # Demonstrations and their relatives: the protocol of chapter 3, with the student in the teacher's place.
+    true = split.test["bleu"].to_numpy()
+    errors = [mean_absolute_error(true, p.predict(list(split.test["architecture"]))) for p in (teacher, student)]
+    assert errors[1] == pytest.approx(errors[0], abs=0.03)
+
+
+def test_the_official_recipe_is_the_published_one_and_learns(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    assert OFFICIAL["steps"] * OFFICIAL["batch_size"] == 640_000
+    settings = {**OFFICIAL, "steps": 200, "learning_rate": 1e-3}
+    student = DistilledPredictor(**settings).fit(archs, Linear().predict(archs))
+    assert [tuple(w.shape) for w in student.network_.weights[::2]] == [(1, 10, 400), *[(1, 400, 400)] * 3, (1, 400, 1)]
+    assert student.stopped_at_ == 200
+    assert student.held_out_rmse_ == {}
+    true = Linear().predict(unseen)
+    assert mean_absolute_error(true, student.predict(unseen)) < mean_absolute_error(true, np.full(300, true.mean()))
+
+
+def test_monotone_predictions_never_fall_when_something_grows(archs: list[Architecture], rng: np.random.Generator) -> None:
+    # A teacher that dislikes wide decoders: the constraint must win over the labels.
+    student = DistilledPredictor(**{**MONOTONE, **QUICK, "features": "all"}).fit(archs, Linear().predict(archs) + rng.standard_normal(600))
+    sample = archs[:50]
+    before = student.predict(sample)
+    for name, largest in (("encoder_embed_dim", 640), ("decoder_embed_dim", 640), ("encoder_ffn_dims", 3072), ("decoder_ffn_dims", 3072)):
+        values = [getattr(arch, name) for arch in sample]
+        grown = [
+            replace(arch, **{name: largest if isinstance(v, int) else (*v[:-1], largest)}) for arch, v in zip(sample, values, strict=True)
+        ]
+        assert (student.predict(grown) - before).min() > -1e-6
+    assert np.ptp(before) > 0.5
+
+
+def test_members_disagree_more_where_there_were_no_labels(archs: list[Architecture]) -> None:
+    shallow = [arch for arch in archs if arch.decoder_layers <= 2]
+    student = DistilledPredictor(features="all").fit(shallow, Saturating().predict(shallow))
+    mean, near = student.predict(shallow, return_std=True)
+    far = student.predict([arch for arch in archs if arch.decoder_layers == 6], return_std=True)[1]
+    np.testing.assert_array_equal(mean, student.predict(shallow))
+    assert near.min() >= 0
+    assert np.median(far) > 2 * np.median(near)
+
+
+# --- the contract of scikit-learn -------------------------------------------------------------------------------------
+
+
+def test_scikit_learn_takes_it(archs: list[Architecture]) -> None:
+    # The checks that need no matrix as X.
+    for check in (
+        "no_attributes_set_in_init",
+        "get_params_invariance",
+        "set_params",
+        "mixin_order",
+        "estimator_repr",
+        "estimator_cloneable",
+    ):
+        getattr(estimator_checks, f"check_{check}")("DistilledPredictor", DistilledPredictor())
+    y = Linear().predict(archs)
+    student = DistilledPredictor(**QUICK, random_state=3)
+    assert clone(student).get_params() == student.get_params()
+    assert cross_val_score(student, archs, y, cv=3).min() > 0.99
+    search = GridSearchCV(DistilledPredictor(steps=20), {"features": ["costs", "official"]}, cv=2).fit(archs, y)
+    assert search.best_params_ == {"features": "official"}
+    assert clone(student).set_params(steps=20).fit(archs, y).score(archs, y) > 0.99
+
+
+def test_takes_any_sequence_and_leaves_it_alone(student: DistilledPredictor, archs: list[Architecture]) -> None:
+    expected = student.predict(archs[:5])
+    column = pd.DataFrame({"architecture": archs[5:0:-1][::-1]})["architecture"]
+    np.testing.assert_array_equal(student.predict(tuple(archs[:5])), expected)
+    np.testing.assert_allclose(student.predict(column)[:4], expected[1:], rtol=1e-12)
+    assert student.predict([]).shape == (0,)
+
+
+def test_predictions_do_not_depend_on_company(student: DistilledPredictor, unseen: list[Architecture]) -> None:
+    alone = [student.predict([arch])[0] for arch in unseen[:20]]
+    np.testing.assert_allclose(alone, student.predict(unseen)[:20], rtol=1e-6)
+
+
+def test_same_seed_same_student_and_torch_is_left_alone(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    y = Saturating().predict(archs)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    first = DistilledPredictor(**QUICK, random_state=5).fit(archs, y).predict(unseen)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(99)
+    again = DistilledPredictor(**QUICK, random_state=5).fit(archs, y).predict(unseen)
+    other = DistilledPredictor(**QUICK, random_state=6).fit(archs, y).predict(unseen)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert torch.get_num_threads() == threads
+    assert torch.get_default_dtype() == torch.float32
+
+
+# --- labels from a teacher --------------------------------------------------------------------------------------------
+
+
+def test_missing_labels_are_left_out_and_counted(archs: list[Architecture], unseen: list[Architecture]) -> None:
+    y = Forgetful().predict(archs)
+    student = DistilledPredictor(**QUICK).fit(archs, y)
+    kept = np.flatnonzero(~np.isnan(y))
+    same = DistilledPredictor(**QUICK).fit([archs[i] for i in kept], y[kept])
+    assert (student.n_labels_, student.n_dropped_) == (540, 60)
+    np.testing.assert_array_equal(student.predict(unseen), same.predict(unseen))
+
+
+def test_distill_asks_once_and_records_the_teacher(rng: np.random.Generator) -> None:
+    student = distill(Forgetful(), SMALL, 120, rng, student=DistilledPredictor(**QUICK), name="forgetful")
+    assert (student.n_labels_, student.n_dropped_, student.teacher_) == (108, 12, "forgetful")
+    assert student.space == SMALL
+    assert distill(Linear(), HAT_WMT, 60, rng, student=DistilledPredictor(**QUICK), balanced=False).teacher_ == "Linear"
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_official_features_lie_in_the_unit_interval_and_use_the_spans_of_the_genome() -> None:
+    rows = OfficialFeatures().transform([HAT_WMT.smallest(), HAT_WMT.largest(), *HAT_WMT.sample(50, np.random.default_rng(0))])
+    assert rows.shape == (52, 10)
+    assert rows.min() >= 0
+    np.testing.assert_array_equal(rows[1], 1)
+    one = replace(HAT_WMT.largest(), decoder_cross_spans=(-1, -1, -1, 1, 2, 2))
+    assert OfficialFeatures().transform([one])[0, -1] == pytest.approx((1 + 2 / 6) / 3)
+    # Otherwise they are HAT's, scaled.
+    ratio = OfficialFeatures().transform([one])[0, :-1] / HATFeatures().transform([one])[0, :-1]
+    np.testing.assert_allclose(1 / ratio, [640, 6, 3072, 8, 640, 6, 3072, 8, 8])
+    assert len(OfficialFeatures().get_feature_names_out()) == len(HAT_FEATURE_NAMES)
+
+
+@pytest.mark.parametrize("name", FEATURE_SETS)
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_every_feature_set_serves_every_space(name: str, space: SearchSpace, rng: np.random.Generator) -> None:
+    archs = space.sample(30, rng)
+    y = np.log([count_parameters(arch, space.qkv_dim) for arch in archs])
+    student = DistilledPredictor(features=name, space=space, steps=20).fit(archs, y)
+    assert np.isfinite(student.predict(space.sample(5, rng))).all()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_student_predicts_the_same_to_the_last_bit(student, unseen, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "student.safetensors"
+    student.save(path)
+    loaded = DistilledPredictor.load(path)
+    for ours, theirs in zip(student.predict(unseen, return_std=True), loaded.predict(unseen, return_std=True), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert loaded.get_params() == student.get_params()
+    assert (loaded.teacher_, loaded.features_, loaded.n_labels_) == ("a formula", "averages", 600)
+    assert loaded.held_out_rmse_ == student.held_out_rmse_
+    assert list(tmp_path.iterdir()) == [path]
+    first = path.read_bytes()
+    loaded.save(path)
+    assert path.read_bytes() == first
+
+
+def test_a_checkpoint_keeps_any_space_and_recipe(tmp_path, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    own = replace(TINY, name="own", encoder_layers=(4,), decoder_layers=(2, 3))
+    archs = own.sample(20, rng)
+    settings = {**OFFICIAL, "steps": np.int64(3), "space": own, "random_state": None}
+    student = DistilledPredictor(**settings).fit(archs, np.arange(20.0))
+    student.save(tmp_path / "own")
+    loaded = DistilledPredictor.load(tmp_path / "own")
+    assert loaded.space == own
+    np.testing.assert_array_equal(loaded.predict(archs), student.predict(archs))
+
+
+def test_damaged_and_foreign_files_are_refused_by_name(student: DistilledPredictor, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "student.safetensors"
+    student.save(path)
+    whole = path.read_bytes()
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    renamed = whole.replace(b"a formula", b"a miracle")
+    for content in (b"", b"not a checkpoint at all", whole[:-8], whole[: len(whole) // 2], flipped, renamed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"student\.safetensors: damaged") as caught:
+            DistilledPredictor.load(path)
+        assert "\n" not in str(caught.value)
+    save_file({"mean": np.zeros(3)}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of DistilledPredictor"):
+        DistilledPredictor.load(path)
+    with pytest.raises(FileNotFoundError):
+        DistilledPredictor.load(tmp_path / "none")
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(student, archs, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "student.safetensors"
+    student.save(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        DistilledPredictor(**QUICK).fit(archs, Linear().predict(archs)).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"features": "hat"}, "features: expected names out of official, costs, averages, layers, all, got 'hat'"),
+        ({"features": ()}, "features: expected names"),
+        ({"ensemble": 1}, "features: a choice among several needs held-out labels"),
+        ({"ensemble": 0}, "ensemble: expected a positive number, got 0"),
+        ({"steps": 0}, "steps: expected a positive number, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate: expected a positive number, got -1.0"),
+        ({"hidden": (64, 0)}, "hidden: expected positive widths, got (64, 0)"),
+        ({"activation": "sine"}, "activation: 'sine' is not allowed with monotone=False; use relu or silu or tanh"),
+        ({"monotone": True}, "activation: 'silu' is not allowed with monotone=True; use relu or tanh"),
+        ({**OFFICIAL, "learning_rate": 1e30, "steps": 5}, "learning_rate: training diverged at 1e+30; lower it"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict, message: str, archs: list[Architecture]) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        DistilledPredictor(**settings).fit(archs, Linear().predict(archs))
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_and_architectures_that_do_not_fit_are_refused(archs: list[Architecture], student: DistilledPredictor) -> None:
+    y = Linear().predict(archs)
+    with pytest.raises(ValueError, match=r"labels: expected one number per architecture, shape \(600,\), got shape \(599,\)"):
+        DistilledPredictor().fit(archs, y[:-1])
+    with pytest.raises(ValueError, match="labels: expected finite numbers"):
+        DistilledPredictor().fit(archs, np.where(y == y[0], np.inf, y))
+    with pytest.raises(ValueError, match="labels: expected at least 5 that are not nan, got 4 of 8"):
+        DistilledPredictor().fit(archs[:8], [1.0, 2.0, 3.0, 4.0] + [np.nan] * 4)
+    with pytest.raises(ValueError, match=r"archs\[1\]: expected an Architecture, got str"):
+        student.predict([archs[0], "arch"])
+    deep = replace(TINY, decoder_layers=(7,)).sample(1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="7 decoder_layers"):
+        DistilledPredictor(features="layers").fit(archs, y).predict(deep)
+    single = DistilledPredictor(**{**QUICK, "ensemble": 1}).fit(archs, y)
+    with pytest.raises(ValueError, match="return_std needs an ensemble of at least 2, got 1"):
+        single.predict(archs, return_std=True)
+
+
+def test_constant_labels_and_features_are_no_problem(archs: list[Architecture]) -> None:
+    np.testing.assert_allclose(DistilledPredictor(**QUICK).fit(archs, np.full(600, 7.0)).predict(archs), 7, atol=1e-5)
+    np.testing.assert_allclose(DistilledPredictor(**QUICK).fit(archs[:1] * 6, np.arange(6.0)).predict(archs[:1]), 2.5, atol=0.5)
