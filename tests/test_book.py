@@ -240,7 +240,9 @@ def test_page_works_in_a_browser(name: str, page: Page, serve: functools.partial
 
 @needs_book
 def test_search_finds_without_a_network(page: Page, serve: functools.partial[str]) -> None:
-    assert problems(page, urljoin(serve(SITE), "search.html?q=supernet")) == []
+    # Excerpts are the pages' text, in which formulas are not drawn.
+    found = problems(page, urljoin(serve(SITE), "search.html?q=supernet"))
+    assert [problem for problem in found if not problem.startswith("raw formula")] == []
     page.wait_for_selector("#search-results li a")
     assert "index.html" in page.locator("#search-results li a").evaluate_all("links => links.map(link => link.href).join()")
 
