@@ -137,8 +137,13 @@ def is_llm(frame: pd.DataFrame) -> bool:
 
 
 def best_llm(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | None = None) -> str | None:
-    """Return the language model with the least MAE among those that answered everything, or None."""
-    scores = {name: score(select(frame, by or {}))["MAE"] for name, frame in frames.items() if is_llm(frame)}
+    """Return the language model with the least MAE among those that answered everything, nine in ten validly; or None."""
+    scores = {}
+    for name, frame in frames.items():
+        part = select(frame, by or {})
+        # A model that answers few questions validly is scored on those alone, which may be the easy ones.
+        if is_llm(frame) and part["predicted"].notna().mean() >= 0.9:
+            scores[name] = score(part)["MAE"]
     known = {name: value for name, value in scores.items() if not math.isnan(value)}
     return min(known, key=known.__getitem__) if known else None
 
@@ -205,4 +210,4 @@ def usage(name: str, frame: pd.DataFrame) -> pd.DataFrame:
                 "seconds": row["seconds"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"seconds": float})

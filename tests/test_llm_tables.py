@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fake_llm_server import Act, FakeLLM, completion
+from test_experiments import own  # noqa: F401  (a fixture)
+
+from llmpp_core import experiments, llm_tables
+from llmpp_core.experiments import Experiment
+from llmpp_core.llm import Client, LLMStopped, Settings
+from llmpp_core.llm_recordings import read_recording, write_recording
+from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt, offline_settings
+
+SINGLE = {"form": "single"}
+
+
+def stand_in(body: dict[str, Any], number: int) -> Act:
+    """Answer as the offline endpoint does, 0.5 too high; refuse to name a number for prompts of every seventh length."""
+    text = body["messages"][0]["content"]
+    pairs = [line.rpartition(": ") for line in answer_prompt(text).splitlines()]
+    answer = "\n".join(f"{number}{colon}{float(value) + 0.5:.2f}" for number, colon, value in pairs)
+    return Act(body=completion("I cannot say" if len(text) % 7 == 3 else answer, prompt=text))
+
+
+def record(results: Path, cache: Path, model: str) -> Path:
+    with FakeLLM(stand_in) as server:
+        settings = Settings(model, base_url=server.url, endpoint="stand-in", token_cap=10**9)
+        client = Client(settings, cache=cache / "cache.sqlite3")
+        prompts = [question.prompt for question in experiments.experiment("own-test").questions()]
+        # The first answer may be an invalid one, after which a run stops once.
+        while client.pending(prompts, 2):
+            with contextlib.suppress(LLMStopped):
+                client.ask(prompts, 2)
+        return experiments.record("own-test", client, results=results)
+
+
+def test_the_offline_endpoint_is_never_shown_as_a_language_model(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    asked = llm_tables.ask_offline(["own-test"])["own-test"]
+    with OfflineEndpoint() as url:
+        live = llm_tables.ask_live("own-test", MODEL, url, tmp_path / "cache", tmp_path)
+        client = Client(offline_settings(url), cache=tmp_path / "other")
+        experiments.ask("own-test", client)
+        experiments.record("own-test", client, results=tmp_path)
+    frames = {MODEL: asked, "live": live, **llm_tables.recorded("own-test", tmp_path)}
+    assert list(frames)[2] == f"{MODEL}, recorded"
+    table = llm_tables.score_models(frames, SINGLE)
+    assert set(table["kind"][:-1]) == {llm_tables.OFFLINE}
+    assert table.index[-1] == llm_tables.NOT_RECORDED
+    assert table.iloc[-1][["MAE", "tau"]].isna().all()
+    assert llm_tables.best_llm(frames) is None
+    pd.testing.assert_series_equal(asked["predicted"], live["predicted"])
+    assert llm_tables.repeatability(asked)["standard deviation"] == 0
+
+
+def test_a_live_model_is_asked_once_and_scored_on_valid_answers(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    offline = llm_tables.ask_offline(["own-test"])["own-test"]
+
+    def always(body: dict[str, Any], number: int) -> Act:
+        text = body["messages"][0]["content"]
+        return Act(body=completion(answer_prompt(text), prompt=text))
+
+    with FakeLLM(always) as server:
+        frames = {MODEL: offline, "some model": llm_tables.ask_live("own-test", "some model", server.url, tmp_path / "cache", tmp_path)}
+        calls = len(server.calls)
+        again = llm_tables.ask_live("own-test", "some model", server.url, tmp_path / "cache", tmp_path)
+        assert len(server.calls) == calls
+    pd.testing.assert_frame_equal(frames["some model"], again)
+    table = llm_tables.score_models(frames, SINGLE)
+    assert table.loc["some model", "kind"] == llm_tables.LIVE
+    assert llm_tables.NOT_RECORDED not in table.index
+    assert llm_tables.best_llm(frames, SINGLE) == "some model"
+
+
+def test_invalid_answers_are_counted_and_left_out(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    record(tmp_path, tmp_path, "wordy")
+    (name, frame), *_ = llm_tables.recorded("own-test", tmp_path).items()
+    single = llm_tables.select(frame, SINGLE)
+    invalid = int(single["predicted"].isna().sum())
+    assert name == "wordy"
+    assert 0 < invalid < len(single)
+    row = llm_tables.score_models({name: frame}, SINGLE).loc["wordy"]
+    assert row["kind"] == llm_tables.RECORDED
+    assert row["invalid answers"] == f"{invalid} of {len(single)}"
+    valid = single.dropna(subset="predicted")
+    by_split = (valid["predicted"] - valid["true"]).abs().groupby(valid["split"]).mean()
+    assert row["MAE"] == pytest.approx(by_split.mean())
+
+
+def test_a_model_that_answers_few_questions_validly_is_not_the_best(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    record(tmp_path, tmp_path, "wordy")
+    frame = llm_tables.recorded("own-test", tmp_path)["wordy"]
+    mostly_invalid = frame.assign(predicted=frame["predicted"].where(frame.groupby("split").cumcount() % 5 == 0))
+    assert llm_tables.best_llm({"wordy": mostly_invalid}) is None
+
+
+def test_a_part_of_the_answers_has_no_score(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    recording = read_recording(record(tmp_path, tmp_path, "half"))
+    for key in list(recording.rows)[::2]:
+        del recording.rows[key]
+    write_recording(recording)
+    frame = llm_tables.recorded("own-test", tmp_path)["half"]
+    row = llm_tables.score_models({"half": frame}, SINGLE).loc["half"]
+    assert pd.isna(row["MAE"])
+    assert row["invalid answers"].endswith("missing")
+    assert llm_tables.best_llm({"half": frame}) is None
+    assert pd.isna(llm_tables.repeatability(frame)["standard deviation"])
+
+
+def test_tokens_are_the_servers_or_an_estimate(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    record(tmp_path, tmp_path, "wordy")
+    counted = llm_tables.usage("own-test", llm_tables.recorded("own-test", tmp_path)["wordy"])
+    estimated = llm_tables.usage("own-test", llm_tables.ask_offline(["own-test"])["own-test"])
+    assert len(counted) == len(estimated) == 2 * 44
+    assert set(counted["counted_by"]) == {"the server"}
+    assert set(estimated["counted_by"]) == {"estimate"}
+    assert (estimated["sent"] > 1000).all()
+    assert llm_tables.sizes(["own-test"]).loc["own-test", "requests"] == 88
