@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -117,3 +121,13 @@ def test_the_whole_path_reaches_the_bar_on_the_nine_splits(tmp_path: Path) -> No
             mean = summarise(predictions).loc["mean"]
             assert mean["MAE", "mean"] <= 0.23
             assert mean["tau", "mean"] >= 0.75
+
+
+def test_a_client_that_hangs_up_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with OfflineEndpoint() as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
