@@ -29,6 +29,9 @@ MODEL = "not-an-llm/incontext-ridge-v1"
 _ALPHAS = np.logspace(-2, 3, 26)
 _HEADING = re.compile(r"(Example|Test architecture)(?: (\d+))?")
 _LINES_OF_ARCHITECTURE = 10
+# scikit-learn swaps the warning filters of the whole process while it works. Threads that do so at once see each other's,
+# warn of it, and leave the process without any.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class PromptError(ValueError):
@@ -51,8 +54,9 @@ def answer_prompt(text: str, as_json: bool = False) -> str:
         If no demonstrations or no test architectures can be read.
     """
     demonstrations, queries, decimals = _read_prompt(text)
-    model = _fit(tuple(demonstrations))
-    values = [f"{value:.{decimals}f}" for value in model(list(queries.values()))]
+    with _ONE_AT_A_TIME:
+        predicted = _fit(tuple(demonstrations))(list(queries.values()))
+    values = [f"{value:.{decimals}f}" for value in predicted]
     if as_json:
         return json.dumps(dict(zip(queries, map(float, values), strict=True)))
     if list(queries) == [""]:

@@ -4,9 +4,12 @@ import json
 import re
 import socket
 import struct
+import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -131,3 +134,20 @@ def test_a_client_that_hangs_up_prints_nothing(capfd: pytest.CaptureFixture[str]
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
         time.sleep(0.2)
     assert capfd.readouterr().err == ""
+
+
+def test_answers_at_once_warn_of_nothing_and_leave_the_warning_filters(archs: list[Architecture]) -> None:
+    demonstrations = [(arch, linear_score(arch)) for arch in archs]
+    texts = [build_prompt(TASK, demonstrations[start : start + 5], archs[-1:]).text for start in range(25)] * 8
+    interval = sys.getswitchinterval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        sys.setswitchinterval(1e-5)  # threads interrupt each other all the time, as on a loaded machine
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(answer_prompt, texts))
+        finally:
+            sys.setswitchinterval(interval)
+        assert list(warnings.filters) == before
+    assert [str(warning.message) for warning in caught] == []
