@@ -7,6 +7,7 @@ that help comes at once.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,37 @@ def _describe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(args: argparse.Namespace) -> int:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    import torch
+
+    from llmpp_core import benchmark, sources, tasks
+    from llmpp_core.runner_notebook import InputError
+
+    if args.task not in tasks.task_names():
+        raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here; leave --device out to use the CPU")
+    folder = args.checkpoints or sources.cache_dir() / "checkpoints"
+    # CUDA does not work in forked processes.
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        complete = benchmark.measure(
+            args.task,
+            folder,
+            n=args.architectures,
+            seeds=args.seeds,
+            device=args.device,
+            threads=max(1, torch.get_num_threads() // args.jobs),
+            seconds=60 * args.minutes,
+            executor=pool if args.jobs > 1 else None,
+            progress=True,
+        )
+    print("complete" if complete else "not complete; the same command goes on")
+    return 0
+
+
 def _parameter(given: str) -> tuple[str, Any]:
     import yaml
 
@@ -142,6 +174,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, metavar="FILE.yml", help="architecture to read")
     command.add_argument("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
     command.set_defaults(command=_describe)
+
+    command = commands.add_parser(
+        "benchmark",
+        help="train architectures and supernets on a task, and store the scores",
+        description="Train a task's architectures from scratch and its supernets. Goes on where it stopped; tables are in results/tfs.",
+    )
+    command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
+    command.add_argument("--architectures", type=int, default=48, metavar="N", help="how many architectures (default 48)")
+    command.add_argument("--seeds", type=int, default=3, metavar="N", help="how many trainings of each (default 3)")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="how many trainings at a time, on a GPU too (default 1)")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
+    command.set_defaults(command=_benchmark)
 
     add_commands(commands)
     return top

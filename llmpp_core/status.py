@@ -106,8 +106,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """Return the name of the processor."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
 def commit(root: Path) -> str:
-    """Return the commit of the checkout at `root`, and whether files differ from it; "unknown" outside a git checkout."""
+    """Return the commit of the checkout at `root`, and whether files differ from it; "unknown" outside a git checkout.
+
+    Tables below results/ do not count: they are what a long measurement writes.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -115,7 +125,7 @@ def commit(root: Path) -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return "unknown"
-        return git("rev-parse", "HEAD") + (" + uncommitted changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + (" + uncommitted changes" if git("status", "--porcelain", "--", ".", ":!results") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -71,6 +71,9 @@ def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path, monkeypatch: 
     git("commit", "-m", "first")
     assert len(status.commit(tmp_path)) == 40
     assert status.commit(tmp_path / "inner") == "unknown", "a copy inside another repository is not that repository"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table").write_text("1")
+    assert len(status.commit(tmp_path)) == 40
     (tmp_path / "file").write_text("2")
     assert status.commit(tmp_path).endswith(" + uncommitted changes")
 

@@ -1,0 +1,244 @@
+"""This project's own ground truth: architectures trained from scratch on its own tasks, and what supernets say of them.
+
+`measure` fills three tables per task below results/tfs, and goes on where it was stopped; `records` reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from llmpp_core.batches import Pairs
+from llmpp_core.checkpoints import load_network
+from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.decoding import translate
+from llmpp_core.evaluation import Scores, evaluate, validation_loss
+from llmpp_core.files import read_rows
+from llmpp_core.jobs import run_jobs
+from llmpp_core.sources import SUPERNETS
+from llmpp_core.space import Architecture
+from llmpp_core.status import commit, processor
+from llmpp_core.supernet import SuperTransformer
+from llmpp_core.tasks import Task, load_task
+from llmpp_core.training import Sampling, sandwich, train, uniform
+from llmpp_core.transformer import Transformer
+
+#: Where the tables are, in a checkout of this project.
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "tfs"
+#: Architectures of a benchmark, as many of each decoder depth; and seeds that each is trained with.
+ARCHITECTURES, SEEDS = 48, 3
+#: Kind and sampling of each supernet, by the name that the upstream records give it.
+SUPERNET_KINDS: dict[str, tuple[str, Sampling]] = dict(
+    zip(SUPERNETS, [("shared", uniform), ("shared", sandwich), ("layer-wise", uniform), ("neuron-wise", uniform)], strict=True)
+)
+
+
+def architectures(task: Task, n: int = ARCHITECTURES) -> list[Architecture]:
+    """Return the architectures of the task's benchmark; a longer list begins with a shorter one."""
+    return task.space.sample_balanced(n, np.random.default_rng(0))
+
+
+def to_record(arch: Architecture) -> dict[str, Any]:
+    """Return an architecture under HAT's names, as JSON holds it."""
+    return dict(yaml.safe_load(arch.to_hat_yaml()))
+
+
+def from_record(record: dict[str, Any]) -> Architecture:
+    """Read what `to_record` wrote; raises ValueError as `Architecture.from_hat_yaml`."""
+    return Architecture.from_hat_yaml(json.dumps(record))
+
+
+def train_from_scratch(
+    task_name: str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
+) -> dict[str, Any] | None:
+    """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch)."""
+    task, pairs = _prepare(task_name, device, threads)
+    model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
+    checkpoint = folder / f"{task_name}-{_name(arch)}-{seed}.safetensors"
+    history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
+    if not history.finished:
+        return None
+    checkpoint.unlink(missing_ok=True)
+    scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
+    if history.diverged is None:
+        scores = {name: round(value, 4) for name, value in evaluate(model, task, pairs)._asdict().items()}
+    return {
+        **scores,
+        "diverged": history.diverged,
+        "parameters": count_parameters(arch, task.space.qkv_dim),
+        "embedding_parameters": model.embedding.weight.numel(),
+        "flops": count_flops(arch, len(task.vocabulary), qkv_dim=task.space.qkv_dim),
+        "train_loss": [round(value, 4) for value in history.loss],
+        "train_tokens": history.tokens,
+        "train_seconds": round(history.seconds, 1),
+        "recipe": asdict(task.recipe),
+        **_provenance(device),
+    }
+
+
+def train_supernet(
+    task_name: str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
+) -> dict[str, Any] | None:
+    """Train one of `SUPERNET_KINDS` and keep its checkpoint (see `supernet_path`); returns as `train_from_scratch`."""
+    task, pairs = _prepare(task_name, device, threads)
+    kind, sampling = SUPERNET_KINDS[name]
+    model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
+    checkpoint = supernet_path(folder, task_name, name, seed)
+    seconds = stop - time.time()
+    history = train(model, pairs["train"], task.supernet_recipe, seed=seed, sampling=sampling, checkpoint=checkpoint, seconds=seconds)
+    if not history.finished:
+        return None
+    return {
+        "diverged": history.diverged,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_loss": [round(value, 4) for value in history.loss],
+        "train_tokens": history.tokens,
+        "train_seconds": round(history.seconds, 1),
+        "recipe": asdict(task.supernet_recipe),
+        **_provenance(device),
+    }
+
+
+def inherit(
+    task_name: str, name: str, seed: int, arch: Architecture, folder: Path, device: str, threads: int | None, stop: float
+) -> dict[str, Any] | None:
+    """Return what a trained supernet says of one architecture: validation loss and BLEU with inherited weights."""
+    if time.time() > stop:
+        return None
+    task, pairs = _prepare(task_name, device, threads)
+    supernet = load_network(supernet_path(folder, task_name, name, seed), task.space, device)
+    model = supernet.subnet(arch).eval()
+    loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
+    bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
+    return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **_provenance(device)}
+
+
+def supernet_path(folder: Path, task_name: str, name: str, seed: int) -> Path:
+    """Return where the checkpoint of a supernet is kept."""
+    short = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return folder / f"{task_name}-{short}-{seed}.safetensors"
+
+
+def measure(
+    task_name: str,
+    folder: Path,
+    *,
+    results: Path = RESULTS,
+    n: int = ARCHITECTURES,
+    seeds: int = SEEDS,
+    supernet_seeds: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+    seconds: float = math.inf,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> bool:
+    """Train and score all that the tables of a task lack.
+
+    Parameters
+    ----------
+    task_name : str
+        A task of `llmpp_core.tasks`.
+    folder : path
+        Where checkpoints go.
+    results : path
+        Where the tables are.
+    n, seeds, supernet_seeds : int
+        Architectures, trainings of each, and trainings of each supernet. Fewer can become more later.
+    device : str
+        "cpu" or "cuda".
+    threads : int, optional
+        Processor threads of one job; PyTorch's choice by default.
+    seconds : float
+        Stop after so long; the next call goes on.
+    executor : concurrent.futures.Executor, optional
+        Runs the jobs side by side.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    bool
+        Whether the tables are complete.
+    """
+    task, stop = load_task(task_name), time.time() + seconds
+    archs = architectures(task, n)
+    common = (folder, device, threads, stop)
+
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> bool:
+        path = results / f"{task_name}{table}.jsonl"
+        rows = run_jobs(work, jobs, path, executor=executor, progress=f"{task_name}{table}" if progress else None)
+        return len(rows) == len(jobs)
+
+    pairs = [(arch, seed) for seed in range(seeds) for arch in archs]
+    done = run(train_from_scratch, [({"arch": to_record(a), "seed": s}, (task_name, a, s, *common)) for a, s in pairs], "")
+    nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
+    done &= run(train_supernet, [({"supernet": m, "seed": s}, (task_name, m, s, *common)) for m, s in nets], ".supernets")
+    scored = [(m, s, a) for m, s in nets for a in archs if supernet_path(folder, task_name, m, s).exists()]
+    jobs = [({"supernet": m, "seed": s, "arch": to_record(a)}, (task_name, m, s, a, *common)) for m, s, a in scored]
+    return run(inherit, jobs, ".inherited") and done
+
+
+def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the trainings of a benchmark, one row per architecture and seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Column arch holds `Architecture`; the others are those of the table, losses in nats per token. Diverged trainings have no scores.
+    """
+    return _table(task_name, "", results)
+
+
+def supernet_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read what each supernet says of each architecture: columns supernet, seed, arch, valid_loss, valid_bleu."""
+    return _table(task_name, ".inherited", results)
+
+
+def supernets(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read how the supernets were trained, one row each."""
+    return _table(task_name, ".supernets", results)
+
+
+def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
+    path = results / f"{task_name}{table}.jsonl"
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} is not there or empty; measure it with: python -m llmpp_core benchmark {task_name}")
+    for row in rows:
+        if "arch" in row:
+            row["arch"] = from_record(row["arch"])
+    return pd.DataFrame(rows)
+
+
+def _prepare(task_name: str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    task = load_task(task_name)
+    return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
+
+
+def _name(arch: Architecture) -> str:
+    return hashlib.sha256(arch.to_hat_yaml().encode()).hexdigest()[:12]
+
+
+@cache
+def _provenance(device: str) -> dict[str, Any]:
+    """Say where a row comes from; asked once per process, so that a commit made meanwhile does not count."""
+    on = torch.cuda.get_device_name() if device.startswith("cuda") else f"{processor()}, {torch.get_num_threads()} thread(s)"
+    libraries = {library: version(library) for library in ("torch", "tokenizers", "sacrebleu", "numpy")}
+    return {"device": on, "libraries": libraries, "commit": commit(RESULTS.parents[1])}
