@@ -194,18 +194,39 @@ def measure(
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Read the trainings of a benchmark, one row per architecture and seed.
+    """Read the benchmark of a task, one row per architecture.
 
     Returns
     -------
     pandas.DataFrame
-        Column arch holds `Architecture`; the others are those of the table, losses in nats per token. Diverged trainings have no scores.
+        In the form of `llmpp_core.sources.tfs_records`: architecture, bleu and test_bleu (means over the seeds), parameters, flops,
+        and the validation BLEU that each supernet gives, under its name. Diverged trainings are left out of the means; an
+        architecture of which all diverged is left out.
     """
+    rows = trainings(task_name, results)
+    means = (
+        rows[rows["diverged"].isna()]
+        .groupby("architecture", sort=False)
+        .agg(
+            bleu=("valid_bleu", "mean"),
+            test_bleu=("test_bleu", "mean"),
+            valid_loss=("valid_nll", "mean"),
+            parameters=("parameters", "first"),
+            flops=("flops", "first"),
+            seeds=("seed", "size"),
+        )
+    )
+    inherited = supernet_scores(task_name, results).pivot_table("valid_bleu", "architecture", "supernet", sort=False)
+    return means.join(inherited).reset_index()
+
+
+def trainings(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the trainings from scratch, one row per architecture and seed; losses in nats per token, no scores where one diverged."""
     return _table(task_name, "", results)
 
 
 def supernet_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Read what each supernet says of each architecture: columns supernet, seed, arch, valid_loss, valid_bleu."""
+    """Read what each supernet says of each architecture: columns supernet, seed, architecture, valid_loss, valid_bleu."""
     return _table(task_name, ".inherited", results)
 
 
@@ -219,10 +240,7 @@ def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} is not there or empty; measure it with: python -m llmpp_core benchmark {task_name}")
-    for row in rows:
-        if "arch" in row:
-            row["arch"] = from_record(row["arch"])
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{**row, "architecture": from_record(row["arch"])} if "arch" in row else row for row in rows])
 
 
 def _prepare(task_name: str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:

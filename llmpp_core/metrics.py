@@ -7,7 +7,8 @@ resamples architectures, the unit that was drawn at random, for intervals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -208,3 +209,44 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
             mae = weights @ np.abs(y - p) / weights.sum(axis=1)
             result[k] += np.stack([mae, _weighted_tau(y, p, None, weights)], axis=1) / (splits_of[task] * len(splits_of))
     return result
+
+
+class SeedNoise(NamedTuple):
+    """How much of the differences between trainings is chance.
+
+    Parameters
+    ----------
+    noise : float
+        Standard deviation of one training's score over seeds, pooled over architectures.
+    spread : float
+        Standard deviation over architectures of their mean score.
+    tau_between_seeds : float
+        Kendall's tau between one training of all architectures and another, mean over pairs of seeds.
+    tau_ceiling : float
+        Kendall's tau that the true means would have with the recorded ones: no predictor can be expected to have more.
+    """
+
+    noise: float
+    spread: float
+    tau_between_seeds: float
+    tau_ceiling: float
+
+
+def seed_noise(scores: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> SeedNoise:
+    """Measure the noise of scores of shape (architectures, seeds); raises ValueError with fewer than two of either.
+
+    For the ceiling, the recorded means stand for the true ones, and new means are drawn from the deviations of each architecture's own
+    trainings, widened to be unbiased.
+    """
+    y = np.asarray(scores, dtype=float)
+    if y.ndim != 2 or min(y.shape) < 2 or not np.isfinite(y).all():
+        raise ValueError(f"scores: expected finite numbers of shape (architectures, seeds), at least two of each; got shape {y.shape}")
+    n, seeds = y.shape
+    mean = y.mean(axis=1)
+    deviations = (y - mean[:, None]) * np.sqrt(seeds / (seeds - 1))
+    drawn = deviations[np.arange(n)[:, None], rng.integers(seeds, size=(resamples, n, seeds))].mean(axis=2)
+    between = [kendall_tau(y[:, i], y[:, j]) for i, j in combinations(range(seeds), 2)]
+    ceiling = [kendall_tau(mean, mean + noise) for noise in drawn]
+    return SeedNoise(
+        float(np.sqrt(y.var(axis=1, ddof=1).mean())), float(mean.std(ddof=1)), float(np.mean(between)), float(np.mean(ceiling))
+    )

@@ -145,8 +145,8 @@ def _best_rate(u: np.ndarray, y: np.ndarray) -> float:
     return float(best.x) if best.fun < loss(0.0) else 0.0
 
 
-def baselines() -> dict[str, Any]:
-    """Return unfitted predictors that see architectures and demonstrations only.
+def baselines(qkv_dim: int = 512) -> dict[str, Any]:
+    """Return unfitted predictors that see architectures and demonstrations only; `qkv_dim` is that of their space.
 
     Costs and depth enter as logarithms, since quality saturates. The four named "HAT + costs" read the same twelve features and
     differ in the learner alone; the Gaussian process gives an uncertainty: ``predict(archs, return_std=True)``.
@@ -155,13 +155,13 @@ def baselines() -> dict[str, Any]:
     -------
     dict of str to regressor over Architecture
     """
-    features = (HATFeatures(), CostFeatures())
+    features = (HATFeatures(), CostFeatures(qkv_dim=qkv_dim))
     return {
         "mean of the demonstrations": DummyRegressor(),
-        "parameters": make_pipeline(CostFeatures(flops=False), LinearRegression()),
-        "FLOPs": make_pipeline(CostFeatures(parameters=False), LinearRegression()),
+        "parameters": make_pipeline(CostFeatures(flops=False, qkv_dim=qkv_dim), LinearRegression()),
+        "FLOPs": make_pipeline(CostFeatures(parameters=False, qkv_dim=qkv_dim), LinearRegression()),
         "depth": make_pipeline(DepthFeatures(log=True), LinearRegression()),
-        "depth + parameters, ridge": _standardised(*_depth_and_parameters(), learner=Ridge()),
+        "depth + parameters, ridge": _standardised(*_depth_and_parameters(qkv_dim), learner=Ridge()),
         "HAT + costs, ridge": _standardised(*features, learner=RidgeCV(np.logspace(-3, 3, 13))),
         "HAT + costs, Gaussian process": _standardised(*features, learner=_gaussian_process(12)),
         "HAT + costs, random forest": _standardised(*features, learner=RandomForestRegressor(random_state=0)),
@@ -169,7 +169,7 @@ def baselines() -> dict[str, Any]:
     }
 
 
-def supernet_family(records: pd.DataFrame) -> dict[str, Pipeline]:
+def supernet_family(records: pd.DataFrame, qkv_dim: int = 512) -> dict[str, Pipeline]:
     """Return twelve unfitted ridge regressions on supernet scores: four ways to read them, with and without depth and size.
 
     Parameters
@@ -177,6 +177,8 @@ def supernet_family(records: pd.DataFrame) -> dict[str, Pipeline]:
     records : pandas.DataFrame
         Columns "architecture" and those of `llmpp_core.sources.SUPERNETS`, as in `llmpp_core.sources.tfs_records`. Only these
         architectures can be predicted. Other columns are not read.
+    qkv_dim : int
+        Inner width of attention in their space.
 
     Returns
     -------
@@ -190,7 +192,7 @@ def supernet_family(records: pd.DataFrame) -> dict[str, Pipeline]:
         "four supernets": scores,
         SUPERNETS[-1]: scores[:, -1:],
     }
-    extras = {"": (), " + depth": (DepthFeatures(log=True),), " + depth + parameters": _depth_and_parameters()}
+    extras = {"": (), " + depth": (DepthFeatures(log=True),), " + depth + parameters": _depth_and_parameters(qkv_dim)}
     return {
         f"{reading}{extra}, ridge": _standardised(
             ScoreFeatures(dict(zip(records["architecture"], rows.tolist(), strict=True))), *features, learner=Ridge()
@@ -204,13 +206,14 @@ def supernet_family(records: pd.DataFrame) -> dict[str, Pipeline]:
 OWN_CHOICE = "supernet ensemble + depth"
 
 
-def supernet_predictors(records: pd.DataFrame) -> dict[str, Any]:
+def supernet_predictors(records: pd.DataFrame, qkv_dim: int = 512) -> dict[str, Any]:
     """Return unfitted predictors that read the scores which trained supernets give, of these architectures alone.
 
     Parameters
     ----------
     records : pandas.DataFrame
-        As in `supernet_family`.
+    qkv_dim : int
+        Both as in `supernet_family`.
 
     Returns
     -------
@@ -219,8 +222,8 @@ def supernet_predictors(records: pd.DataFrame) -> dict[str, Any]:
         least leave-one-out error, a stack with weights >= 0, a Gaussian process, and `OWN_CHOICE`, the family's plain average.
     """
     plain: dict[str, Any] = {name: TablePredictor(dict(zip(records["architecture"], records[name], strict=True))) for name in SUPERNETS}
-    family = supernet_family(records)
-    layer = [*plain.items(), ("depth + parameters", baselines()["depth + parameters, ridge"])]
+    family = supernet_family(records, qkv_dim)
+    layer = [*plain.items(), ("depth + parameters", baselines(qkv_dim)["depth + parameters, ridge"])]
     choice = Pipeline([("member", "passthrough")])
     return {
         **plain,
@@ -238,8 +241,8 @@ def supernet_predictors(records: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _depth_and_parameters() -> tuple[Any, ...]:
-    return DepthFeatures(log=True), CostFeatures(flops=False)
+def _depth_and_parameters(qkv_dim: int) -> tuple[Any, ...]:
+    return DepthFeatures(log=True), CostFeatures(flops=False, qkv_dim=qkv_dim)
 
 
 def _standardised(*features: Any, learner: Any) -> Pipeline:
