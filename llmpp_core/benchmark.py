@@ -1,6 +1,6 @@
 """This project's own ground truth: architectures trained from scratch on its own tasks, and what supernets say of them.
 
-`measure` fills three tables per task below results/tfs, and goes on where it was stopped; `records` reads them.
+`measure` fills the tables of a task below results/tfs, and goes on where it was stopped; `records` reads them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from llmpp_core.decoding import translate
 from llmpp_core.evaluation import Scores, evaluate, validation_loss
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import run_jobs
+from llmpp_core.proxies import PROXIES, ZeroCostPredictor
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
 from llmpp_core.status import commit, processor
@@ -127,6 +128,17 @@ def inherit(
     return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **_provenance(device)}
 
 
+def zero_cost(task_name: str, proxy: str, arch: Architecture, device: str, threads: int | None, stop: float) -> dict[str, Any] | None:
+    """Return the score of an untrained network, the mean over four draws of its weights."""
+    if time.time() > stop:
+        return None
+    task, pairs = _prepare(task_name, device, threads)
+    predictor = ZeroCostPredictor(proxy, pairs["train"], task.space, len(task.vocabulary), repeats=4)
+    started = time.perf_counter()
+    score = float(predictor.predict([arch])[0])
+    return {"score": score, "seconds": round(time.perf_counter() - started, 4), **_provenance(device)}
+
+
 def supernet_path(folder: Path, task_name: str, name: str, seed: int) -> Path:
     """Return where the checkpoint of a supernet is kept."""
     short = "".join(c if c.isalnum() else "-" for c in name.lower())
@@ -190,7 +202,9 @@ def measure(
     done &= run(train_supernet, [({"supernet": m, "seed": s}, (task_name, m, s, *common)) for m, s in nets], ".supernets")
     scored = [(m, s, a) for m, s in nets for a in archs if supernet_path(folder, task_name, m, s).exists()]
     jobs = [({"supernet": m, "seed": s, "arch": to_record(a)}, (task_name, m, s, a, *common)) for m, s, a in scored]
-    return run(inherit, jobs, ".inherited") and done
+    done &= run(inherit, jobs, ".inherited")
+    scored_at_once = [({"proxy": p, "arch": to_record(a)}, (task_name, p, a, *common[1:])) for p in PROXIES for a in archs]
+    return run(zero_cost, scored_at_once, ".proxies") and done
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -228,6 +242,11 @@ def trainings(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
 def supernet_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read what each supernet says of each architecture: columns supernet, seed, architecture, valid_loss, valid_bleu."""
     return _table(task_name, ".inherited", results)
+
+
+def proxy_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the zero-cost proxies: columns proxy, architecture, score, seconds."""
+    return _table(task_name, ".proxies", results)
 
 
 def supernets(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
