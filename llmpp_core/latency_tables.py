@@ -1,0 +1,127 @@
+"""Tables of latencies measured here: JSONL files that grow by a row per measurement, to stop and to go on at will."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.files import read_rows
+from llmpp_core.jobs import run_jobs
+from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, device_name, measure, turns, warn_if_busy
+from llmpp_core.space import Architecture, SearchSpace
+from llmpp_core.status import commit
+
+# What a row holds of a `LatencyMeasurement` beside its settings.
+_MEASURED = tuple(field.name for field in fields(LatencyMeasurement) if field.name not in ("settings", "rounds", "repeatability"))
+
+
+def build_latency_table(
+    archs: Sequence[Architecture],
+    space: SearchSpace,
+    settings: LatencySettings,
+    path: Path,
+    rng: np.random.Generator,
+    *,
+    repeats: int = 3,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Measure as `llmpp_core.profiler.measure_many` does what a table lacks; rows hold plain times of one round.
+
+    A call that was stopped, at any moment, is made again and goes on. Architectures and rounds can become more later.
+
+    Parameters
+    ----------
+    archs, space, settings, rng, repeats, progress
+        As for `measure_many`.
+    path : path
+        The JSONL file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The whole table, as `read_latency_table` gives it.
+
+    Raises
+    ------
+    ValueError
+        As `measure_many`; or if the file is damaged, or was measured in another space, with other settings, on another device or
+        with another PyTorch.
+    """
+    order = turns(archs, space, repeats, rng)
+    origin = {
+        "space": space.name,
+        "settings": asdict(settings),
+        "device_name": device_name(settings.device),
+        "torch": str(torch.__version__),
+    }
+    for number, row in enumerate(read_rows(path), 1):
+        for name, value in origin.items():
+            if row.get(name) != value:
+                raise ValueError(f"{path}:{number}: measured with {name} {_difference(row.get(name), value)}; use another file")
+    warn_if_busy(space, settings)
+
+    def work(arch: Architecture) -> dict[str, Any]:
+        measured = asdict(measure(arch, space, settings))
+        return {**{name: measured[name] for name in _MEASURED}, **origin, "commit": _commit()}
+
+    jobs = [({"arch": yaml.safe_load(arch.to_hat_yaml()), "round": number}, (arch,)) for number, arch in order]
+    run_jobs(work, jobs, path, progress=path.stem if progress else None)
+    return read_latency_table(path)
+
+
+def read_latency_table(path: Path) -> pd.DataFrame:
+    """Read a table, corrected for the machine's pace (see `llmpp_core.profiler.at_one_pace`).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per architecture, in the order of the file: arch, the ten columns of `HAT_FEATURE_NAMES`, the numbers of a
+        `LatencyMeasurement`, and latency_ms. So it serves as a table of `llmpp_core.sources.latency_table` does.
+
+    Raises
+    ------
+    ValueError
+        If the file is absent, empty or damaged; names file and line.
+    """
+    found: dict[Architecture, list[LatencyMeasurement]] = {}
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            arch = Architecture.from_hat_yaml(json.dumps(row["arch"]))
+            measured = LatencyMeasurement(**{name: row[name] for name in _MEASURED}, settings=LatencySettings(**row["settings"]))
+            if not all(0 < value < math.inf for value in (measured.encoder_ms, measured.decoder_ms, measured.calibration_ms)):
+                raise ValueError("expected positive times")
+        except KeyError as error:
+            raise ValueError(f"{path}:{number}: the row has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        found.setdefault(arch, []).append(measured)
+    if not found:
+        raise ValueError(f"{path} is not there or empty; measure it with build_latency_table")
+    table = pd.DataFrame([asdict(measured) for measured in at_one_pace(list(found.values()))]).drop(columns="settings")
+    features = pd.DataFrame(HATFeatures().transform(list(found)), columns=list(HAT_FEATURE_NAMES))
+    table = pd.concat([pd.DataFrame({"arch": list(found)}), features, table], axis=1)
+    return table.assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
+
+
+def _difference(had: Any, asked: Any) -> str:
+    """Say how `had` differs from `asked`, for mappings only where they differ."""
+    if isinstance(had, dict) and isinstance(asked, dict):
+        differing = [name for name in asked if had.get(name) != asked[name]]
+        had, asked = (", ".join(f"{name}={side.get(name)}" for name in differing) for side in (had, asked))
+    return f"{had}, not {asked}"
+
+
+@cache
+def _commit() -> str:
+    return commit(Path(__file__).resolve().parents[1])

@@ -1,0 +1,162 @@
+"""Tables of measured latency: nothing lost or measured twice, nothing mixed, and of use to the latency predictor."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmpp_core import latency_tables, profiler
+from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.files import read_rows
+from llmpp_core.latency import LatencyPredictor, latency_terms
+from llmpp_core.latency_tables import build_latency_table, read_latency_table
+from llmpp_core.profiler import LatencyMeasurement, LatencySettings
+from llmpp_core.space import SMALL, TINY, Architecture
+
+SETTINGS = LatencySettings(vocab_size=50)
+ARCHS = TINY.sample_balanced(12, np.random.default_rng(0))
+
+
+class Killed(BaseException):
+    """What ends a process between two measurements."""
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace the measurement by one that is exact on a machine of changing pace, counts, and can be killed."""
+    state: dict[str, Any] = {"measured": Counter(), "left": None}
+    pace = np.random.default_rng(1)
+
+    def measure(arch: Architecture, space: object, settings: LatencySettings) -> LatencyMeasurement:
+        if state["left"] is not None:
+            if not state["left"]:
+                raise Killed
+            state["left"] -= 1
+        state["measured"][arch] += 1
+        slow = 1 + float(pace.random() > 0.8)
+        encoder, decoder = true_ms(arch)
+        return LatencyMeasurement(slow * encoder, slow * decoder, 0.1, 0.2, slow, 0.0, 0.5, "a processor", settings)
+
+    monkeypatch.setattr(latency_tables, "measure", measure)
+    monkeypatch.setattr(profiler, "why_busy", lambda *_: None)
+    return state
+
+
+def true_ms(arch: Architecture) -> tuple[float, float]:
+    terms = latency_terms([arch])[0]
+    return 1 + float(terms[:4].sum()), 2 + float(terms[4:].sum())
+
+
+def build(path: Path, n: int = 12, **options: Any) -> Any:
+    return build_latency_table(ARCHS[:n], TINY, options.pop("settings", SETTINGS), path, np.random.default_rng(2), **options)
+
+
+def keys(path: Path) -> list[tuple[str, int]]:
+    return [(json.dumps(row["arch"]), row["round"]) for row in read_rows(path)]
+
+
+def test_a_table_killed_at_any_moment_goes_on_without_loss_or_doubles(bench: dict[str, Any], tmp_path: Path) -> None:
+    build(tmp_path / "whole.jsonl")
+    path = tmp_path / "killed.jsonl"
+    for cut in (0, 5, 400, 1):
+        bench["left"] = 7
+        with pytest.raises(Killed):
+            build(path)
+        # The last row was under way onto the disk.
+        path.write_bytes(path.read_bytes()[: -cut or None])
+    bench["left"] = None
+    build(path)
+    assert keys(path) == keys(tmp_path / "whole.jsonl")
+    assert len(set(keys(path))) == 36
+
+
+def test_what_is_there_is_not_measured_again(bench: dict[str, Any], tmp_path: Path) -> None:
+    build(tmp_path / "table.jsonl", 6, repeats=2)
+    assert set(bench["measured"].values()) == {2}
+    assert len(build(tmp_path / "table.jsonl", 12, repeats=3)) == 12
+    assert set(bench["measured"].values()) == {3}
+
+
+def test_the_table_is_of_the_machine_at_one_pace(bench: dict[str, Any], tmp_path: Path) -> None:
+    table = build(tmp_path / "table.jsonl").set_index("arch")
+    assert any(row["calibration_ms"] == 2 for row in read_rows(tmp_path / "table.jsonl"))
+    for arch in ARCHS:
+        assert tuple(table.loc[arch, ["encoder_ms", "decoder_ms"]]) == pytest.approx(true_ms(arch))
+    assert (table["rounds"] == 3).all()
+    assert table["repeatability"].max() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_table_serves_as_those_of_other_devices(bench: dict[str, Any], tmp_path: Path) -> None:
+    table = build(tmp_path / "table.jsonl")
+    assert np.array_equal(table[list(HAT_FEATURE_NAMES)], HATFeatures().transform(list(table["arch"])))
+    assert np.allclose(table["latency_ms"], table["encoder_ms"] + table["decoder_ms"])
+    for rows in (table, list(table["arch"])):
+        predictor = LatencyPredictor().fit(rows, table["latency_ms"])
+        assert np.allclose(predictor.predict(rows), table["latency_ms"], rtol=0.05)
+
+
+def test_rows_say_where_they_come_from(bench: dict[str, Any], tmp_path: Path) -> None:
+    build(tmp_path / "table.jsonl", 1, repeats=1)
+    (row,) = read_rows(tmp_path / "table.jsonl")
+    assert row["settings"] == {**vars(SETTINGS)}
+    assert row["space"] == "TINY"
+    assert row["device_name"]
+    assert row["torch"]
+    assert row["commit"]
+
+
+def test_a_table_measured_otherwise_is_refused_and_left_alone(
+    bench: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.jsonl"
+    build(path, 2)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"table.jsonl:1: measured with settings beam=5, not beam=1; use another file"):
+        build(path, settings=replace(SETTINGS, beam=1))
+    with pytest.raises(ValueError, match="measured with space TINY, not SMALL"):
+        build_latency_table([SMALL.smallest()], SMALL, SETTINGS, path, np.random.default_rng(0))
+    monkeypatch.setattr(latency_tables, "device_name", lambda _: "another processor")
+    with pytest.raises(ValueError, match=r"measured with device_name .*, not another processor"):
+        build(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda row: row.pop("decoder_ms"), "the row has no 'decoder_ms'"),
+        (lambda row: row.update(encoder_ms=-1), "expected positive times"),
+        (lambda row: row.update(calibration_ms="fast"), "not supported"),
+        (lambda row: row["arch"].pop("decoder-layer-num-subtransformer"), "missing decoder-layer-num-subtransformer"),
+        (lambda row: row["settings"].update(beam=0), "beam: expected an integer"),
+    ],
+)
+def test_a_damaged_row_is_named(bench: dict[str, Any], tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str) -> None:
+    path = tmp_path / "table.jsonl"
+    build(path, 2)
+    rows = read_rows(path)
+    damage(rows[3])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"table.jsonl:4: .*{message}"):
+        read_latency_table(path)
+
+
+def test_an_absent_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.jsonl is not there or empty"):
+        read_latency_table(tmp_path / "nothing.jsonl")
+
+
+def test_a_table_of_real_measurements(tmp_path: Path) -> None:
+    quick = replace(SETTINGS, source_length=5, target_length=4, warmup=1, runs=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiler, "why_busy", lambda *_: None)
+        table = build(tmp_path / "table.jsonl", 3, settings=quick, repeats=2)
+    assert (table[["encoder_ms", "decoder_ms", "calibration_ms"]] > 0).all(axis=None)
+    assert table["repeatability"].notna().all()
