@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from llmpp_core.batches import Pairs
 from llmpp_core.checkpoints import load_network
@@ -51,16 +49,6 @@ SUPERNET_KINDS: dict[str, tuple[str, Sampling]] = dict(
 def architectures(task: Task, n: int = ARCHITECTURES) -> list[Architecture]:
     """Return the architectures of the task's benchmark; a longer list begins with a shorter one."""
     return task.space.sample_balanced(n, np.random.default_rng(0))
-
-
-def to_record(arch: Architecture) -> dict[str, Any]:
-    """Return an architecture under HAT's names, as JSON holds it."""
-    return dict(yaml.safe_load(arch.to_hat_yaml()))
-
-
-def from_record(record: dict[str, Any]) -> Architecture:
-    """Read what `to_record` wrote; raises ValueError as `Architecture.from_hat_yaml`."""
-    return Architecture.from_hat_yaml(json.dumps(record))
 
 
 def train_from_scratch(
@@ -197,13 +185,13 @@ def measure(
         return len(rows) == len(jobs)
 
     pairs = [(arch, seed) for seed in range(seeds) for arch in archs]
-    done = run(train_from_scratch, [({"arch": to_record(a), "seed": s}, (task_name, a, s, *common)) for a, s in pairs], "")
+    done = run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (task_name, a, s, *common)) for a, s in pairs], "")
     nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
     done &= run(train_supernet, [({"supernet": m, "seed": s}, (task_name, m, s, *common)) for m, s in nets], ".supernets")
     scored = [(m, s, a) for m, s in nets for a in archs if supernet_path(folder, task_name, m, s).exists()]
-    jobs = [({"supernet": m, "seed": s, "arch": to_record(a)}, (task_name, m, s, a, *common)) for m, s, a in scored]
+    jobs = [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (task_name, m, s, a, *common)) for m, s, a in scored]
     done &= run(inherit, jobs, ".inherited")
-    scored_at_once = [({"proxy": p, "arch": to_record(a)}, (task_name, p, a, *common[1:])) for p in PROXIES for a in archs]
+    scored_at_once = [({"proxy": p, "arch": a.to_hat_dict()}, (task_name, p, a, *common[1:])) for p in PROXIES for a in archs]
     return run(zero_cost, scored_at_once, ".proxies") and done
 
 
@@ -259,7 +247,7 @@ def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} is not there or empty; measure it with: python -m llmpp_core benchmark {task_name}")
-    return pd.DataFrame([{**row, "architecture": from_record(row["arch"])} if "arch" in row else row for row in rows])
+    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row["arch"])} if "arch" in row else row for row in rows])
 
 
 def _prepare(task_name: str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.files import read_rows
@@ -75,7 +73,7 @@ def build_latency_table(
         measured = asdict(measure(arch, space, settings))
         return {**{name: measured[name] for name in _MEASURED}, **origin, "commit": _commit()}
 
-    jobs = [({"arch": yaml.safe_load(arch.to_hat_yaml()), "round": number}, (arch,)) for number, arch in order]
+    jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
     run_jobs(work, jobs, path, progress=path.stem if progress else None)
     return read_latency_table(path)
 
@@ -86,7 +84,7 @@ def read_latency_table(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per architecture, in the order of the file: arch, the ten columns of `HAT_FEATURE_NAMES`, the numbers of a
+        One row per architecture, in the order of the file: architecture, the ten columns of `HAT_FEATURE_NAMES`, the numbers of a
         `LatencyMeasurement`, and latency_ms. So it serves as a table of `llmpp_core.sources.latency_table` does.
 
     Raises
@@ -97,7 +95,7 @@ def read_latency_table(path: Path) -> pd.DataFrame:
     found: dict[Architecture, list[LatencyMeasurement]] = {}
     for number, row in enumerate(read_rows(path), 1):
         try:
-            arch = Architecture.from_hat_yaml(json.dumps(row["arch"]))
+            arch = Architecture.from_hat_dict(row["arch"])
             measured = LatencyMeasurement(**{name: row[name] for name in _MEASURED}, settings=LatencySettings(**row["settings"]))
             if not all(0 < value < math.inf for value in (measured.encoder_ms, measured.decoder_ms, measured.calibration_ms)):
                 raise ValueError("expected positive times")
@@ -110,7 +108,7 @@ def read_latency_table(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is not there or empty; measure it with build_latency_table")
     table = pd.DataFrame([asdict(measured) for measured in at_one_pace(list(found.values()))]).drop(columns="settings")
     features = pd.DataFrame(HATFeatures().transform(list(found)), columns=list(HAT_FEATURE_NAMES))
-    table = pd.concat([pd.DataFrame({"arch": list(found)}), features, table], axis=1)
+    table = pd.concat([pd.DataFrame({"architecture": list(found)}), features, table], axis=1)
     return table.assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
 
 

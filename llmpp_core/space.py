@@ -113,12 +113,16 @@ class Architecture:
             raise ValueError(f"expected a YAML mapping of the keys {', '.join(_HAT_NAMES)}; got {type(mapping).__name__}")
         if len(mapping) < len(keys):
             raise ValueError(f"{_one_line(next(key for key in keys if keys.count(key) > 1))} is given twice")
-        return cls._from_hat_mapping(mapping)
+        return cls.from_hat_dict(mapping)
+
+    def to_hat_dict(self) -> dict[str, int | list[int]]:
+        """Return the architecture under HAT's ten names, as JSON holds it."""
+        values = {name: getattr(self, attribute) for name, attribute in _HAT_NAMES.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_prompt_lines(self) -> list[str]:
         """Return the ten ``name: value`` lines in which prompts and the upstream records describe an architecture."""
-        values = {name: getattr(self, attribute) for name, attribute in _HAT_NAMES.items()}
-        return [f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in values.items()]
+        return [f"{name}: {value}" for name, value in self.to_hat_dict().items()]
 
     @classmethod
     def from_prompt_lines(cls, lines: str | Iterable[str]) -> Architecture:
@@ -137,10 +141,11 @@ class Architecture:
                 mapping[name] = json.loads(value)
             except (ValueError, RecursionError):
                 raise ValueError(f"{name}: expected an integer or a list of integers, got {value.strip()[:80]!r}") from None
-        return cls._from_hat_mapping(mapping)
+        return cls.from_hat_dict(mapping)
 
     @classmethod
-    def _from_hat_mapping(cls, mapping: dict[Any, Any]) -> Architecture:
+    def from_hat_dict(cls, mapping: dict[Any, Any]) -> Architecture:
+        """Read what `to_hat_dict` gives; raises ValueError naming the key that is missing, unknown or of the wrong length."""
         missing = [name for name in _HAT_NAMES if name not in mapping]
         unknown = [_one_line(name) for name in mapping if name not in _HAT_NAMES]
         if missing or unknown:

@@ -85,7 +85,7 @@ def test_what_is_there_is_not_measured_again(bench: dict[str, Any], tmp_path: Pa
 
 
 def test_the_table_is_of_the_machine_at_one_pace(bench: dict[str, Any], tmp_path: Path) -> None:
-    table = build(tmp_path / "table.jsonl").set_index("arch")
+    table = build(tmp_path / "table.jsonl").set_index("architecture")
     assert any(row["calibration_ms"] == 2 for row in read_rows(tmp_path / "table.jsonl"))
     for arch in ARCHS:
         assert tuple(table.loc[arch, ["encoder_ms", "decoder_ms"]]) == pytest.approx(true_ms(arch))
@@ -95,9 +95,9 @@ def test_the_table_is_of_the_machine_at_one_pace(bench: dict[str, Any], tmp_path
 
 def test_the_table_serves_as_those_of_other_devices(bench: dict[str, Any], tmp_path: Path) -> None:
     table = build(tmp_path / "table.jsonl")
-    assert np.array_equal(table[list(HAT_FEATURE_NAMES)], HATFeatures().transform(list(table["arch"])))
+    assert np.array_equal(table[list(HAT_FEATURE_NAMES)], HATFeatures().transform(list(table["architecture"])))
     assert np.allclose(table["latency_ms"], table["encoder_ms"] + table["decoder_ms"])
-    for rows in (table, list(table["arch"])):
+    for rows in (table, list(table["architecture"])):
         predictor = LatencyPredictor().fit(rows, table["latency_ms"])
         assert np.allclose(predictor.predict(rows), table["latency_ms"], rtol=0.05)
 
