@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -16,7 +17,7 @@ _SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>", UNK: "<unk>"}
 class Vocabulary:
     """A tokenizer with the special tokens of `llmpp_core.transformer` in front.
 
-    Make one with `Vocabulary.subwords` or `Vocabulary.morphemes`.
+    Make one with `Vocabulary.subwords` or `Vocabulary.morphemes`; the same sentences give the same vocabulary.
 
     Parameters
     ----------
@@ -26,14 +27,39 @@ class Vocabulary:
 
     tokenizer: Tokenizer
 
+    def __post_init__(self) -> None:
+        # A sentence that holds the letters "<pad>" must not end there.
+        self.tokenizer.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Vocabulary.from_json, (self.to_json(),)
+
+    def to_json(self) -> str:
+        """Return the vocabulary as text; `from_json` reads it."""
+        return self.tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """Read what `to_json` wrote; raises ValueError if it is something else."""
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"not a vocabulary: {error}") from None
+        if [tokenizer.id_to_token(i) for i in _SPECIAL] != list(_SPECIAL.values()):
+            raise ValueError(f"not a vocabulary of this package: it does not begin with {' '.join(_SPECIAL.values())}")
+        return cls(tokenizer)
+
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     @classmethod
     def subwords(cls, texts: Iterable[str], size: int) -> Vocabulary:
-        """Train byte-pair encoding with at most `size` tokens on the sentences of both languages."""
+        """Train byte-pair encoding with at most `size` tokens on the sentences of both languages.
+
+        Case and punctuation stay; decoding gives back the text in Unicode's composed form with single spaces.
+        """
         tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL[UNK]))
-        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
@@ -57,8 +83,8 @@ class Vocabulary:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, sentences: Iterable[Sequence[int]]) -> list[str]:
-        """Return the text of each row of token identifiers, special tokens left out."""
-        return self.tokenizer.decode_batch([list(ids) for ids in sentences])
+        """Return the text of each row of token identifiers, special tokens left out, unknown ones among them."""
+        return [" ".join(text.split()) for text in self.tokenizer.decode_batch([list(ids) for ids in sentences])]
 
 
 def _spaced() -> decoders.Decoder:

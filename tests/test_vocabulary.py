@@ -1,0 +1,142 @@
+"""Vocabularies: what goes in comes out, in every process the same."""
+
+from __future__ import annotations
+
+import pickle
+import string
+import unicodedata
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from multiprocessing import get_context
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmpp_core.corpora import multi30k
+from llmpp_core.transformer import BOS, EOS, PAD, UNK
+from llmpp_core.vocabulary import Vocabulary
+
+SENTENCES = [
+    "A man, in a T-shirt (red), isn't running...",
+    "L'homme à l'écharpe dit : « Où est-ce ? »",
+    "Žluťoučký kůň „pěl“ ďábelské ódy – 3.5 % z 1,000!",
+    "Zwei MÄNNER stehen am Straßenrand/Bürgersteig; 50€ & mehr.",
+    "e-mail@example.org #1 *bold* [x] {y} ~z^2 \\ \"quoted\" 'single'",
+]
+ALPHABET = string.ascii_letters + string.digits + string.punctuation + "äéñßŽ„“«»–’"
+
+
+def plain(text: str) -> str:
+    """The text as decoding gives it back: Unicode's composed form, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+@pytest.fixture(scope="module")
+def subwords() -> Vocabulary:
+    return Vocabulary.subwords([*SENTENCES, *ALPHABET], 400)
+
+
+def test_special_tokens_come_first(subwords: Vocabulary) -> None:
+    assert [subwords.tokenizer.id_to_token(i) for i in (PAD, BOS, EOS, UNK)] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+
+
+def test_size_is_a_limit() -> None:
+    assert len(Vocabulary.subwords(SENTENCES * 3, 150)) == 150
+    assert len(Vocabulary.subwords(["a b"], 150)) < 20
+
+
+def test_subwords_give_the_text_back(subwords: Vocabulary) -> None:
+    assert subwords.decode(subwords.encode(SENTENCES)) == SENTENCES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  two  spaces ",
+        "no\u00a0break, thin\u2009space",
+        "tab\there\r",
+        "cafe\u0301 nin\u0303o",
+        "(a)(b) , c ,d",
+        "'s 's'",
+        "....",
+        "UPPER lower Title",
+    ],
+)
+def test_spaces_and_accents_come_back_normalised(subwords: Vocabulary, text: str) -> None:
+    assert subwords.decode(subwords.encode([text])) == [plain(text)]
+
+
+@given(text=st.text(alphabet=ALPHABET + "  \u00a0\u0301", min_size=1, max_size=40))
+def test_any_text_of_known_characters_comes_back(subwords: Vocabulary, text: str) -> None:
+    ids = subwords.encode([text])
+    if UNK not in ids[0]:  # a combining accent may compose a letter that was never seen
+        assert subwords.decode(ids) == [plain(text)]
+
+
+def test_unknown_characters_are_left_out(subwords: Vocabulary) -> None:
+    ids = subwords.encode(["A man ☃ runs漢字."])
+    assert ids[0].count(UNK) == 3
+    assert subwords.decode(ids) == ["A man runs."]
+
+
+def test_special_tokens_in_the_text_are_text(subwords: Vocabulary) -> None:
+    text = "the <pad> and the <eos> of <bos>"
+    ids = subwords.encode([text])
+    assert not {PAD, BOS, EOS} & set(ids[0])
+    assert subwords.decode(ids) == [text]
+
+
+def test_markers_and_padding_are_not_decoded(subwords: Vocabulary) -> None:
+    (ids,) = subwords.encode(["A man"])
+    assert subwords.decode([[BOS, *ids, EOS, PAD, PAD]]) == ["A man"]
+
+
+@pytest.mark.needs_data("multi30k")
+def test_all_of_multi30k_comes_back() -> None:
+    sides = [multi30k("de", "train").src, *(multi30k(target, "train").tgt for target in ("de", "fr", "cs"))]
+    text = list(chain.from_iterable(sides))
+    vocabulary = Vocabulary.subwords(text, 8000)
+    ids = vocabulary.encode(text)
+    assert not any(UNK in row for row in ids)
+    assert vocabulary.decode(ids) == [plain(sentence) for sentence in text]
+
+
+def test_training_is_the_same_in_every_process() -> None:
+    text = [" ".join(sentence.split()[i:]) for sentence in SENTENCES for i in range(6)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        elsewhere = pool.submit(Vocabulary.subwords, text, 200).result(), pool.submit(Vocabulary.morphemes, text).result()
+    here = Vocabulary.subwords(text, 200), Vocabulary.morphemes(text)
+    assert [vocabulary.to_json() for vocabulary in elsewhere] == [vocabulary.to_json() for vocabulary in here]
+
+
+@pytest.mark.parametrize(
+    "copy", [lambda v: Vocabulary.from_json(v.to_json()), lambda v: pickle.loads(pickle.dumps(v))], ids=["json", "pickle"]
+)
+def test_copies_encode_alike(subwords: Vocabulary, copy) -> None:
+    copied = copy(subwords)
+    text = [*SENTENCES, "with <pad> inside"]
+    assert copied.encode(text) == subwords.encode(text)
+    assert copied.decode(copied.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no json", Vocabulary.subwords(["a"], 9).to_json().replace("<eos>", "<end>")])
+def test_other_text_is_no_vocabulary(text: str) -> None:
+    with pytest.raises(ValueError, match="not a vocabulary"):
+        Vocabulary.from_json(text)
+
+
+def test_morphemes_part_words_before_hyphens() -> None:
+    text = ["lo pese-s pute-ti", "baxu-gi-ju jadu-fe-zi"]
+    vocabulary = Vocabulary.morphemes(text)
+    ids = vocabulary.encode(text)
+    assert [[vocabulary.tokenizer.id_to_token(i) for i in row] for row in ids] == [
+        ["lo", "pese", "-s", "pute", "-ti"],
+        ["baxu", "-gi", "-ju", "jadu", "-fe", "-zi"],
+    ]
+    assert vocabulary.decode(ids) == text
+
+
+def test_no_sentences_are_no_rows(subwords: Vocabulary) -> None:
+    assert subwords.encode([]) == []
+    assert subwords.decode([[]]) == [""]
