@@ -27,6 +27,8 @@ from llmpp_core.decoding import translate
 from llmpp_core.evaluation import Scores, evaluate, validation_loss
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import run_jobs
+from llmpp_core.latency_tables import build_latency_table, read_latency_table
+from llmpp_core.profiler import LatencySettings
 from llmpp_core.proxies import PROXIES, ZeroCostPredictor
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
@@ -52,12 +54,12 @@ def architectures(task: Task, n: int = ARCHITECTURES) -> list[Architecture]:
 
 
 def train_from_scratch(
-    task_name: str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
+    task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch)."""
-    task, pairs = _prepare(task_name, device, threads)
+    task, pairs = _prepare(task, device, threads)
     model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
-    checkpoint = folder / f"{task_name}-{_name(arch)}-{seed}.safetensors"
+    checkpoint = folder / f"{task.name}-{_name(arch)}-{seed}.safetensors"
     history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
     if not history.finished:
         return None
@@ -80,13 +82,13 @@ def train_from_scratch(
 
 
 def train_supernet(
-    task_name: str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
+    task: Task | str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one of `SUPERNET_KINDS` and keep its checkpoint (see `supernet_path`); returns as `train_from_scratch`."""
-    task, pairs = _prepare(task_name, device, threads)
+    task, pairs = _prepare(task, device, threads)
     kind, sampling = SUPERNET_KINDS[name]
     model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
-    checkpoint = supernet_path(folder, task_name, name, seed)
+    checkpoint = supernet_path(folder, task.name, name, seed)
     seconds = stop - time.time()
     history = train(model, pairs["train"], task.supernet_recipe, seed=seed, sampling=sampling, checkpoint=checkpoint, seconds=seconds)
     if not history.finished:
@@ -103,24 +105,27 @@ def train_supernet(
 
 
 def inherit(
-    task_name: str, name: str, seed: int, arch: Architecture, folder: Path, device: str, threads: int | None, stop: float
+    task: Task | str, name: str, seed: int, arch: Architecture, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Return what a trained supernet says of one architecture: validation loss and BLEU with inherited weights."""
     if time.time() > stop:
         return None
-    task, pairs = _prepare(task_name, device, threads)
-    supernet = load_network(supernet_path(folder, task_name, name, seed), task.space, device)
+    task, pairs = _prepare(task, device, threads)
+    path = supernet_path(folder, task.name, name, seed)
+    if not path.exists():
+        raise ValueError(f"{path} is gone; remove the row of {name}, seed {seed}, from {task.name}.supernets.jsonl to train it again")
+    supernet = load_network(path, task.space, device)
     model = supernet.subnet(arch).eval()
     loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
     bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
     return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **_provenance(device)}
 
 
-def zero_cost(task_name: str, proxy: str, arch: Architecture, device: str, threads: int | None, stop: float) -> dict[str, Any] | None:
+def zero_cost(task: Task | str, proxy: str, arch: Architecture, device: str, threads: int | None, stop: float) -> dict[str, Any] | None:
     """Return the score of an untrained network, the mean over four draws of its weights."""
     if time.time() > stop:
         return None
-    task, pairs = _prepare(task_name, device, threads)
+    task, pairs = _prepare(task, device, threads)
     predictor = ZeroCostPredictor(proxy, pairs["train"], task.space, len(task.vocabulary), repeats=4)
     started = time.perf_counter()
     score = float(predictor.predict([arch])[0])
@@ -134,7 +139,7 @@ def supernet_path(folder: Path, task_name: str, name: str, seed: int) -> Path:
 
 
 def measure(
-    task_name: str,
+    given: Task | str,
     folder: Path,
     *,
     results: Path = RESULTS,
@@ -151,8 +156,8 @@ def measure(
 
     Parameters
     ----------
-    task_name : str
-        A task of `llmpp_core.tasks`.
+    given : Task or str
+        A task, or the name of one of `llmpp_core.tasks`, which then is made once per process and not sent with each job.
     folder : path
         Where checkpoints go.
     results : path
@@ -175,24 +180,39 @@ def measure(
     bool
         Whether the tables are complete.
     """
-    task, stop = load_task(task_name), time.time() + seconds
+    task = load_task(given) if isinstance(given, str) else given
+    stop = time.time() + seconds
     archs = architectures(task, n)
     common = (folder, device, threads, stop)
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> bool:
-        path = results / f"{task_name}{table}.jsonl"
-        rows = run_jobs(work, jobs, path, executor=executor, progress=f"{task_name}{table}" if progress else None)
-        return len(rows) == len(jobs)
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> list[dict[str, Any]]:
+        path = results / f"{task.name}{table}.jsonl"
+        rows = run_jobs(work, jobs, path, executor=executor, progress=f"{task.name}{table}" if progress else None)
+        complete.append(len(rows) == len(jobs))
+        return rows
 
-    pairs = [(arch, seed) for seed in range(seeds) for arch in archs]
-    done = run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (task_name, a, s, *common)) for a, s in pairs], "")
+    complete: list[bool] = []
+    run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (given, a, s, *common)) for s in range(seeds) for a in archs], "")
     nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
-    done &= run(train_supernet, [({"supernet": m, "seed": s}, (task_name, m, s, *common)) for m, s in nets], ".supernets")
-    scored = [(m, s, a) for m, s in nets for a in archs if supernet_path(folder, task_name, m, s).exists()]
-    jobs = [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (task_name, m, s, a, *common)) for m, s, a in scored]
-    done &= run(inherit, jobs, ".inherited")
-    scored_at_once = [({"proxy": p, "arch": a.to_hat_dict()}, (task_name, p, a, *common[1:])) for p in PROXIES for a in archs]
-    return run(zero_cost, scored_at_once, ".proxies") and done
+    trained = run(train_supernet, [({"supernet": m, "seed": s}, (given, m, s, *common)) for m, s in nets], ".supernets")
+    ready = [(row["supernet"], row["seed"]) for row in trained if row["diverged"] is None]
+    run(
+        inherit,
+        [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (given, m, s, a, *common)) for m, s in ready for a in archs],
+        ".inherited",
+    )
+    run(zero_cost, [({"proxy": p, "arch": a.to_hat_dict()}, (given, p, a, *common[1:])) for p in PROXIES for a in archs], ".proxies")
+    return all(complete)
+
+
+def measure_latency(
+    given: Task | str, *, results: Path = RESULTS, n: int = ARCHITECTURES, repeats: int = 7, device: str = "cpu", progress: bool = False
+) -> pd.DataFrame:
+    """Measure how long the architectures of a benchmark take, on a machine that does nothing else; goes on where it was stopped."""
+    task = load_task(given) if isinstance(given, str) else given
+    settings = LatencySettings(len(task.vocabulary), device=device)
+    path, rng = results / f"{task.name}.latency.jsonl", np.random.default_rng(0)
+    return build_latency_table(architectures(task, n), task.space, settings, path, rng, repeats=repeats, progress=progress)
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -202,7 +222,7 @@ def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     -------
     pandas.DataFrame
         In the form of `llmpp_core.sources.tfs_records`: architecture, bleu and test_bleu (means over the seeds), parameters, flops,
-        and the validation BLEU that each supernet gives, under its name. Diverged trainings are left out of the means; an
+        latency_ms, and the validation BLEU that each supernet gives, under its name. Diverged trainings are left out of the means; an
         architecture of which all diverged is left out.
     """
     rows = trainings(task_name, results)
@@ -219,7 +239,8 @@ def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
         )
     )
     inherited = supernet_scores(task_name, results).pivot_table("valid_bleu", "architecture", "supernet", sort=False)
-    return means.join(inherited).reset_index()
+    latency = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")["latency_ms"]
+    return means.join(latency).join(inherited).reset_index()
 
 
 def trainings(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -250,10 +271,10 @@ def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
     return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row["arch"])} if "arch" in row else row for row in rows])
 
 
-def _prepare(task_name: str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
+def _prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
     if threads is not None:
         torch.set_num_threads(threads)
-    task = load_task(task_name)
+    task = load_task(task) if isinstance(task, str) else task
     return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
 
 
