@@ -57,7 +57,7 @@ def train_from_scratch(
     task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch)."""
-    task, pairs = _prepare(task, device, threads)
+    task, pairs = prepare(task, device, threads)
     model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
     checkpoint = folder / f"{task.name}-{_name(arch)}-{seed}.safetensors"
     history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
@@ -77,7 +77,7 @@ def train_from_scratch(
         "train_tokens": history.tokens,
         "train_seconds": round(history.seconds, 1),
         "recipe": asdict(task.recipe),
-        **_provenance(device),
+        **provenance(device),
     }
 
 
@@ -85,7 +85,7 @@ def train_supernet(
     task: Task | str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one of `SUPERNET_KINDS` and keep its checkpoint (see `supernet_path`); returns as `train_from_scratch`."""
-    task, pairs = _prepare(task, device, threads)
+    task, pairs = prepare(task, device, threads)
     kind, sampling = SUPERNET_KINDS[name]
     model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
     checkpoint = supernet_path(folder, task.name, name, seed)
@@ -100,7 +100,7 @@ def train_supernet(
         "train_tokens": history.tokens,
         "train_seconds": round(history.seconds, 1),
         "recipe": asdict(task.supernet_recipe),
-        **_provenance(device),
+        **provenance(device),
     }
 
 
@@ -110,7 +110,7 @@ def inherit(
     """Return what a trained supernet says of one architecture: validation loss and BLEU with inherited weights."""
     if time.time() > stop:
         return None
-    task, pairs = _prepare(task, device, threads)
+    task, pairs = prepare(task, device, threads)
     path = supernet_path(folder, task.name, name, seed)
     if not path.exists():
         raise ValueError(f"{path} is gone; remove the row of {name}, seed {seed}, from {task.name}.supernets.jsonl to train it again")
@@ -118,18 +118,18 @@ def inherit(
     model = supernet.subnet(arch).eval()
     loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
     bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
-    return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **_provenance(device)}
+    return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **provenance(device)}
 
 
 def zero_cost(task: Task | str, proxy: str, arch: Architecture, device: str, threads: int | None, stop: float) -> dict[str, Any] | None:
     """Return the score of an untrained network, the mean over four draws of its weights."""
     if time.time() > stop:
         return None
-    task, pairs = _prepare(task, device, threads)
+    task, pairs = prepare(task, device, threads)
     predictor = ZeroCostPredictor(proxy, pairs["train"], task.space, len(task.vocabulary), repeats=4)
     started = time.perf_counter()
     score = float(predictor.predict([arch])[0])
-    return {"score": score, "seconds": round(time.perf_counter() - started, 4), **_provenance(device)}
+    return {"score": score, "seconds": round(time.perf_counter() - started, 4), **provenance(device)}
 
 
 def supernet_path(folder: Path, task_name: str, name: str, seed: int) -> Path:
@@ -271,7 +271,8 @@ def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
     return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row["arch"])} if "arch" in row else row for row in rows])
 
 
-def _prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
+def prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
+    """Set the number of threads and return the task, made by its name where that is given, and its sides on the device."""
     if threads is not None:
         torch.set_num_threads(threads)
     task = load_task(task) if isinstance(task, str) else task
@@ -283,7 +284,7 @@ def _name(arch: Architecture) -> str:
 
 
 @cache
-def _provenance(device: str) -> dict[str, Any]:
+def provenance(device: str) -> dict[str, Any]:
     """Say where a row comes from; asked once per process, so that a commit made meanwhile does not count."""
     on = torch.cuda.get_device_name() if device.startswith("cuda") else f"{processor()}, {torch.get_num_threads()} thread(s)"
     libraries = {library: version(library) for library in ("torch", "tokenizers", "sacrebleu", "numpy")}
