@@ -92,39 +92,41 @@ def _describe(args: argparse.Namespace) -> int:
     return 0
 
 
-def _benchmark(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace) -> int:
+    """Run a long measurement of a task, whose module `args.measure` imports."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     import torch
 
-    from llmpp_core import benchmark, sources, tasks
+    from llmpp_core import benchmark, search_benchmark, sources, tasks
     from llmpp_core.runner_notebook import InputError
 
     if args.task not in tasks.task_names():
         raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")
+    for name in ("architectures", "seeds", "jobs"):
+        if getattr(args, name, 1) < 1:
+            raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
+    common = {
+        "device": args.device,
+        "threads": max(1, torch.get_num_threads() // args.jobs),
+        "seconds": 60 * args.minutes,
+        "progress": True,
+    }
     folder = args.checkpoints or sources.cache_dir() / "checkpoints"
     # CUDA does not work in forked processes.
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        complete = benchmark.measure(
-            args.task,
-            folder,
-            n=args.architectures,
-            seeds=args.seeds,
-            device=args.device,
-            threads=max(1, torch.get_num_threads() // args.jobs),
-            seconds=60 * args.minutes,
-            executor=pool if args.jobs > 1 else None,
-            progress=True,
-        )
-    if not complete:
-        print("not complete; the same command goes on")
-        return 0
-    # Alone, so that nothing of ours disturbs it.
-    benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)
-    print("complete")
+        executor = pool if args.jobs > 1 else None
+        if args.measure == "searches":
+            complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, executor=executor, **common)
+        else:
+            complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, executor=executor, **common)
+    if complete and args.measure == "benchmark":
+        # Alone, so that nothing of ours disturbs it.
+        benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)
+    print("complete" if complete else "not complete; the same command goes on")
     return 0
 
 
@@ -139,6 +141,15 @@ def _parameter(given: str) -> tuple[str, Any]:
     if not (equals and name.isidentifier() and isinstance(parsed, (str, int, float))):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number, text, true or false; got {given!r}")
     return name, parsed
+
+
+def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
+    command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
+    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
+    command.set_defaults(command=_measure, measure=measure)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -185,14 +196,18 @@ def parser() -> argparse.ArgumentParser:
         help="train architectures and supernets on a task, and store the scores",
         description="Train a task's architectures from scratch and its supernets. Goes on where it stopped; tables are in results/tfs.",
     )
-    command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
     command.add_argument("--architectures", type=int, default=48, metavar="N", help="how many architectures (default 48)")
     command.add_argument("--seeds", type=int, default=3, metavar="N", help="how many trainings of each (default 3)")
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="how many trainings at a time, on a GPU too (default 1)")
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
-    command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
-    command.set_defaults(command=_benchmark)
+    _add_measuring(command, "benchmark")
+
+    command = commands.add_parser(
+        "searches",
+        help="search with every schedule and train what was found",
+        description="Search a task's space with every schedule, and train what was found. Needs the task's benchmark. Goes on where it "
+        "stopped; tables are in results/search.",
+    )
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
+    _add_measuring(command, "searches")
 
     add_commands(commands)
     return top

@@ -35,7 +35,7 @@ from llmpp_core.space import Architecture
 from llmpp_core.status import commit, processor
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.tasks import Task, load_task
-from llmpp_core.training import Sampling, sandwich, train, uniform
+from llmpp_core.training import History, Sampling, sandwich, train, uniform
 from llmpp_core.transformer import Transformer
 
 #: Where the tables are, in a checkout of this project.
@@ -57,23 +57,25 @@ def train_from_scratch(
     task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch)."""
+    if time.time() > stop:
+        return None
     task, pairs = prepare(task, device, threads)
     model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
     checkpoint = folder / f"{task.name}-{_name(arch)}-{seed}.safetensors"
     history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
     if not history.finished:
         return None
-    checkpoint.unlink(missing_ok=True)
     scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
     if history.diverged is None:
         scores = {name: round(value, 4) for name, value in evaluate(model, task, pairs)._asdict().items()}
+    checkpoint.unlink(missing_ok=True)
     return {
         **scores,
         "diverged": history.diverged,
         "parameters": count_parameters(arch, task.space.qkv_dim),
         "embedding_parameters": model.embedding.weight.numel(),
         "flops": count_flops(arch, len(task.vocabulary), qkv_dim=task.space.qkv_dim),
-        "train_loss": [round(value, 4) for value in history.loss],
+        "train_loss": _curve(history),
         "train_tokens": history.tokens,
         "train_seconds": round(history.seconds, 1),
         "recipe": asdict(task.recipe),
@@ -85,6 +87,8 @@ def train_supernet(
     task: Task | str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
     """Train one of `SUPERNET_KINDS` and keep its checkpoint (see `supernet_path`); returns as `train_from_scratch`."""
+    if time.time() > stop:
+        return None
     task, pairs = prepare(task, device, threads)
     kind, sampling = SUPERNET_KINDS[name]
     model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
@@ -96,7 +100,7 @@ def train_supernet(
     return {
         "diverged": history.diverged,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_loss": [round(value, 4) for value in history.loss],
+        "train_loss": _curve(history),
         "train_tokens": history.tokens,
         "train_seconds": round(history.seconds, 1),
         "recipe": asdict(task.supernet_recipe),
@@ -238,9 +242,18 @@ def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
             seeds=("seed", "size"),
         )
     )
-    inherited = supernet_scores(task_name, results).pivot_table("valid_bleu", "architecture", "supernet", sort=False)
+    scores = supernet_scores(task_name, results)
+    inherited = side_by_side(scores[scores["seed"] == 0], "valid_bleu", "supernet")
     latency = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")["latency_ms"]
     return means.join(latency).join(inherited).reset_index()
+
+
+def side_by_side(rows: pd.DataFrame, value: str, column: str) -> pd.DataFrame:
+    """Return one row per architecture, in their order in `rows`, and one column per entry of `column`; nan where there is no `value`."""
+    archs = dict.fromkeys(rows["architecture"])
+    parts = {name: dict(zip(part["architecture"], part[value], strict=True)) for name, part in rows.groupby(column, sort=False)}
+    columns = {name: [values.get(arch, np.nan) for arch in archs] for name, values in parts.items()}
+    return pd.DataFrame(columns, index=pd.Index(list(archs), name="architecture"), dtype=float)
 
 
 def trainings(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -277,6 +290,11 @@ def prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, d
         torch.set_num_threads(threads)
     task = load_task(task) if isinstance(task, str) else task
     return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
+
+
+def _curve(history: History) -> list[float | None]:
+    """Return the losses as JSON holds them; it has no word for what is not a number."""
+    return [round(value, 4) if math.isfinite(value) else None for value in history.loss]
 
 
 def _name(arch: Architecture) -> str:

@@ -7,6 +7,12 @@ source and target in tokens, S = L x {1, 2, 3} the number of encoder states a cr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.genes import ArchitectureTable
 from llmpp_core.space import SPAN_LAYERS, Architecture
 
 
@@ -26,8 +32,8 @@ def count_parameters(arch: Architecture, qkv_dim: int = 512) -> int:
         Weights, biases and layer norms of the encoder and decoder layers.
     """
     q, de, dd = qkv_dim, arch.encoder_embed_dim, arch.decoder_embed_dim
-    encoder = sum(4 * q * de + 3 * q + 6 * de + 2 * de * f + f for f in arch.encoder_ffn_dims)
-    decoder = sum(6 * q * dd + 2 * q * de + 6 * q + 9 * dd + 2 * dd * f + f for f in arch.decoder_ffn_dims)
+    encoder = sum(_encoder_parameters(q, de, f) for f in arch.encoder_ffn_dims)
+    decoder = sum(_decoder_parameters(q, de, dd, f) for f in arch.decoder_ffn_dims)
     return encoder + decoder
 
 
@@ -54,12 +60,52 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
         FLOPs; divide by 1e9 for GFLOPs.
     """
     q, n, de, dd = qkv_dim, length, arch.encoder_embed_dim, arch.decoder_embed_dim
-    macs = n * (de + dd) + 2 * n
-    if vocab_size is not None:
-        macs += n * dd * vocab_size
-    for f in arch.encoder_ffn_dims:
-        macs += n * (4 * q * de + 2 * de * f) + 2 * n * n * q + n * q + 2 * n * de + 3
-    for f, span in zip(arch.decoder_ffn_dims, arch.decoder_cross_spans, strict=True):
-        s = n * SPAN_LAYERS[span]
-        macs += n * (6 * q * dd + 2 * dd * f) + 2 * s * q * de + 2 * n * n * q + 2 * n * s * q + 2 * n * q + 3 * n * dd + 6
+    macs = _base_macs(n, de, dd, vocab_size)
+    macs += sum(_encoder_macs(q, n, de, f) for f in arch.encoder_ffn_dims)
+    layers = zip(arch.decoder_ffn_dims, arch.decoder_cross_spans, strict=True)
+    macs += sum(_decoder_macs(q, n, de, dd, f, n * SPAN_LAYERS[span]) for f, span in layers)
     return 2 * macs
+
+
+def parameter_counts(archs: Sequence[Architecture], qkv_dim: int = 512) -> np.ndarray:
+    """Return `count_parameters` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
+    if not isinstance(archs, ArchitectureTable):
+        return np.array([count_parameters(arch, qkv_dim) for arch in archs], dtype=int)
+    q, de, dd = qkv_dim, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
+    fe, fd = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims")
+    encoder, decoder = _encoder_parameters(q, de, fe), _decoder_parameters(q, de, dd, fd)
+    return np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
+
+
+def flop_counts(archs: Sequence[Architecture], vocab_size: int | None = None, length: int = 30, qkv_dim: int = 512) -> np.ndarray:
+    """Return `count_flops` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
+    if not isinstance(archs, ArchitectureTable):
+        return np.array([count_flops(arch, vocab_size, length, qkv_dim) for arch in archs], dtype=int)
+    q, n, de, dd = qkv_dim, length, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
+    fe, fd, read = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims"), archs.values("decoder_cross_layers")
+    encoder, decoder = _encoder_macs(q, n, de, fe), _decoder_macs(q, n, de, dd, fd, n * read)
+    layers = np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
+    return 2 * (_base_macs(n, de[:, 0], dd[:, 0], vocab_size) + layers)
+
+
+# The formulas, for numbers and arrays alike. Macs are multiply-accumulates.
+
+
+def _encoder_parameters(q: Any, de: Any, f: Any) -> Any:
+    return 4 * q * de + 3 * q + 6 * de + 2 * de * f + f
+
+
+def _decoder_parameters(q: Any, de: Any, dd: Any, f: Any) -> Any:
+    return 6 * q * dd + 2 * q * de + 6 * q + 9 * dd + 2 * dd * f + f
+
+
+def _base_macs(n: Any, de: Any, dd: Any, vocab_size: int | None) -> Any:
+    return n * (de + dd) + 2 * n + (0 if vocab_size is None else n * dd * vocab_size)
+
+
+def _encoder_macs(q: Any, n: Any, de: Any, f: Any) -> Any:
+    return n * (4 * q * de + 2 * de * f) + 2 * n * n * q + n * q + 2 * n * de + 3
+
+
+def _decoder_macs(q: Any, n: Any, de: Any, dd: Any, f: Any, s: Any) -> Any:
+    return n * (6 * q * dd + 2 * dd * f) + 2 * s * q * de + 2 * n * n * q + 2 * n * s * q + 2 * n * q + 3 * n * dd + 6

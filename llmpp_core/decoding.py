@@ -65,13 +65,15 @@ def _search(model: Transformer, src: Tensor, beam: int, length_penalty: float) -
     for length in range(1, longest + 1):
         logits, caches = model.step(tokens[:, :, -1].flatten(), length - 1, caches)
         logits[:, PAD] = logits[:, BOS] = -torch.inf
-        total = scores[:, :, None] + logits.float().log_softmax(-1).view(len(sentences), beam, -1)
+        log_probabilities = logits.float().log_softmax(-1)
+        if length == longest:
+            # Nothing but the end is left, at its own probability.
+            log_probabilities[:, torch.arange(logits.shape[1], device=device) != EOS] = -torch.inf
+        total = scores[:, :, None] + log_probabilities.view(len(sentences), beam, -1)
         vocab = total.shape[-1]
         # Twice as many as needed: at most `beam` of them can be ends.
         best, flat = total.flatten(1).topk(2 * beam)
         parent, token = flat // vocab, flat % vocab
-        if length == longest:
-            token = torch.full_like(token, EOS)
         ends = token == EOS
         for s, k in ends[:, :beam].nonzero().tolist():
             score = best[s, k].item()

@@ -13,7 +13,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
-from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.cost import flop_counts, parameter_counts
+from llmpp_core.genes import ArchitectureTable
 from llmpp_core.space import SPAN_LAYERS, Architecture
 
 #: Names and order of HAT's ten averaged features, those of its latency tables.
@@ -29,6 +30,9 @@ HAT_FEATURE_NAMES = (
     "decoder_cross_heads_mean",
     "decoder_cross_layers_mean",
 )
+
+# What is chosen in each layer, by the names of `ArchitectureTable.values`.
+_LAYER_LISTS = {"encoder": ("ffn_dims", "heads"), "decoder": ("ffn_dims", "self_heads", "cross_heads", "cross_layers")}
 
 
 class _ArchitectureTransformer(TransformerMixin, BaseEstimator):
@@ -55,6 +59,8 @@ class HATFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture] | np.ndarray) -> np.ndarray:
         """Return an array of shape (n, 10)."""
+        if isinstance(archs, ArchitectureTable):
+            return _hat_rows(archs)
         array = np.asarray(archs) if hasattr(archs, "shape") else None
         if array is None or array.dtype == object:
             return np.array([_hat_row(arch) for arch in archs], dtype=float).reshape(-1, len(HAT_FEATURE_NAMES))
@@ -85,6 +91,18 @@ def _hat_row(arch: Architecture) -> list[float]:
     ]
 
 
+# Where HAT's features are among the choices of a space.
+_HAT_ORDER = [0, 2, 4, 5, 1, 3, 6, 7, 8, 9]
+
+
+def _hat_rows(table: ArchitectureTable) -> np.ndarray:
+    """Return what `_hat_row` does, of a whole table at once."""
+    rows = table.sums()[:, _HAT_ORDER].astype(float)
+    rows[:, 2:4] /= rows[:, 1:2]
+    rows[:, 6:] /= rows[:, 5:6]
+    return rows
+
+
 # Divisors of the paper's features: the largest value of each in the WMT space.
 _OFFICIAL_DIVISORS = (640.0, 6.0, 3072.0, 8.0, 640.0, 6.0, 3072.0, 8.0, 8.0, 3.0)
 
@@ -95,7 +113,10 @@ class OfficialFeatures(_ArchitectureTransformer):
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 10)."""
         rows = HATFeatures().transform(archs)
-        rows[:, -1] = [1 + sum(arch.decoder_cross_spans) / arch.decoder_layers for arch in archs]
+        if isinstance(archs, ArchitectureTable):
+            rows[:, -1] = 1 + archs.values("decoder_cross_spans").sum(axis=1) / archs.values("decoder_layers")
+        else:
+            rows[:, -1] = [1 + sum(arch.decoder_cross_spans) / arch.decoder_layers for arch in archs]
         return rows / _OFFICIAL_DIVISORS
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -118,6 +139,8 @@ class LayerFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 4 + 2 * encoder_layers + 4 * decoder_layers); raises ValueError for a deeper stack."""
+        if isinstance(archs, ArchitectureTable):
+            return self._rows(archs)
         rows = []
         for arch in archs:
             for stack in ("encoder_layers", "decoder_layers"):
@@ -131,6 +154,20 @@ class LayerFeatures(_ArchitectureTransformer):
                 row += [*values, *[0] * (self.decoder_layers - len(values))]
             rows.append(row)
         return np.array(rows, dtype=float).reshape(len(rows), -1)
+
+    def _rows(self, table: ArchitectureTable) -> np.ndarray:
+        for stack in ("encoder_layers", "decoder_layers"):
+            deepest = table.values(stack).max(initial=0)
+            if deepest > getattr(self, stack):
+                raise ValueError(f"architecture has {deepest} {stack}, these features hold {getattr(self, stack)}")
+        once = ("encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers")
+        blocks = [table.values(name)[:, None] for name in once]
+        for stack, lists in _LAYER_LISTS.items():
+            held = getattr(self, f"{stack}_layers")
+            for name in lists:
+                values = table.values(f"{stack}_{name}")[:, :held]
+                blocks.append(np.pad(values, ((0, 0), (0, held - values.shape[1]))))
+        return np.hstack(blocks).astype(float)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return one name per column, such as ``decoder_ffn_dims_0``."""
@@ -162,9 +199,9 @@ class CostFeatures(_ArchitectureTransformer):
         """Return an array of shape (n, 1 or 2)."""
         columns = []
         if self.parameters:
-            columns.append([count_parameters(arch, self.qkv_dim) for arch in archs])
+            columns.append(parameter_counts(archs, self.qkv_dim))
         if self.flops:
-            columns.append([count_flops(arch, length=self.length, qkv_dim=self.qkv_dim) for arch in archs])
+            columns.append(flop_counts(archs, length=self.length, qkv_dim=self.qkv_dim))
         if not columns:
             raise ValueError("CostFeatures: at least one of parameters and flops must be True")
         return np.log(np.array(columns, dtype=float).T)
@@ -188,7 +225,10 @@ class DepthFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 1)."""
-        depth = np.array([[arch.decoder_layers] for arch in archs], dtype=float).reshape(-1, 1)
+        if isinstance(archs, ArchitectureTable):
+            depth = archs.values("decoder_layers")[:, None].astype(float)
+        else:
+            depth = np.array([[arch.decoder_layers] for arch in archs], dtype=float).reshape(-1, 1)
         return np.log(depth) if self.log else depth
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -43,7 +43,7 @@ def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray],
     record : mapping
         What JSON can hold.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(record, sort_keys=True, default=lambda number: number.item())
     # One entry, since safetensors writes several in any order.
     replace_file(Path(path), to_safetensors(arrays, metadata={f"llmpp.{kind}": f"{_digest(text, arrays)} {text}"}))

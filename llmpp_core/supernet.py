@@ -59,6 +59,14 @@ class SuperTransformer(nn.Module):
                     self.mixtures[f"{stack}-{i}"] = Mixture(layer.ffn, experts, per_neuron=kind == "neuron-wise")
         self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the cached skeletons, which hold no weights; a copy, or a process it is sent to, makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_skeleton"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
+
     def describe(self) -> dict[str, Any]:
         """Return what, with the space, makes this supernet again, as JSON holds it."""
         sizes = {"vocab_size": self.vocab_size, "dropout": self.dropout, "experts": self.experts}

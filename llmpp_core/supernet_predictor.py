@@ -109,6 +109,10 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
             bar.update()
         return scores
 
+    def __sklearn_clone__(self) -> Self:
+        """Share the supernet and the pairs, which nothing here changes; a copy would take as much memory again."""
+        return type(self)(**self.get_params(deep=False))
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False

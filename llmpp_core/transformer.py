@@ -211,7 +211,7 @@ class Transformer(nn.Module):
         return {"arch": self.arch.to_hat_yaml(), "vocab_size": self.vocab_size, "dropout": self.dropout}
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw new weights: normal embeddings, Glorot-uniform matrices, zero biases."""
+        """Draw new weights: normal embeddings, Glorot-uniform matrices, zero biases, norms that change nothing."""
         for name, parameter in self.named_parameters():
             if name == "embedding.weight":
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
@@ -224,6 +224,8 @@ class Transformer(nn.Module):
                     nn.init.xavier_uniform_(part, gain=1 / math.sqrt(2) if parts > 1 else 1, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            else:
+                nn.init.ones_(parameter)
 
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
         """Return logits (batch, target, V) of the next token, for token identifiers src (batch, source) and tgt (batch, target)."""

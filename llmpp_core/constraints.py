@@ -1,0 +1,197 @@
+"""Limits on what an architecture may cost and, where nothing is within them, what the least is and what each choice adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.cost import flop_counts, parameter_counts
+from llmpp_core.genes import Genes
+from llmpp_core.space import Architecture, SearchSpace
+
+# A cost may exceed its limit by this part: the last digits of a prediction depend on how many are made at once.
+_ROUNDING = 1e-9
+# Rounds and random starts of the search for the cheapest architecture.
+_ROUNDS, _STARTS = 50, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """An upper limit on a cost.
+
+    Parameters
+    ----------
+    cost : callable or regressor over Architecture
+        Returns an array of n costs for a sequence of n architectures, by call or by ``predict``. It should be quick on many at
+        once and always say the same of the same architecture; one that measures should remember what it measured.
+    limit : float
+        The largest cost allowed. Infinity where a cost is to be recorded, or is an objective, without being limited.
+    name, unit : str
+        For records and errors.
+    """
+
+    cost: Any
+    limit: float
+    name: str = "cost"
+    unit: str = ""
+
+    def costs(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return the costs of n architectures, shape (n,); raises ValueError if the cost is of another shape."""
+        costs = np.asarray(self.cost.predict(archs) if hasattr(self.cost, "predict") else self.cost(archs), dtype=float)
+        if costs.shape != (len(archs),):
+            raise ValueError(f"{self.name}: expected one cost per architecture, shape ({len(archs)},), got shape {costs.shape}")
+        return costs
+
+    def kept(self, costs: np.ndarray) -> np.ndarray:
+        """Return which costs are within the limit, shape (n,); nan is not."""
+        return costs <= self.limit + (_ROUNDING * abs(self.limit) if np.isfinite(self.limit) else 0.0)
+
+    def text(self, cost: float) -> str:
+        """Return a cost with four digits and its unit."""
+        return f"{cost:,.4g} {self.unit}".rstrip() if abs(cost) < 1e4 else f"{cost:,.0f} {self.unit}".rstrip()
+
+
+def parameter_limit(space: SearchSpace, limit: float) -> Limit:
+    """Limit the parameters, embeddings left out."""
+    return Limit(partial(parameter_counts, qkv_dim=space.qkv_dim), limit, "parameters")
+
+
+def flops_limit(space: SearchSpace, limit: float, vocab_size: int | None = None, length: int = 30) -> Limit:
+    """Limit the FLOPs of `llmpp_core.cost.count_flops`."""
+    return Limit(partial(flop_counts, vocab_size=vocab_size, length=length, qkv_dim=space.qkv_dim), limit, "FLOPs")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one change of the cheapest architecture adds: gene `choice` (in `layer`, if it is one of a layer) set to `value`."""
+
+    choice: str
+    layer: int | None
+    value: int
+    extra: float
+
+
+class InfeasibleError(ValueError):
+    """No architecture is within the limits.
+
+    Attributes
+    ----------
+    limit : Limit
+        The limit that cannot be kept.
+    cheapest : Architecture
+        The cheapest architecture found: exactly the cheapest where a cost is a sum over genes, else by descent from several starts.
+    cost : float
+        What it costs.
+    steps : list of Step
+        What every single change of it adds, least first.
+    """
+
+    def __init__(self, message: str, limit: Limit, cheapest: Architecture, cost: float, steps: list[Step]):
+        super().__init__(message)
+        self.limit, self.cheapest, self.cost, self.steps = limit, cheapest, cost, steps
+
+
+def all_costs(limits: Sequence[Limit], archs: Sequence[Architecture]) -> np.ndarray:
+    """Return all costs of n architectures, shape (n, limits)."""
+    return np.array([limit.costs(archs) for limit in limits]).reshape(len(limits), len(archs)).T
+
+
+def violation(limits: Sequence[Limit], costs: np.ndarray) -> np.ndarray:
+    """Return by how much costs, shape (n, limits), exceed the limits: in parts of these and in sum; 0 within all of them."""
+    over = np.zeros(len(costs))
+    for limit, cost in zip(limits, costs.T, strict=True):
+        excess = np.where(np.isnan(cost), np.inf, cost - limit.limit) / (abs(limit.limit) or 1.0)
+        over += np.where(limit.kept(cost), 0.0, excess)
+    return over
+
+
+def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
+    """Return one row within all limits, shape (1, genes): the smallest architecture or, if that is not, one found by descent.
+
+    Raises
+    ------
+    InfeasibleError
+        If there is none.
+    """
+    smallest = genes.encode([genes.space.smallest()])
+    if not violation(limits, all_costs(limits, genes.table(smallest))).any():
+        return smallest
+    starts = np.vstack([smallest, genes.sample(_STARTS, np.random.default_rng(0))])
+    cheapest = []
+    for limit in limits:
+        row, cost = cheapest_row(genes, partial(_costs, genes, limit), starts)
+        if not limit.kept(np.array(cost)):
+            raise _explain(genes, limit, row, f"{genes.space.name} has no architecture within {limit.text(limit.limit)}")
+        cheapest.append(row)
+    # Each limit can be kept, so the question is whether all can at once.
+    row, over = cheapest_row(genes, lambda rows: violation(limits, all_costs(limits, genes.table(rows))), np.vstack([*cheapest, starts]))
+    if over > 0:
+        worst = next(limit for limit in limits if not limit.kept(_costs(genes, limit, row)).all())
+        together = " and ".join(f"{limit.name} {limit.text(limit.limit)}" for limit in limits)
+        text = f"found no architecture of {genes.space.name} within {together} at once, though each can be kept alone"
+        raise _explain(genes, worst, row, text)
+    return row
+
+
+def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Minimise an objective by coordinate descent from each of some rows.
+
+    In each round every gene is set to what is best for it by itself, or only the best of these changes is made if that is better.
+    Exact in one round where the objective is a sum over genes.
+
+    Returns
+    -------
+    row : numpy.ndarray of shape (1, genes)
+    value : float
+    """
+
+    def values_of(rows: np.ndarray) -> np.ndarray:
+        found = objective(rows)
+        return np.where(np.isnan(found), np.inf, found)
+
+    values, each = values_of(rows), np.arange(len(rows))
+    for _ in range(_ROUNDS):
+        near, origins, changed = genes.neighbours(rows)
+        costs = values_of(near)
+        # From the worst to the best, so that of the values of a gene, and of the changes of a row, the best stays.
+        order = np.argsort(-costs, kind="stable")
+        better = order[costs[order] < values[origins[order]]]
+        if not len(better):
+            break
+        single, together = rows.copy(), genes.complete(rows)
+        single[origins[better]] = near[better]
+        together[origins[better], changed[better]] = near[better, changed[better]]
+        together = genes.canonical(together)
+        candidates, scores = np.stack([together, single]), np.stack([values_of(together), values_of(single)])
+        pick = np.argmin(scores, axis=0)
+        rows, values = candidates[pick, each], scores[pick, each]
+    winner = int(np.argmin(values))
+    return rows[[winner]], float(values[winner])
+
+
+def _costs(genes: Genes, limit: Limit, rows: np.ndarray) -> np.ndarray:
+    return limit.costs(genes.table(rows))
+
+
+def _explain(genes: Genes, limit: Limit, row: np.ndarray, what: str) -> InfeasibleError:
+    near, _, changed = genes.neighbours(row)
+    space, arch, cost = genes.space, genes.table(row)[0], float(_costs(genes, limit, row)[0])
+    steps = []
+    for gene, changed_row, other in zip(changed.tolist(), near, _costs(genes, limit, near).tolist(), strict=True):
+        choice, layer = space.genes[gene]
+        steps.append(Step(choice, layer, getattr(space, choice)[changed_row[gene]], other - cost))
+    steps.sort(key=lambda step: step.extra)
+    least = {step.choice: step for step in reversed(steps)}
+    adds = ", ".join(f"{step.choice} {step.value} +{limit.text(step.extra)}" for step in sorted(least.values(), key=lambda step: step.extra))
+    choices = ", ".join(f"{name} {_short(getattr(arch, name))}" for name in genes.columns)
+    message = f"{limit.name}: {what}; the cheapest found costs {limit.text(cost)}: {choices}; the smallest step of each choice adds: {adds}"
+    return InfeasibleError(message, limit, arch, cost, steps)
+
+
+def _short(value: Any) -> str:
+    values = value if isinstance(value, Iterable) else (value,)
+    return "/".join(str(v) for v in dict.fromkeys(values))

@@ -1,0 +1,168 @@
+"""Which predictor scores the candidates in which iteration of a search: fixed schedules, and rules that decide on the way.
+
+A schedule is a list whose entries are pairs of predictor and number of iterations, or `Adaptive`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.stats import kendalltau
+from sklearn.pipeline import Pipeline
+
+from llmpp_core.space import Architecture
+
+
+@dataclass
+class Parents:
+    """What a rule sees: the parents that the cheap predictor chose in an iteration, best first.
+
+    Parameters
+    ----------
+    archs : sequence of n Architecture
+    scores : numpy.ndarray of shape (n,)
+        The cheap predictor's.
+    cheap : regressor over Architecture
+        The predictor in use.
+    costly : numpy.ndarray of shape (n,)
+        The costly predictor's scores, nan where it was not asked, in this iteration or before.
+    ask : callable
+        Takes positions of parents, has the costly predictor score those it does not know, and fills in `costly`. What is asked
+        is counted as evaluations, and remembered for when this predictor takes over.
+    """
+
+    archs: Sequence[Architecture]
+    scores: np.ndarray
+    cheap: Any
+    costly: np.ndarray
+    ask: Callable[[Sequence[int]], None]
+
+
+class Rule(Protocol):
+    """Decides whether the costly predictor takes over: any callable, best a frozen dataclass, whose repr goes into the records.
+
+    It is asked after every iteration with the cheap predictor. It may depend on what it is given only, or a resumed search differs.
+    """
+
+    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+        """Return whether to switch before the next iteration, and numbers to keep in the record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Switch when the two predictors no longer rank the parents alike.
+
+    In each iteration the costly predictor scores a few parents, evenly spaced in the cheap one's ranking, and Kendall's tau is taken
+    over all parents that it knows; those that stay parents are known from before.
+
+    Parameters
+    ----------
+    probe : int
+        How many parents are scored in an iteration, at most.
+    threshold : float
+        Switch when tau is below.
+    """
+
+    probe: int = 8
+    threshold: float = 0.3
+
+    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+        """Return whether tau is below the threshold, and tau."""
+        n = len(parents.scores)
+        parents.ask(sorted({round(position) for position in np.linspace(0, n - 1, min(self.probe, n))}))
+        known = ~np.isnan(parents.costly)
+        tau = float(kendalltau(parents.scores[known], parents.costly[known]).statistic)
+        # No order at all, as where all scores are equal, is no agreement.
+        return not tau >= self.threshold, {"tau": tau, "known": int(known.sum())}
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Switch when the cheap predictor can no longer tell the parents apart by its own account; costs no evaluations.
+
+    Parameters
+    ----------
+    factor : float
+        Switch when `factor` times the median standard deviation of the parents' scores exceeds the gap between best and worst.
+    """
+
+    factor: float = 1.0
+
+    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+        """Return whether the uncertainty exceeds the gap, and both; the cheap predictor has to offer ``return_std``."""
+        _, std = parents.cheap.predict(parents.archs, return_std=True)
+        uncertainty, gap = float(np.median(std)), float(parents.scores[0] - parents.scores[-1])
+        return self.factor * uncertainty > gap, {"uncertainty": uncertainty, "gap": gap}
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptive:
+    """An entry of a schedule that begins with one predictor and goes on with another when a rule says so.
+
+    Parameters
+    ----------
+    cheap, costly : regressor over Architecture
+        The first and the second predictor.
+    iterations : int
+        Number of iterations of both together. If the rule never says so, the last is the costly one's, so that it has the last word.
+    rule : callable
+        See `Rule`.
+    """
+
+    cheap: Any
+    costly: Any
+    iterations: int = 30
+    rule: Rule = Disagreement()
+
+
+Entry = tuple[Any, int] | Adaptive
+
+
+def schedule(name: str, cheap: Any, costly: Any, iterations: int = 30, rule: Rule | None = None) -> list[Entry]:
+    """Return a schedule by its name.
+
+    Parameters
+    ----------
+    name : str
+        "cheap" or "costly", one predictor alone; "HS-NAS", the cheap one in the first half of the iterations and the costly one in
+        the second; "reversed", the other way round; "switch k", the cheap one in the first k iterations; "adaptive".
+    cheap, costly : regressor over Architecture
+        In the paper, the distilled predictor and the supernet.
+    iterations : int
+        In all.
+    rule : callable, optional
+        For "adaptive"; `Disagreement` with its defaults if left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name.
+    """
+    if name == "adaptive":
+        return [Adaptive(cheap, costly, iterations, rule or Disagreement())]
+    half = iterations // 2
+    known = {"cheap": iterations, "costly": 0, "HS-NAS": half, "reversed": half}
+    number = re.fullmatch(r"switch (\d+)", name)
+    if name not in known and not (number and int(number[1]) <= iterations):
+        raise ValueError(f"schedule: expected {', '.join(known)}, adaptive or switch 0 to switch {iterations}, got {name!r}")
+    switch = int(number[1]) if number else known[name]
+    first, second = (costly, cheap) if name == "reversed" else (cheap, costly)
+    return [(predictor, count) for predictor, count in ((first, switch), (second, iterations - switch)) if count]
+
+
+def predictors_of(entries: Sequence[Entry]) -> list[Any]:
+    """Return the distinct predictors, in the order in which the schedule mentions them."""
+    mentioned = [p for entry in entries for p in ((entry.cheap, entry.costly) if isinstance(entry, Adaptive) else entry[:1])]
+    return list({id(predictor): predictor for predictor in mentioned}.values())
+
+
+def default_names(predictors: Sequence[Any]) -> list[str]:
+    """Return the name of each predictor's class, or of a pipeline's last step; numbered where they are the same."""
+    classes = [type(p.steps[-1][1] if isinstance(p, Pipeline) else p).__name__ for p in predictors]
+    repeats = [classes[:i].count(name) for i, name in enumerate(classes)]
+    return [f"{name} {count + 1}" if count else name for name, count in zip(classes, repeats, strict=True)]

@@ -1,0 +1,223 @@
+"""Searches of this project's own: schedules compared at equal limits and seeds, and what they find trained from scratch.
+
+`measure` fills results/search/TASK.jsonl, a row per search, and TASK.found.jsonl, a row per training, and goes on where it was
+stopped; `searches` and `found` read them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmpp_core import benchmark
+from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_scratch
+from llmpp_core.checkpoints import load_network
+from llmpp_core.constraints import Limit
+from llmpp_core.distill import DistilledPredictor, distill
+from llmpp_core.files import read_rows
+from llmpp_core.jobs import run_jobs
+from llmpp_core.latency import LatencyPredictor
+from llmpp_core.latency_tables import read_latency_table
+from llmpp_core.llm import Client
+from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_core.metrics import random_splits
+from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
+from llmpp_core.peers import RandomSearch
+from llmpp_core.schedule import predictors_of, schedule
+from llmpp_core.search import EvolutionarySearch, Search
+from llmpp_core.sources import SUPERNETS
+from llmpp_core.space import Architecture
+from llmpp_core.supernet_predictor import SupernetPredictor
+from llmpp_core.tasks import Task, load_task
+
+#: Where the tables are, in a checkout of this project.
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "search"
+#: What the two predictors are called in the rows. The first is distilled from the offline endpoint until a language model is recorded.
+CHEAP, COSTLY = "distilled", "supernet"
+#: The schedules compared, by the names of `llmpp_core.schedule.schedule`, and random search with the supernet.
+SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "reversed", "random")
+#: Switch iterations beside 0 ("costly"), 15 ("HS-NAS") and 30 ("cheap").
+SWITCHES = ("switch 5", "switch 10", "switch 20", "switch 25")
+#: Quantiles of the latency of random architectures that are the limits; the middle one is searched with most seeds.
+LIMITS = (0.25, 0.5, 0.75)
+_LABELS = 2000
+
+
+def plan(seeds: int = 5) -> list[tuple[str, float, int]]:
+    """Return (schedule, quantile of the limit, seed) of every search: all schedules and seeds at the middle limit, fewer elsewhere."""
+    middle = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES]
+    outer = [(name, limit, seed) for seed in range(min(2, seeds)) for limit in (LIMITS[0], LIMITS[2]) for name in SCHEDULES[:3]]
+    return middle + outer + [(name, LIMITS[1], seed) for seed in range(min(3, seeds)) for name in SWITCHES]
+
+
+def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
+    """Return the latency predictor fitted to the latencies measured for the task's benchmark, in ms."""
+    table = read_latency_table(results / f"{task.name}.latency.jsonl")
+    return LatencyPredictor().fit(list(table["architecture"]), table["latency_ms"])
+
+
+def limits(task: Task, latency: LatencyPredictor) -> dict[float, float]:
+    """Return the limits in ms: quantiles of the predicted latency of random architectures, rounded to a tenth."""
+    drawn = latency.predict(task.space.sample(2000, np.random.default_rng(0)))
+    return {quantile: round(float(np.quantile(drawn, quantile)), 1) for quantile in LIMITS}
+
+
+def distilled_predictor(task: Task, path: Path, results: Path = benchmark.RESULTS) -> DistilledPredictor:
+    """Return the cheap predictor, from `path` if it is there.
+
+    Its teacher sees ten architectures of the benchmark and nothing else. The teacher is the offline endpoint, which is not a
+    language model, asked through the whole path that a language model would be.
+    """
+    if not path.exists():
+        records = benchmark.records(task.name, results)
+        split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
+        shown, bleu = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
+        with OfflineEndpoint() as url:
+            teacher = LLMPredictor(Client(offline_settings(url)), task.prompt_task(), form="json", batch_size=20).fit(shown, bleu)
+            student = distill(teacher, task.space, _LABELS, np.random.default_rng(0), name="offline endpoint")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        student.save(path)
+    return DistilledPredictor.load(path)
+
+
+def search(
+    given: Task | str, name: str, limit: float, seed: int, folder: Path, results: Path, device: str, threads: int | None, stop: float
+) -> dict[str, Any] | None:
+    """Run one search from the beginning, asking a supernet of its own, and return its row; None if the clock reached `stop`."""
+    if time.time() > stop:
+        return None
+    task, pairs = prepare(given, device, threads)
+    cheap = distilled_predictor(task, folder / f"{task.name}-distilled.safetensors", results)
+    supernet = load_network(supernet_path(folder, task.name, SUPERNETS[0], 0), task.space, device)
+    costly = SupernetPredictor(supernet, pairs["valid"], task.supernet_recipe.label_smoothing)
+    limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
+    run: Search
+    if name == "random":
+        # As many candidates as the evolutionary search scores at most: 125, then 100 in each iteration.
+        run = RandomSearch(task.space, [(costly, 30)], limited, seed=seed, names=[COSTLY])
+    else:
+        entries = schedule(name, cheap, costly)
+        names = {id(cheap): CHEAP, id(costly): COSTLY}
+        run = EvolutionarySearch(task.space, entries, limited, seed=seed, names=_names(entries, names))
+    began = time.perf_counter()
+    found = run.run()
+    seconds = time.perf_counter() - began
+    # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
+    bests = [record.best for record in found.records]
+    said = costly.predict(bests)
+    return {
+        "best": found.best.to_hat_dict(),
+        "score": found.score,
+        "supernet_score": float(said[-1]),
+        "latency_ms": found.costs["latency"],
+        "evaluations": found.evaluations,
+        "seconds": round(seconds, 3),
+        "parts": {part: round(value, 3) for part, value in found.seconds.items()},
+        "iterations": [
+            {
+                "predictor": record.predictor,
+                "score": record.score,
+                "supernet_score": round(float(score), 5),
+                "evaluations": record.evaluations,
+                "seconds": round(sum(record.seconds.values()), 3),
+                "best": record.best.to_hat_dict(),
+                "rule": record.rule,
+            }
+            for record, score in zip(found.records, said, strict=True)
+        ],
+        **provenance(device),
+    }
+
+
+def measure(
+    given: Task | str,
+    folder: Path,
+    *,
+    results: Path = RESULTS,
+    ground_truth: Path = benchmark.RESULTS,
+    seeds: int = 5,
+    trainings: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+    seconds: float = math.inf,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> bool:
+    """Run all searches that the tables of a task lack and train what they found.
+
+    Parameters
+    ----------
+    given : Task or str
+        A task with a benchmark, or its name.
+    folder : path
+        Where the benchmark keeps its checkpoints.
+    results, ground_truth : path
+        Where the tables of searches and of the benchmark are.
+    seeds : int
+        Searches per schedule at the middle limit.
+    trainings : int
+        Trainings of each architecture found at the middle limit or outside it.
+    device, threads, seconds, executor, progress
+        As for `llmpp_core.benchmark.measure`.
+
+    Returns
+    -------
+    bool
+        Whether the tables are complete.
+    """
+    task = load_task(given) if isinstance(given, str) else given
+    stop = time.time() + seconds
+    # Made here once, so that the jobs find it.
+    distilled_predictor(task, folder / f"{task.name}-distilled.safetensors", ground_truth)
+    allowed = limits(task, latency_predictor(task, ground_truth))
+    complete: list[bool] = []
+
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> list[dict[str, Any]]:
+        title = f"{task.name} {table or 'searches'}" if progress else None
+        rows = run_jobs(work, jobs, results / f"{task.name}{table}.jsonl", executor=executor, progress=title)
+        complete.append(len(rows) == len(jobs))
+        return rows
+
+    common = (folder, ground_truth, device, threads, stop)
+    jobs = [
+        ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (given, name, allowed[limit], seed, *common))
+        for name, limit, seed in plan(seeds)
+    ]
+    rows = run(search, jobs, "")
+    best = list(dict.fromkeys(Architecture.from_hat_dict(row["best"]) for row in rows))
+    trained = [
+        ({"arch": arch.to_hat_dict(), "seed": seed}, (given, arch, seed, folder, device, threads, stop))
+        for seed in range(trainings)
+        for arch in best
+    ]
+    run(train_from_scratch, trained, ".found")
+    return all(complete)
+
+
+def searches(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the searches of a task, one row each; column architecture holds what was found."""
+    return _table(results / f"{task_name}.jsonl", "best")
+
+
+def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the trainings of what the searches found, as `llmpp_core.benchmark.trainings`."""
+    return _table(results / f"{task_name}.found.jsonl", "arch")
+
+
+def _table(path: Path, column: str) -> pd.DataFrame:
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} is not there or empty; measure it with: python -m llmpp_core searches TASK")
+    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row[column])} for row in rows])
+
+
+def _names(entries: Sequence[Any], names: dict[int, str]) -> list[str]:
+
+    return [names[id(predictor)] for predictor in predictors_of(entries)]
