@@ -100,6 +100,7 @@ def _measure(args: argparse.Namespace) -> int:
     import torch
 
     from llmpp_core import benchmark, search_benchmark, sources, tasks
+    from llmpp_core.jobs import end_with_parent
     from llmpp_core.runner_notebook import InputError
 
     if args.task not in tasks.task_names():
@@ -117,7 +118,7 @@ def _measure(args: argparse.Namespace) -> int:
     }
     folder = args.checkpoints or sources.cache_dir() / "checkpoints"
     # CUDA does not work in forked processes.
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         executor = pool if args.jobs > 1 else None
         if args.measure == "searches":
             complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, executor=executor, **common)

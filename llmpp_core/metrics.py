@@ -233,20 +233,39 @@ class SeedNoise(NamedTuple):
 
 
 def seed_noise(scores: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> SeedNoise:
-    """Measure the noise of scores of shape (architectures, seeds); raises ValueError with fewer than two of either.
+    """Measure the noise of several trainings of the same architectures.
 
     For the ceiling, the recorded means stand for the true ones, and new means are drawn from the deviations of each architecture's own
     trainings, widened to be unbiased.
+
+    Parameters
+    ----------
+    scores : array-like of shape (architectures, seeds)
+        nan where a training is missing; every architecture needs at least two.
+    rng : numpy.random.Generator
+        Source of randomness.
+    resamples : int
+        Number of draws for the ceiling.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two architectures, or two trainings of one.
     """
     y = np.asarray(scores, dtype=float)
-    if y.ndim != 2 or min(y.shape) < 2 or not np.isfinite(y).all():
-        raise ValueError(f"scores: expected finite numbers of shape (architectures, seeds), at least two of each; got shape {y.shape}")
-    n, seeds = y.shape
-    mean = y.mean(axis=1)
-    deviations = (y - mean[:, None]) * np.sqrt(seeds / (seeds - 1))
-    drawn = deviations[np.arange(n)[:, None], rng.integers(seeds, size=(resamples, n, seeds))].mean(axis=2)
-    between = [kendall_tau(y[:, i], y[:, j]) for i, j in combinations(range(seeds), 2)]
-    ceiling = [kendall_tau(mean, mean + noise) for noise in drawn]
-    return SeedNoise(
-        float(np.sqrt(y.var(axis=1, ddof=1).mean())), float(mean.std(ddof=1)), float(np.mean(between)), float(np.mean(ceiling))
-    )
+    if y.ndim != 2 or len(y) < 2 or np.isinf(y).any() or (~np.isnan(y)).sum(axis=1).min() < 2:
+        raise ValueError(
+            f"scores: expected shape (architectures, seeds) with at least two architectures and two scores of each; got shape {y.shape}"
+        )
+    mean, count = np.nanmean(y, axis=1), (~np.isnan(y)).sum(axis=1)
+    deviations = [row[~np.isnan(row)] - m for row, m in zip(y, mean, strict=True)]
+    noise = np.sqrt(sum((d**2).sum() for d in deviations) / (count - 1).sum())
+    drawn = np.stack([rng.choice(d, (resamples, len(d))).mean(axis=1) * np.sqrt(len(d) / (len(d) - 1)) for d in deviations], axis=1)
+    between = []
+    for i, j in combinations(range(y.shape[1]), 2):
+        both = ~np.isnan(y[:, [i, j]]).any(axis=1)
+        if both.sum() > 1:
+            between.append((both.sum(), kendall_tau(y[both, i], y[both, j])))
+    ceiling = [kendall_tau(mean, mean + d) for d in drawn]
+    weights, taus = zip(*between, strict=True)
+    return SeedNoise(float(noise), float(mean.std(ddof=1)), float(np.average(taus, weights=weights)), float(np.mean(ceiling)))

@@ -262,3 +262,21 @@ def test_the_papers_supernet_rows() -> None:
         table = metrics.summarise(metrics.evaluate(recorded, splits))
         found = table[[("MAE", "mean"), ("tau", "mean")]].to_numpy()
         assert found == pytest.approx(np.array(rows), abs=0.0051), supernet
+
+
+def test_seed_noise_finds_what_went_in() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 3, 200)
+    scores = truth[:, None] + rng.normal(0, 1, (200, 3))
+    scores[::3, 2] = np.nan
+    found = metrics.seed_noise(scores, rng, 200)
+    assert found.noise == pytest.approx(1, abs=0.08)
+    assert found.spread == pytest.approx(3.05, abs=0.4)
+    # The ceiling is what the truth has with the recorded means, and one training has less with another.
+    assert found.tau_ceiling == pytest.approx(metrics.kendall_tau(np.nanmean(scores, axis=1), truth), abs=0.03)
+    assert found.tau_between_seeds < found.tau_ceiling
+
+
+def test_seed_noise_needs_two_trainings_of_each() -> None:
+    with pytest.raises(ValueError, match="two scores of each"):
+        metrics.seed_noise([[1.0, np.nan], [1.0, 2.0]], np.random.default_rng(0))
