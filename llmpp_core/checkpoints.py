@@ -95,7 +95,8 @@ def load_network(path: str | Path, space: SearchSpace | None = None, device: tor
     """
     arrays, record = load_tensors(path, _KIND)
     network = dict(record["identity"]["network"])
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record["identity"]["space"].items()}
+    choices = record["identity"]["space"]
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
     found = SearchSpace(**values)
     if space is not None and found != space:
         different = _differences("", space_record(found), space_record(space))

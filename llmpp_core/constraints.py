@@ -83,7 +83,8 @@ class InfeasibleError(ValueError):
     limit : Limit
         The limit that cannot be kept.
     cheapest : Architecture
-        The cheapest architecture found: exactly the cheapest where a cost is a sum over genes, else by descent from several starts.
+        The cheapest architecture found: exactly the cheapest where the cost is a sum over the choices of
+        the layers present, else by descent from several starts.
     cost : float
         What it costs.
     steps : list of Step
@@ -104,8 +105,8 @@ def violation(limits: Sequence[Limit], costs: np.ndarray) -> np.ndarray:
     """Return by how much costs, shape (n, limits), exceed the limits: in parts of these and in sum; 0 within all of them."""
     over = np.zeros(len(costs))
     for limit, cost in zip(limits, costs.T, strict=True):
-        excess = np.where(np.isnan(cost), np.inf, cost - limit.limit) / (abs(limit.limit) or 1.0)
-        over += np.where(limit.kept(cost), 0.0, excess)
+        scale = abs(limit.limit) if 0 < abs(limit.limit) < np.inf else 1.0
+        over += np.where(limit.kept(cost), 0.0, np.where(np.isnan(cost), np.inf, (cost - limit.limit) / scale))
     return over
 
 
@@ -120,7 +121,7 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
     smallest = genes.encode([genes.space.smallest()])
     if not violation(limits, all_costs(limits, genes.table(smallest))).any():
         return smallest
-    starts = np.vstack([smallest, genes.sample(_STARTS, np.random.default_rng(0))])
+    starts = np.vstack([_every_depth(genes, smallest), genes.sample(_STARTS, np.random.default_rng(0))])
     cheapest = []
     for limit in limits:
         row, cost = cheapest_row(genes, partial(_costs, genes, limit), starts)
@@ -140,8 +141,8 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
 def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Minimise an objective by coordinate descent from each of some rows.
 
-    In each round every gene is set to what is best for it by itself, or only the best of these changes is made if that is better.
-    Exact in one round where the objective is a sum over genes.
+    In each round every gene but the depths is set to what is best for it by itself, or only the best change is made if that is better.
+    Where the objective is a sum over the genes of the layers present, the first round finds the least for the depths of each row.
 
     Returns
     -------
@@ -153,6 +154,7 @@ def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], ro
         found = objective(rows)
         return np.where(np.isnan(found), np.inf, found)
 
+    depths = [genes.columns[name].start for name in ("encoder_layers", "decoder_layers")]
     values, each = values_of(rows), np.arange(len(rows))
     for _ in range(_ROUNDS):
         near, origins, changed = genes.neighbours(rows)
@@ -164,13 +166,23 @@ def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], ro
             break
         single, together = rows.copy(), genes.complete(rows)
         single[origins[better]] = near[better]
-        together[origins[better], changed[better]] = near[better, changed[better]]
+        inner = better[~np.isin(changed[better], depths)]
+        together[origins[inner], changed[inner]] = near[inner, changed[inner]]
         together = genes.canonical(together)
         candidates, scores = np.stack([together, single]), np.stack([values_of(together), values_of(single)])
         pick = np.argmin(scores, axis=0)
         rows, values = candidates[pick, each], scores[pick, each]
     winner = int(np.argmin(values))
     return rows[[winner]], float(values[winner])
+
+
+def _every_depth(genes: Genes, row: np.ndarray) -> np.ndarray:
+    """Return a row with every pair of depths, shape (pairs, genes)."""
+    encoder, decoder = (genes.columns[name].start for name in ("encoder_layers", "decoder_layers"))
+    pairs = np.indices((genes.cardinalities[encoder], genes.cardinalities[decoder])).reshape(2, -1)
+    rows = np.repeat(genes.complete(row), pairs.shape[1], axis=0)
+    rows[:, encoder], rows[:, decoder] = pairs
+    return genes.canonical(rows)
 
 
 def _costs(genes: Genes, limit: Limit, rows: np.ndarray) -> np.ndarray:
@@ -186,7 +198,9 @@ def _explain(genes: Genes, limit: Limit, row: np.ndarray, what: str) -> Infeasib
         steps.append(Step(choice, layer, getattr(space, choice)[changed_row[gene]], other - cost))
     steps.sort(key=lambda step: step.extra)
     least = {step.choice: step for step in reversed(steps)}
-    adds = ", ".join(f"{step.choice} {step.value} +{limit.text(step.extra)}" for step in sorted(least.values(), key=lambda step: step.extra))
+    adds = ", ".join(
+        f"{step.choice} {step.value} +{limit.text(step.extra)}" for step in sorted(least.values(), key=lambda step: step.extra)
+    )
     choices = ", ".join(f"{name} {_short(getattr(arch, name))}" for name in genes.columns)
     message = f"{limit.name}: {what}; the cheapest found costs {limit.text(cost)}: {choices}; the smallest step of each choice adds: {adds}"
     return InfeasibleError(message, limit, arch, cost, steps)

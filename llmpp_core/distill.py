@@ -7,9 +7,6 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -19,8 +16,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -28,6 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.distill_network import Network, Recipe, train
 from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
+from llmpp_core.files import load_tensors, save_tensors
 from llmpp_core.space import HAT_WMT, Architecture, SearchSpace
 
 
@@ -240,41 +236,18 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         """Write a safetensors checkpoint that also records settings, feature set, space and teacher; all or nothing."""
         check_is_fitted(self)
         network = self.network_
-        arrays = {name: np.ascontiguousarray(getattr(network, name)) for name in _ARRAYS}
+        arrays = {name: getattr(network, name) for name in _ARRAYS}
         arrays |= {f"weights.{i:02d}": weight.numpy() for i, weight in enumerate(network.weights)}
         settings = self.get_params(deep=False)
         space = {field.name: getattr(self.space, field.name) for field in fields(SearchSpace) if field.init}
         record = {"format": _FORMAT, "settings": {**settings, "space": space}, "activation": network.activation}
         record |= {name: getattr(self, name) for name in _RECORDED}
-        text = json.dumps(record, sort_keys=True, default=lambda number: number.item())
-        # One entry, since safetensors writes several in any order.
-        data = to_safetensors(arrays, metadata={"llmpp.distill": f"{_digest(text, arrays)} {text}"})
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_tensors(path, "distill", arrays, record)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a checkpoint; raises ValueError naming the file if it is damaged or something else."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged, or not a safetensors file: {' '.join(str(error).split())}") from None
-        if "llmpp.distill" not in metadata:
-            raise ValueError(f"{path}: not a checkpoint of DistilledPredictor")
-        sha256, _, text = metadata["llmpp.distill"].partition(" ")
-        if sha256 != _digest(text, arrays):
-            raise ValueError(f"{path}: damaged, its content does not have the recorded sha256")
-        record = json.loads(text)
+        arrays, record = load_tensors(path, "distill")
         if record["format"] != _FORMAT:
             raise ValueError(f"{path}: checkpoint format {record['format']!r}, this version reads {_FORMAT}")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
@@ -289,13 +262,6 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
 _FORMAT = 1
 _ARRAYS = ("mean", "std", "coef", "intercept", "scale")
 _RECORDED = ("features_", "held_out_rmse_", "stopped_at_", "n_labels_", "n_dropped_", "teacher_")
-
-
-def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
-    found = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
-    return found.hexdigest()
 
 
 def distill(

@@ -11,7 +11,7 @@ import numpy as np
 from llmpp_core.constraints import Limit, all_costs, feasible_row, violation
 from llmpp_core.genes import Genes
 
-# Rejection ends when a batch of this many draws holds less than this part of new feasible ones.
+# Rejection ends after this many draws of which less than this part is feasible and new.
 _BATCH, _RARE = 1000, 0.005
 # Steps of the random walk, per gene.
 _STEPS = 5
@@ -122,7 +122,7 @@ class Feasible:
     def _reject(self, proposals: Sequence[tuple[Propose, int, float]], taken: set[str]) -> tuple[np.ndarray, np.ndarray, list[float]]:
         seen, parts = set(taken), [[self._nothing()] for _ in proposals]
         missing = [n for _, n, _ in proposals]
-        drawn, accepted = [0] * len(proposals), [0] * len(proposals)
+        drawn, accepted, barren = ([0] * len(proposals) for _ in range(3))
         sizes = [_enough(n, rate) for _, n, rate in proposals]
         while any(sizes):
             new = [self._unseen(proposal[0](size), seen) for proposal, size in zip(proposals, sizes, strict=True)]
@@ -131,10 +131,10 @@ class Feasible:
             for i, (rows, kept, cost) in enumerate(zip(new, np.split(inside, stops), np.split(costs, stops), strict=True)):
                 parts[i].append((rows[kept][: missing[i]], cost[kept][: missing[i]]))
                 missing[i] -= len(parts[i][-1][0])
-                found = int(kept.sum())
-                drawn[i], accepted[i] = drawn[i] + sizes[i], accepted[i] + found
-                hopeless = sizes[i] >= _BATCH and found < _RARE * sizes[i]
-                sizes[i] = 0 if hopeless else min(_enough(missing[i], accepted[i] / max(drawn[i], 1)), 4 * sizes[i] + _BATCH)
+                found, size = int(kept.sum()), sizes[i]
+                drawn[i], accepted[i] = drawn[i] + size, accepted[i] + found
+                barren[i] = 0 if found > _RARE * size else barren[i] + size
+                sizes[i] = 0 if barren[i] >= _BATCH else min(_enough(missing[i], accepted[i] / max(drawn[i], 1)), 4 * size + _BATCH)
         rows, costs = _join(*(part for kind in parts for part in kind))
         return rows, costs, [found / max(n, 1) for found, n in zip(accepted, drawn, strict=True)]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from multiprocessing import connection, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -65,6 +68,22 @@ def run_jobs(
                 append_rows(path, [done[key]])
                 bar.update()
     return [done[key] for key in keys if key in done]
+
+
+def end_with_parent() -> None:
+    """Make this process end when the one that started it is gone, however it went; the initializer of a pool of processes.
+
+    Without it the workers of a process that was killed finish their jobs and then wait for others for ever.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], executor: Executor | None) -> Any:

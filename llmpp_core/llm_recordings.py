@@ -8,13 +8,13 @@ builds them again and the key tells whether they are still the same.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmpp_core.files import replace_file
 from llmpp_core.llm_answers import ReplyError, read_reply
 from llmpp_core.llm_cache import Stored
 from llmpp_core.llm_run import Job
@@ -81,13 +81,7 @@ def write_recording(recording: Recording) -> None:
     for key, row in sorted(recording.rows.items(), key=lambda item: (tuple(item[1].labels.values()), item[1].sample)):
         response = json.loads(row.stored.response)
         lines.append({"key": key, "labels": row.labels, "sample": row.sample, "seconds": row.stored.seconds, "response": response})
-    recording.path.parent.mkdir(parents=True, exist_ok=True)
-    draft = recording.path.with_suffix(f".{os.getpid()}.tmp")
-    with open(draft, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(recording.path)
+    replace_file(recording.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def open_recording(path: Path, experiment: str, settings: Settings) -> Recording:
