@@ -50,11 +50,15 @@ LIMITS = (0.25, 0.5, 0.75)
 _LABELS = 2000
 
 
-def plan(seeds: int = 5) -> list[tuple[str, float, int]]:
-    """Return (schedule, quantile of the limit, seed) of every search: all schedules and seeds at the middle limit, fewer elsewhere."""
-    middle = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES]
-    outer = [(name, limit, seed) for seed in range(min(2, seeds)) for limit in (LIMITS[0], LIMITS[2]) for name in SCHEDULES[:3]]
-    return middle + outer + [(name, LIMITS[1], seed) for seed in range(min(3, seeds)) for name in SWITCHES]
+def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
+    """Return (schedule, quantile of the limit, seed) of every search.
+
+    The first four schedules have all `seeds` at the middle limit. Other schedules, limits and switch iterations have `others`.
+    """
+    main = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES[:4]]
+    few = range(min(others, seeds))
+    outer = [(name, limit, seed) for seed in few for limit in (LIMITS[0], LIMITS[2]) for name in SCHEDULES[:4]]
+    return main + [(name, LIMITS[1], seed) for seed in few for name in (*SCHEDULES[4:], *SWITCHES)] + outer
 
 
 def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
