@@ -63,6 +63,10 @@ class Pairs:
         """Return the pairs on another device."""
         return replace(self, src=self.src.to(device), tgt=self.tgt.to(device))
 
+    def first(self, n: int) -> Pairs:
+        """Return the first `n` pairs, or all if there are fewer."""
+        return Pairs(self.src[:n], self.tgt[:n], self.src_lengths[:n], self.tgt_lengths[:n])
+
     def batch(self, rows: np.ndarray) -> Batch:
         """Return the pairs at `rows` as a batch, cut to the longest among them."""
         source, target = int(self.src_lengths[rows].max()), int(self.tgt_lengths[rows].max())
