@@ -15,8 +15,8 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # type: ig
 from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.genes import Genes
-from llmpp_core.search import Population, Previous, Search
-from llmpp_core.search_records import Record
+from llmpp_core.search import Search
+from llmpp_core.search_records import Population, Previous, Record
 from llmpp_core.search_scores import Ask
 from llmpp_core.space import SearchSpace
 
@@ -44,7 +44,7 @@ class ParetoSearch(Search):
         Probability of each gene of a child to be resampled.
     seed : int
         Decides the search.
-    name : str, optional
+    names : sequence of one str, optional
         Name of the predictor in the records; its class by default.
     """
 
@@ -57,9 +57,9 @@ class ParetoSearch(Search):
         iterations: int = 30,
         mutation_probability: float = 0.05,
         seed: int = 0,
-        name: str | None = None,
+        names: Sequence[str] | None = None,
     ):
-        super().__init__(space, [(predictor, iterations)], costs, seed, name and [name])
+        super().__init__(space, [(predictor, iterations)], costs, seed, names)
         if not self.limits or population < 2:
             raise ValueError(f"expected at least one cost and a population of at least 2, got {len(self.limits)} and {population}")
         self.population, self.mutation_probability = population, mutation_probability

@@ -20,7 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.features import CostFeatures, HATFeatures, LayerFeatures
-from llmpp_core.search import Population, Previous, Search
+from llmpp_core.search import Search
+from llmpp_core.search_records import Population, Previous
 from llmpp_core.search_scores import Ask, ranking
 from llmpp_core.space import SearchSpace
 
@@ -47,7 +48,7 @@ class BatchSearch(Search):
         How many of them in an iteration.
     seed : int
         Decides the search.
-    name : str, optional
+    names : sequence of one str, optional
         Name of the predictor in the records; its class by default.
     """
 
@@ -59,11 +60,11 @@ class BatchSearch(Search):
         evaluations: int = 3025,
         batch: int = 100,
         seed: int = 0,
-        name: str | None = None,
+        names: Sequence[str] | None = None,
     ):
         if evaluations < 1 or batch < 1:
             raise ValueError(f"evaluations and batch: expected positive numbers, got {evaluations} and {batch}")
-        super().__init__(space, [(predictor, math.ceil(evaluations / batch))], constraints, seed, name and [name])
+        super().__init__(space, [(predictor, math.ceil(evaluations / batch))], constraints, seed, names)
         self.evaluations, self.batch = evaluations, batch
 
     def settings(self) -> dict[str, Any]:
@@ -94,11 +95,11 @@ class LocalSearch(BatchSearch):
     ----------
     climbers : int
         Number of climbers side by side.
-    space, predictor, constraints, evaluations, batch, seed, name
+    space, predictor, constraints, evaluations, batch, seed, names
         As in `BatchSearch`.
     """
 
-    def __init__(self, *arguments: Any, climbers: int = 10, **settings: Any):
+    def __init__(self, *arguments: Any, climbers: int = 3, **settings: Any):
         super().__init__(*arguments, **settings)
         if not 1 <= climbers <= min(self.batch, self.evaluations):
             raise ValueError(
@@ -114,8 +115,8 @@ class LocalSearch(BatchSearch):
         """Climb; return what was scored on the way."""
         wanted = self.wanted(previous)
         if previous is None:
-            climbers, costs = feasible.initial(self.climbers, rng)
-            heights, tried = _heights(ask(climbers)), [(climbers, costs)]
+            rows, costs = feasible.initial(self.climbers, rng)
+            climbers, heights, tried = rows.copy(), _heights(ask(rows)), [(rows, costs)]
         else:
             state = previous.record.state
             climbers, heights, tried = self.genes.from_text(state["climbers"]), _heights(np.array(state["scores"], dtype=float)), []

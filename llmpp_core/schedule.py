@@ -30,6 +30,8 @@ class Parents:
         The predictor in use.
     costly : numpy.ndarray of shape (n,)
         The costly predictor's scores, nan where it was not asked, in this iteration or before.
+    history : list of dict of str to float or None
+        The numbers that the rule returned after the earlier iterations of this entry of the schedule; None for nan.
     ask : callable
         Takes positions of parents, has the costly predictor score those it does not know, and fills in `costly`. What is asked
         is counted as evaluations, and remembered for when this predictor takes over.
@@ -39,6 +41,7 @@ class Parents:
     scores: np.ndarray
     cheap: Any
     costly: np.ndarray
+    history: list[dict[str, float | None]]
     ask: Callable[[Sequence[int]], None]
 
 
@@ -58,27 +61,33 @@ class Disagreement:
     """Switch when the two predictors no longer rank the parents alike.
 
     In each iteration the costly predictor scores a few parents, evenly spaced in the cheap one's ranking, and Kendall's tau is taken
-    over all parents that it knows; those that stay parents are known from before.
+    over all parents that it knows; those that stay parents are known from before. With so few of them, all good, one tau says little,
+    so the mean of several decides.
 
     Parameters
     ----------
     probe : int
         How many parents are scored in an iteration, at most.
     threshold : float
-        Switch when tau is below.
+        Switch when the mean tau is below.
+    window : int
+        The mean is over this many iterations, the latest; before there are so many there is no switch.
     """
 
     probe: int = 8
-    threshold: float = 0.3
+    threshold: float = 0.1
+    window: int = 3
 
     def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
-        """Return whether tau is below the threshold, and tau."""
+        """Return whether the mean tau is below the threshold, and this iteration's."""
         n = len(parents.scores)
         parents.ask(sorted({round(position) for position in np.linspace(0, n - 1, min(self.probe, n))}))
         known = ~np.isnan(parents.costly)
         tau = float(kendalltau(parents.scores[known], parents.costly[known]).statistic)
-        # No order at all, as where all scores are equal, is no agreement.
-        return not tau >= self.threshold, {"tau": tau, "known": int(known.sum())}
+        recent = [*(numbers["tau"] for numbers in parents.history), tau][-self.window :]
+        # No order at all, as where all scores are equal, is no agreement: tau 0.
+        mean = np.mean([value if value is not None and np.isfinite(value) else 0.0 for value in recent])
+        return len(recent) == self.window and bool(mean < self.threshold), {"tau": tau, "known": int(known.sum())}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,9 @@ from llmpp_core.feasible import Feasible
 from llmpp_core.files import append_rows
 from llmpp_core.genes import Genes
 from llmpp_core.schedule import Adaptive, Entry, Parents, default_names, predictors_of
-from llmpp_core.search_records import Record, SearchResult, read_records
+from llmpp_core.search_records import Population, Previous, Record, SearchResult, read_records
 from llmpp_core.search_scores import Ask, Scores, ranking, spread
 from llmpp_core.space import SearchSpace
-
-
-@dataclass
-class Population:
-    """Candidates of an iteration: rows of genes, their costs of shape (n, limits), and what the method keeps for the next."""
-
-    rows: np.ndarray
-    costs: np.ndarray
-    state: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Previous:
-    """The iteration before: its record, and its candidates and their costs as arrays."""
-
-    record: Record
-    rows: np.ndarray
-    costs: np.ndarray
 
 
 class Search(ABC):
@@ -138,11 +119,11 @@ class Search(ABC):
                 cheap, iterations, rule, costly = (
                     (entry.cheap, entry.iterations, entry.rule, entry.costly) if isinstance(entry, Adaptive) else (*entry, None, None)
                 )
-                switched = False
+                switched, history = False, list[Any]()
                 for i in range(iterations):
                     last = rule is not None and i == iterations - 1
                     predictor = costly if switched or last else cheap
-                    asked = rule if not switched and i < iterations - 2 else None
+                    question = (rule, costly, history) if rule is not None and not switched and i < iterations - 2 else None
                     t = 0 if previous is None else previous.record.iteration + 1
                     if t < len(done):
                         record = done[t]
@@ -151,11 +132,12 @@ class Search(ABC):
                         costs = np.array([record.costs[limit.name] for limit in self.limits], dtype=float)
                         previous = Previous(record, rows, costs.reshape(len(self.limits), len(rows)).T)
                     else:
-                        previous = self._step(t, predictor, previous, scores, feasible, asked, costly)
+                        previous = self._step(t, predictor, previous, scores, feasible, question)
                         record = previous.record
                         if path:
                             append_rows(Path(path), [{"search": settings, **record.to_row()}])
                     switched = switched or record.switch
+                    history.append(record.rule)
                     bar.update()
                     bar.set_postfix_str(f"score {record.score:.4g}")
                     yield record
@@ -169,7 +151,7 @@ class Search(ABC):
         return order
 
     def _step(
-        self, t: int, predictor: Any, previous: Previous | None, scores: Scores, feasible: Feasible, rule: Any, costly: Any
+        self, t: int, predictor: Any, previous: Previous | None, scores: Scores, feasible: Feasible, question: tuple[Any, Any, Any] | None
     ) -> Previous:
         begin, scoring, constraints = time.perf_counter(), scores.seconds, feasible.seconds
         ask = Ask(self._name[id(predictor)], predictor, scores)
@@ -181,9 +163,9 @@ class Search(ABC):
         parents = self.select(order, found, population.costs)
         seconds = {"constraints": feasible.seconds - constraints, "score": scores.seconds - scoring, "rule": 0.0}
         decision: dict[str, Any] = {}
-        if rule is not None:
+        if question is not None:
             start = time.perf_counter()
-            decision = self._decide(rule, predictor, costly, population.rows[parents], found[parents], scores)
+            decision = self._decide(*question, predictor, population.rows[parents], found[parents], scores)
             seconds["rule"] = time.perf_counter() - start
         names, known = [limit.name for limit in self.limits], None if previous is None else previous.record
         first = int(order[0])
@@ -212,11 +194,12 @@ class Search(ABC):
         )
         return Previous(record, population.rows, population.costs)
 
-    def _decide(self, rule: Any, cheap: Any, costly: Any, rows: np.ndarray, found: np.ndarray, scores: Scores) -> dict[str, Any]:
+    def _decide(
+        self, rule: Any, costly: Any, history: list[Any], cheap: Any, rows: np.ndarray, found: np.ndarray, scores: Scores
+    ) -> dict[str, Any]:
         ask, genomes = Ask(self._name[id(costly)], costly, scores), self.genes.to_text(rows)
-        parents = Parents(
-            self.genes.table(rows), found, cheap, np.array([ask.known.get(genome, np.nan) for genome in genomes]), lambda _: None
-        )
+        known = np.array([ask.known.get(genome, np.nan) for genome in genomes])
+        parents = Parents(self.genes.table(rows), found, cheap, known, list(history), lambda _: None)
         probed: dict[str, float | None] = {}
 
         def probe(positions: Sequence[int]) -> None:

@@ -107,7 +107,7 @@ def search(
     run: Search
     if name == "random":
         # As many candidates as the evolutionary search scores at most: 125, then 100 in each iteration.
-        run = RandomSearch(task.space, [(costly, 30)], limited, seed=seed, names=[COSTLY])
+        run = RandomSearch(task.space, costly, limited, evaluations=125 + 29 * 100, seed=seed, names=[COSTLY])
     else:
         entries = schedule(name, cheap, costly)
         names = {id(cheap): CHEAP, id(costly): COSTLY}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmpp_core.files import read_rows
 from llmpp_core.genes import Genes
 from llmpp_core.space import Architecture
@@ -89,6 +91,24 @@ class Record:
     def without_times(self) -> dict[str, Any]:
         """Return all fields but the seconds, which no two runs share."""
         return {name: value for name, value in asdict(self).items() if name != "seconds"}
+
+
+@dataclass
+class Population:
+    """Candidates of an iteration: rows of genes, their costs of shape (n, limits), and what the method keeps for the next."""
+
+    rows: np.ndarray
+    costs: np.ndarray
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Previous:
+    """The iteration before: its record, and its candidates and their costs as arrays."""
+
+    record: Record
+    rows: np.ndarray
+    costs: np.ndarray
 
 
 @dataclass(frozen=True)

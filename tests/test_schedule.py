@@ -1,0 +1,99 @@
+"""Schedules by name, and rules that decide when the costly predictor takes over."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from searches import Additive
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+
+from llmpp_core.features import HATFeatures
+from llmpp_core.schedule import Adaptive, Disagreement, Parents, Uncertainty, default_names, predictors_of, schedule
+from llmpp_core.space import TINY
+
+
+def test_named_schedules() -> None:
+    cheap, costly = Additive(), Additive()
+    assert schedule("cheap", cheap, costly) == [(cheap, 30)]
+    assert schedule("costly", cheap, costly) == [(costly, 30)]
+    assert schedule("HS-NAS", cheap, costly) == [(cheap, 15), (costly, 15)]
+    assert schedule("reversed", cheap, costly) == [(costly, 15), (cheap, 15)]
+    assert schedule("switch 0", cheap, costly) == [(costly, 30)]
+    assert schedule("switch 30", cheap, costly) == [(cheap, 30)]
+    for k in range(1, 30):
+        assert schedule(f"switch {k}", cheap, costly) == [(cheap, k), (costly, 30 - k)]
+    (entry,) = schedule("adaptive", cheap, costly, 20, Disagreement(4))
+    assert isinstance(entry, Adaptive)
+    assert (entry.cheap, entry.costly, entry.iterations, entry.rule) == (cheap, costly, 20, Disagreement(4))
+
+
+@pytest.mark.parametrize("name", ["", "hs", "switch 31", "switch -1", "switch"])
+def test_unknown_schedules_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="adaptive or switch 0 to switch 30"):
+        schedule(name, Additive(), Additive())
+
+
+def test_names_of_predictors() -> None:
+    a, b, pipeline = Additive(), Additive(), make_pipeline(HATFeatures(), Ridge())
+    found = predictors_of([(a, 3), Adaptive(pipeline, b, 4), (a, 2)])
+    assert [id(p) for p in found] == [id(p) for p in (a, pipeline, b)]
+    assert default_names(found) == ["Additive", "Ridge", "Additive 2"]
+
+
+def parents(cheap: list[float], costly: list[float]) -> tuple[Parents, list[int]]:
+    """Return parents whose costly scores are known once asked for, and the list of what is asked."""
+    asked: list[int] = []
+    archs = TINY.sample(len(cheap), np.random.default_rng(0))
+    found = Parents(archs, np.array(cheap), Additive(), np.full(len(cheap), math.nan), [], lambda positions: None)
+
+    def ask(positions) -> None:  # type: ignore[no-untyped-def]
+        asked.extend(positions)
+        found.costly[positions] = np.array(costly)[positions]
+
+    found.ask = ask
+    return found, asked
+
+
+def test_disagreement_compares_a_few_evenly_spaced_parents() -> None:
+    scores = [float(-i) for i in range(25)]
+    for costly, tau, switch in ((scores, 1.0, False), (scores[::-1], -1.0, True)):
+        seen, asked = parents(scores, costly)
+        assert Disagreement(probe=8, threshold=0.3, window=1)(seen) == (switch, {"tau": pytest.approx(tau), "known": 8})
+        assert len(asked) == 8
+        assert (asked[0], asked[-1]) == (0, 24)
+        assert set(np.diff(asked)) <= {3, 4}
+
+
+def test_disagreement_counts_what_is_known_already_and_ties_are_none() -> None:
+    seen, _ = parents([5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0])
+    seen.costly[1] = 9.0
+    _, numbers = Disagreement(probe=2)(seen)
+    assert numbers["known"] == 3
+    seen, _ = parents([1.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0])
+    assert Disagreement(threshold=0.1, window=1)(seen)[0]
+
+
+def test_disagreement_takes_the_mean_of_its_window() -> None:
+    for history, switch in (
+        ([], False),
+        ([0.9], False),
+        ([0.9, 0.2], False),
+        ([-1.0, 0.4], True),
+        ([-9.0, 0.6, 0.6], False),
+        ([None, 0.4], True),
+    ):
+        seen, _ = parents([5.0, 4.0, 3.0], [3.0, 4.0, 5.0])
+        seen.history = [{"tau": tau, "known": 3} for tau in history]
+        assert Disagreement(threshold=0.0, window=3)(seen)[0] == switch, history
+
+
+def test_uncertainty_switches_when_parents_cannot_be_told_apart() -> None:
+    apart, asked = parents([5.0, 4.0, 3.0], [0.0] * 3)
+    assert Uncertainty()(apart) == (False, {"uncertainty": pytest.approx(0.1), "gap": 2.0})
+    close, _ = parents([5.0, 4.95], [0.0] * 2)
+    assert Uncertainty()(close)[0]
+    assert not Uncertainty(factor=0.1)(close)[0]
+    assert not asked

@@ -1,0 +1,328 @@
+"""The evolutionary search: what its records promise, that it resumes exactly, and that it finds what there is to find."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from searches import MINI, Additive, everything
+
+from llmpp_core.constraints import InfeasibleError, parameter_limit
+from llmpp_core.cost import count_parameters
+from llmpp_core.genes import Genes
+from llmpp_core.peers import RandomSearch
+from llmpp_core.schedule import Adaptive, Disagreement, Uncertainty, schedule
+from llmpp_core.search import EvolutionarySearch
+from llmpp_core.search_records import Record, SearchResult, read_records
+from llmpp_core.space import TINY
+
+LIMIT = parameter_limit(TINY, 250e3)
+SMALL: dict[str, Any] = {"population": 20, "parents": 6, "mutants": 8, "crossovers": 8}
+
+
+def two() -> tuple[Additive, Additive]:
+    """Return a cheap predictor and the costly one that it resembles."""
+    return Additive(noise=0.3), Additive()
+
+
+def adaptive(seed: int = 0) -> EvolutionarySearch:
+    cheap, costly = two()
+    schedule = [(costly, 2), Adaptive(cheap, costly, 6, Disagreement(3, 0.2, 2)), (cheap, 2)]
+    return EvolutionarySearch(TINY, schedule, LIMIT, seed=seed, names=["costly", "cheap"], **SMALL)
+
+
+def told(records: list[Record]) -> list[dict[str, Any]]:
+    return [record.without_times() for record in records]
+
+
+# --- what the records promise -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cheap", "HS-NAS", "reversed", "switch 3", "adaptive"])
+def test_records_hold_what_they_promise(name: str) -> None:
+    cheap, costly = two()
+    search = EvolutionarySearch(TINY, schedule(name, cheap, costly, 10, Disagreement()), LIMIT, seed=1)
+    result = search.run()
+    genes, byname = Genes(TINY), dict(zip(search.names, [cheap, costly] if name != "reversed" else [costly, cheap], strict=False))
+    assert [record.iteration for record in result.records] == list(range(10))
+    for record, previous in zip(result.records, [None, *result.records], strict=False):
+        archs = genes.table(genes.from_text(record.population))
+        assert len(set(record.population)) == len(record.population) == 125
+        assert record.costs["parameters"] == [count_parameters(arch, TINY.qkv_dim) for arch in archs]
+        assert max(record.costs["parameters"]) <= LIMIT.limit
+        assert record.scores == byname[record.predictor].predict(archs).tolist()
+        assert len(record.parents) == 25
+        chosen = [record.scores[i] for i in record.parents]
+        assert chosen == sorted(record.scores, reverse=True)[:25]
+        assert record.score == max(record.scores) == record.spread["max"]
+        assert record.best_costs["parameters"] == count_parameters(record.best, TINY.qkv_dim)
+        assert byname[record.predictor].predict([record.best])[0] == record.score
+        assert sorted(record.seconds) == ["constraints", "propose", "rule", "score"]
+        assert min(record.seconds.values()) >= 0
+        if previous is not None:
+            assert [previous.population[i] for i in previous.parents] == record.population[:25]
+            if previous.predictor == record.predictor:
+                assert record.score >= previous.score
+    assert (result.best, result.score, result.costs) == (record.best, record.score, record.best_costs)
+    assert result.total_seconds == pytest.approx(sum(result.seconds.values()))
+
+
+@pytest.mark.parametrize("name", ["cheap", "HS-NAS", "adaptive"])
+def test_evaluations_are_counted_and_no_predictor_is_asked_twice_about_an_architecture(name: str) -> None:
+    cheap, costly = two()
+    search = EvolutionarySearch(TINY, schedule(name, cheap, costly, 12, Disagreement(8, -1.0)), LIMIT)
+    result = search.run()
+    for predictor, counted in zip((cheap, costly), (search.names[0], [*search.names, None][1]), strict=True):
+        assert set(predictor.asked.values()) <= {1}
+        assert result.evaluations.get(counted, 0) == len(predictor.asked)
+    assert result.records[0].evaluations[search.names[0]] == 125
+
+
+def test_at_a_switch_the_new_predictor_scores_everyone() -> None:
+    cheap, costly = two()
+    records = EvolutionarySearch(TINY, [(cheap, 3), (costly, 3)], names=["cheap", "costly"]).run().records
+    assert [record.predictor for record in records] == ["cheap"] * 3 + ["costly"] * 3
+    assert records[3].evaluations == {"costly": 125}
+    assert records[4].evaluations["costly"] <= 100
+
+
+# --- schedules ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_schedules_give_equal_searches() -> None:
+    def run(entries: Any) -> list[dict[str, Any]]:
+        return told(EvolutionarySearch(TINY, entries, LIMIT, seed=3).run().records)
+
+    cheap, costly = two()
+    plain = run([(cheap, 10)])
+    assert run([(cheap, 4), (cheap, 6)]) == plain
+    assert run([(cheap, 10), (costly, 0)]) == plain
+    assert run(schedule("switch 10", cheap, costly, 10)) == plain
+    hsnas = run(schedule("HS-NAS", cheap, costly, 10))
+    assert hsnas[:5] == plain[:5]
+    assert hsnas[5]["population"] == plain[5]["population"]
+
+
+def test_a_rule_decides_when_the_costly_predictor_takes_over() -> None:
+    def predictors(cheap: Any, costly: Any, rule: Any) -> list[str]:
+        entry = Adaptive(cheap, costly, 8, rule)
+        records = EvolutionarySearch(TINY, [entry], names=["cheap", "costly"], **SMALL).run().records
+        for record in records:
+            assert len(record.probe) == record.evaluations.get("costly", 0) or record.predictor == "costly"
+        return [record.predictor for record in records]
+
+    same, other = Additive(), Additive(seed=9)
+    # Whoever agrees to the end leaves the last word to the costly one.
+    assert predictors(same, Additive(), Disagreement(6)) == ["cheap"] * 7 + ["costly"]
+    assert predictors(same, other, Disagreement(6, 0.99, 1)) == ["cheap"] + ["costly"] * 7
+    assert predictors(same, other, Uncertainty(1e9)) == ["cheap"] + ["costly"] * 7
+    cheap = Additive()
+    assert predictors(cheap, other, lambda parents: (len(cheap.asked) > 50, {})).index("costly") == 3
+
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_at_any_iteration_a_search_is_the_same_and_asks_nothing_twice(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    expected = adaptive().run(whole)
+    assert told(read_records(whole, Genes(TINY), adaptive().settings())) == told(expected.records)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for done in range(len(lines) + 1):
+        part = tmp_path / f"{done}.jsonl"
+        part.write_bytes(b"".join(lines[:done]) + b'{"cut off')
+        search = adaptive()
+        result = search.run(part)
+        assert told(result.records) == told(expected.records)
+        assert told(read_records(part, Genes(TINY))) == told(expected.records)
+        evaluated = sum(sum(record.evaluations.values()) for record in expected.records[done:])
+        assert sum(len(entry.asked) for entry in (search.schedule[0][0], search.schedule[2][0])) == evaluated
+    assert part.read_bytes().startswith(whole.read_bytes())
+
+
+class Slow(Additive):
+    def predict(self, archs: Any, return_std: bool = False) -> Any:
+        time.sleep(0.01)
+        return super().predict(archs, return_std)
+
+
+def slow_search(path: Path | None) -> SearchResult:
+    cheap, costly = Slow(noise=0.3), Slow()
+    return EvolutionarySearch(TINY, [Adaptive(cheap, costly, 30, Disagreement(3, 0.2, 2))], LIMIT, **SMALL).run(path)
+
+
+def test_killed_at_ten_random_moments_a_search_is_the_same(tmp_path: Path) -> None:
+    path, moments = tmp_path / "search.jsonl", random.Random(0)
+    context, killed = multiprocessing.get_context("fork"), 0
+    while killed < 10:
+        worker = context.Process(target=slow_search, args=(path,))
+        worker.start()
+        worker.join(moments.uniform(0.02, 0.12))
+        if worker.exitcode is None:
+            killed += 1
+        worker.kill()
+        worker.join()
+        if worker.exitcode == 0:
+            path.unlink()
+    assert told(slow_search(path).records) == told(slow_search(None).records)
+
+
+def test_files_of_other_searches_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    adaptive().run(path)
+    with pytest.raises(ValueError, match=r"search.jsonl:1: of another search, whose seed is 0 and not 1"):
+        adaptive(seed=1).run(path)
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    for spoiled in (
+        {**row, "population": ["0"]},
+        {**row, "population": [3]},
+        {**row, "iteration": 7},
+        {**row, "extra": 1},
+        {name: value for name, value in row.items() if name != "scores"},
+        {**row, "best": {}},
+        {**row, "search": None},
+    ):
+        path.write_text("".join(lines[:2]) + json.dumps(spoiled) + "\n" + "".join(lines[3:]))
+        with pytest.raises(ValueError, match=r"search.jsonl:3: "):
+            adaptive().run(path)
+
+
+def test_lines_are_plain_json(tmp_path: Path) -> None:
+    adaptive().run(tmp_path / "search.jsonl")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for line in (tmp_path / "search.jsonl").read_text().splitlines():
+        row = json.loads(line, parse_constant=refuse)
+        assert row["best"]["decoder-layer-num-subtransformer"] in range(1, 7)
+        assert row["search"]["space"] == "TINY"
+
+
+HASHED = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_search import adaptive, told
+print(json.dumps([record["population"] for record in told(adaptive().run().records)]))
+"""
+
+
+def test_a_search_depends_on_its_seed_and_not_on_the_order_of_hashes() -> None:
+    found = []
+    for hash_seed in ("1", "2"):
+        code = HASHED.format(tests=str(Path(__file__).parent))
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        found.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout)
+    assert found[0] == found[1]
+    assert json.loads(found[0]) == [record.population for record in adaptive().run().records]
+    assert told(adaptive(seed=1).run().records) != told(adaptive().run().records)
+
+
+# --- what is found ------------------------------------------------------------------------------------------------
+
+
+def test_the_optimum_of_an_additive_score_is_found() -> None:
+    for seed in range(3):
+        score = Additive(TINY, seed)
+        result = EvolutionarySearch(TINY, [(score, 60)], mutation_probability=0.1, seed=seed).run()
+        assert result.score == pytest.approx(score.best_score())
+
+
+def test_the_best_within_a_limit_is_found_in_a_space_that_can_be_listed() -> None:
+    rows, limit = everything(MINI), parameter_limit(MINI, 1900)
+    for seed in range(3):
+        score = Additive(MINI, seed, noise=0.5)
+        table = score.genes.table(rows)
+        best = score.predict(table)[limit.costs(table) <= limit.limit].max()
+        assert EvolutionarySearch(MINI, [(score, 30)], limit, seed=seed).run().score == pytest.approx(best)
+
+
+def test_it_beats_random_search_at_equal_evaluations() -> None:
+    for seed in range(5):
+        score = Additive(TINY, seed)
+        result = EvolutionarySearch(TINY, [(score, 30)], LIMIT, seed=seed).run()
+        peer = RandomSearch(TINY, score, LIMIT, evaluations=sum(result.evaluations.values()), seed=seed).run()
+        assert sum(peer.evaluations.values()) == sum(result.evaluations.values())
+        assert result.score > peer.score
+
+
+def test_a_limit_that_leaves_fewer_than_the_population_means_that_all_are_scored() -> None:
+    rows = everything(MINI)
+    costs = np.sort(parameter_limit(MINI, 1).costs(Genes(MINI).table(rows)))
+    limit = parameter_limit(MINI, costs[9])
+    held = int((costs <= costs[9]).sum())
+    score = Additive(MINI)
+    records = EvolutionarySearch(MINI, [(score, 5)], limit).run().records
+    assert {len(record.population) for record in records} == {held}
+    assert len(score.asked) == held < 125
+
+
+def test_a_space_smaller_than_the_children_wanted_is_searched_whole() -> None:
+    score = Additive(MINI, noise=0.5)
+    result = EvolutionarySearch(MINI, [(score, 40)], population=600, parents=500, mutants=400, crossovers=400).run()
+    assert len(score.asked) == MINI.size()
+    assert result.score == pytest.approx(score.predict(score.genes.table(everything(MINI))).max())
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_an_infeasible_limit_is_reported_within_a_second() -> None:
+    start = time.perf_counter()
+    with pytest.raises(InfeasibleError, match="parameters: TINY has no architecture within 1; "):
+        EvolutionarySearch(TINY, [(Additive(), 30)], parameter_limit(TINY, 1)).run()
+    assert time.perf_counter() - start < 1
+
+
+class Silent(Additive):
+    """Answers nothing about shallow architectures."""
+
+    def predict(self, archs: Any, return_std: bool = False) -> Any:
+        return np.where([arch.decoder_layers < 4 for arch in archs], np.nan, super().predict(archs))
+
+
+def test_scores_that_are_nan_come_last_and_are_not_asked_for_again(tmp_path: Path) -> None:
+    score = Silent()
+    result = EvolutionarySearch(TINY, [(score, 4)]).run(tmp_path / "search.jsonl")
+    assert result.best.decoder_layers >= 4
+    assert None in result.records[0].scores
+    assert None not in [result.records[0].scores[i] for i in result.records[0].parents]
+    assert set(score.asked.values()) == {1}
+    assert told(EvolutionarySearch(TINY, [(Silent(), 4)]).run(tmp_path / "search.jsonl").records) == told(result.records)
+    limit = parameter_limit(TINY, count_parameters(TINY.smallest(), TINY.qkv_dim))
+    with pytest.raises(ValueError, match="Silent: every one of the"):
+        EvolutionarySearch(TINY, [(score, 4)], limit).run()
+
+
+class Short(Additive):
+    def predict(self, archs: Any, return_std: bool = False) -> Any:
+        return super().predict(archs)[1:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": []}, "schedule: expected entries"),
+        ({"schedule": [(Short(), 3)]}, r"Short: expected one score per architecture, shape \(125,\), got shape \(124,\)"),
+        ({"seed": -1}, "seed: expected an integer from 0, got -1"),
+        ({"parents": 200}, "2 <= parents <= population"),
+        ({"mutants": 0, "crossovers": 0}, "at least one mutant"),
+        ({"mutation_probability": 0.0}, "mutation_probability"),
+        ({"names": ["a", "b"]}, "names: expected 1 different ones"),
+        ({"constraints": [LIMIT, LIMIT]}, "a name of its own"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        EvolutionarySearch(TINY, **{"schedule": [(Additive(), 3)], **settings}).run()
+    assert "\n" not in str(error.value)
