@@ -120,10 +120,14 @@ def _measure(args: argparse.Namespace) -> int:
     # CUDA does not work in forked processes.
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         executor = pool if args.jobs > 1 else None
-        if args.measure == "searches":
-            complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, executor=executor, **common)
-        else:
-            complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, executor=executor, **common)
+        try:
+            if args.measure == "searches":
+                complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, executor=executor, **common)
+            else:
+                complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, executor=executor, **common)
+        except ValueError as error:
+            # A table or checkpoint that is damaged or of something else; the message names it.
+            raise InputError(str(error)) from error
     if complete and args.measure == "benchmark":
         # Alone, so that nothing of ours disturbs it.
         benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)

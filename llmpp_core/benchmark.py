@@ -191,6 +191,7 @@ def measure(
 
     def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> list[dict[str, Any]]:
         path = results / f"{task.name}{table}.jsonl"
+        _refuse_other_recipes(path, asdict(task.recipe if table == "" else task.supernet_recipe))
         rows = run_jobs(work, jobs, path, executor=executor, progress=f"{task.name}{table}" if progress else None)
         complete.append(len(rows) == len(jobs))
         return rows
@@ -207,6 +208,14 @@ def measure(
     )
     run(zero_cost, [({"proxy": p, "arch": a.to_hat_dict()}, (given, p, a, *common[1:])) for p in PROXIES for a in archs], ".proxies")
     return all(complete)
+
+
+def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
+    for number, row in enumerate(read_rows(path), 1):
+        different = [name for name in recipe if row.get("recipe", recipe).get(name) != recipe[name]]
+        if different:
+            name = different[0]
+            raise ValueError(f"{path}:{number}: measured with {name}={row['recipe'].get(name)}, not {recipe[name]}; move the file away")
 
 
 def measure_latency(

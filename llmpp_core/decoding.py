@@ -16,8 +16,8 @@ from llmpp_core.transformer import BOS, EOS, MAX_LENGTH, PAD, Cache, Transformer
 def translate(model: Transformer, pairs: Pairs, *, beam: int = 1, length_penalty: float = 1.0, batch_tokens: int = 4096) -> list[list[int]]:
     """Translate the source sides of `pairs`.
 
-    A sentence is over when `beam` hypotheses have ended, or at twice the source's length and 20 tokens more. The winner has
-    the highest log-probability per token to the power `length_penalty`.
+    A sentence is over when `beam` hypotheses have ended, or at 20 tokens more than twice the length of the longest source of its
+    batch. The winner has the highest log-probability per token to the power `length_penalty`.
 
     Parameters
     ----------

@@ -206,7 +206,8 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
             The mean over the members, and their standard deviation.
         """
         check_is_fitted(self)
-        members = self.network_.predict(self._rows(self.features_, archs))
+        with _one_thread():
+            members = self.network_.predict(self._rows(self.features_, archs))
         mean = members.mean(axis=0)
         if return_std and len(members) < 2:
             raise ValueError(f"return_std needs an ensemble of at least 2, got {len(members)}")

@@ -6,7 +6,7 @@ device, a candidate is scored once, and candidates whose encoders begin alike sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs
+from llmpp_core.decoding import translate
 from llmpp_core.evaluation import chunked_loss
 from llmpp_core.space import Architecture
 from llmpp_core.supernet import SuperTransformer
@@ -27,7 +28,7 @@ from llmpp_core.transformer import PAD, Memory, Transformer
 
 
 class SupernetPredictor(RegressorMixin, BaseEstimator):
-    """Minus the validation loss that subnets have with inherited weights; higher is better.
+    """Minus the validation loss that subnets have with inherited weights, or their BLEU; higher is better.
 
     Wrap it in `llmpp_core.predictors.CalibratedPredictor` for scores on the scale of BLEU.
 
@@ -43,6 +44,9 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         Padded tokens per batch.
     progress : bool
         Show a progress bar.
+    bleu : callable, optional
+        Takes the translations of `pairs`, rows of token identifiers, and returns a score, such as ``partial(task.bleu, side="valid")``.
+        With it the score is that of greedy translations, which takes several times as long as the loss.
 
     Attributes
     ----------
@@ -57,12 +61,14 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         label_smoothing: float = 0.1,
         batch_tokens: int = 1024,
         progress: bool = False,
+        bleu: Callable[[list[list[int]]], float] | None = None,
     ):
         self.supernet = supernet
         self.pairs = pairs
         self.label_smoothing = label_smoothing
         self.batch_tokens = batch_tokens
         self.progress = progress
+        self.bleu = bleu
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
         """Forget all scores; the supernet is trained elsewhere."""
@@ -70,7 +76,7 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return an array of shape (n,), in nats per token; raises ValueError if an architecture is outside the supernet's space."""
+        """Return an array of shape (n,), in nats per token or BLEU; raises ValueError if an architecture is not in the space."""
         for arch in archs:
             self.supernet.space.validate(arch)
         known: dict[Architecture, float] = self.__dict__.setdefault("scores_", {})
@@ -101,6 +107,10 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         scores = []
         for arch in archs:
             model = self.supernet.subnet(arch, copy=False).eval()
+            if self.bleu is not None:
+                scores.append(float(self.bleu(translate(model, self.pairs))))
+                bar.update()
+                continue
             losses = [
                 chunked_loss(model, model.decode(batch.tgt, memory), batch.labels, self.label_smoothing)
                 for batch, memory in zip(batches, encoders.memories(model), strict=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# The tests run side by side, one process per core; more threads would only wait for each other. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -35,6 +35,8 @@ MICRO = SearchSpace(
 )
 #: Size of the vocabulary of `reversed_pairs`, and of networks for it.
 VOCAB = 12
+# Matrices this small gain nothing from several threads, which on a busy machine wait for one another a hundred times as long.
+torch.set_num_threads(1)
 # Forking from a process that has imported everything makes a new one start at once; PyTorch imports some of its parts late.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["llmpp_core.benchmark", "torch._dynamo", "torch.distributed.tensor", "pytest"]

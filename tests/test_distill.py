@@ -290,7 +290,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(student: DistilledPredict
             DistilledPredictor.load(path)
         assert "\n" not in str(caught.value)
     save_file({"mean": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of DistilledPredictor"):
+    with pytest.raises(ValueError, match="not a checkpoint of kind 'distill'"):
         DistilledPredictor.load(path)
     with pytest.raises(FileNotFoundError):
         DistilledPredictor.load(tmp_path / "none")

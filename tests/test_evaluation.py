@@ -1,0 +1,86 @@
+"""The loss of a network is the mean over all tokens, however they are batched, and BLEU is that of its translations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from small_nets import MICRO, VOCAB, new_network, reversed_pairs, reversed_task
+from torch.nn import functional as F
+
+from llmpp_core import evaluation
+from llmpp_core.batches import Pairs
+from llmpp_core.decoding import translate
+from llmpp_core.evaluation import chunked_loss, evaluate, validation_loss
+from llmpp_core.tasks import Task
+from llmpp_core.transformer import PAD, Transformer
+
+ARCHS = MICRO.sample(4, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    return reversed_pairs(30, seed=0)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return reversed_task()
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def sentence_by_sentence(model: Transformer, pairs: Pairs, label_smoothing: float) -> float:
+    """Return the mean loss per token by the plain loop, without any padding."""
+    total = tokens = 0.0
+    for i in range(len(pairs)):
+        batch = pairs.batch(np.array([i]))
+        log_probabilities = model(batch.src, batch.tgt)[0].double().log_softmax(-1)
+        wanted = -log_probabilities[torch.arange(batch.tokens), batch.labels[0]]
+        total += float(((1 - label_smoothing) * wanted - label_smoothing * log_probabilities.mean(-1)).sum())
+        tokens += batch.tokens
+    return total / tokens
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_the_plain_loop(label_smoothing: float, pairs: Pairs) -> None:
+    for arch in ARCHS:
+        model = new_network(arch)
+        expected = sentence_by_sentence(model, pairs, label_smoothing)
+        for batch_tokens in (1, 50, 8192):
+            found = validation_loss(model, pairs, label_smoothing=label_smoothing, batch_tokens=batch_tokens)
+            assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_few_logits_at_once_give_the_same_loss(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = new_network(ARCHS[0]), pairs.batch(np.arange(30))
+    states = model.decode(batch.tgt, model.encode(batch.src))
+    expected = F.cross_entropy(
+        model.project(states).flatten(0, 1), batch.labels.flatten(), ignore_index=PAD, label_smoothing=0.1, reduction="sum"
+    )
+    sizes: list[int] = []
+    monkeypatch.setattr(model, "project", lambda x: sizes.append(len(x)) or Transformer.project(model, x))
+    for limit in (1, 7 * VOCAB, 2**24):
+        monkeypatch.setattr(evaluation, "_LOGITS", limit)
+        sizes.clear()
+        assert chunked_loss(model, states, batch.labels, 0.1).item() == pytest.approx(float(expected), rel=1e-6)
+        assert max(sizes) == min(max(1, limit // VOCAB), batch.tokens)
+        # Padding is not projected at all.
+        assert sum(sizes) == batch.tokens < batch.labels.numel()
+
+
+def test_scores_are_those_of_both_sides(task: Task) -> None:
+    model = Transformer(MICRO.smallest(), MICRO, len(task.vocabulary)).eval()
+    model.initialise(torch.Generator().manual_seed(0))
+    scores = evaluate(model, task)
+    assert scores.valid_loss == validation_loss(model, task.pairs["valid"], label_smoothing=0.1)
+    assert scores.valid_nll == validation_loss(model, task.pairs["valid"], label_smoothing=0.0)
+    assert scores.valid_bleu == task.bleu(translate(model, task.pairs["valid"]), "valid")
+    assert scores.test_bleu == task.bleu(translate(model, task.pairs["test"]), "test")
+    assert evaluate(model, task, dict(task.pairs)) == scores

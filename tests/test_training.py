@@ -1,0 +1,262 @@
+"""Training: it learns, it is a function of its seed alone, and stopping it in whatever way changes nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_nets import MICRO, VOCAB, reversed_pairs, run_killed
+
+from llmpp_core import training
+from llmpp_core.batches import Pairs
+from llmpp_core.checkpoints import load_network
+from llmpp_core.supernet import SuperTransformer
+from llmpp_core.training import POINTS, History, Recipe, sandwich, smoothed_loss, train, uniform
+from llmpp_core.transformer import PAD, Transformer
+
+#: Long enough to resume several times, too short to learn anything.
+QUICK = Recipe(updates=10, batch_tokens=150, learning_rate=0.01)
+#: Everything that can be trained: what it is and how subnets are drawn.
+MODELS = {
+    "single": ("plain", None),
+    "uniform": ("shared", uniform),
+    "sandwich": ("shared", sandwich),
+    "layer-wise": ("layer-wise", uniform),
+    "neuron-wise": ("neuron-wise", uniform),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    return reversed_pairs(200, seed=0, longest=4)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no training be given up."""
+    monkeypatch.setattr(training, "_divergence", lambda *arguments: None)
+
+
+def fresh(kind: str, dropout: float = 0.1) -> Any:
+    return (
+        Transformer(MICRO.smallest(), MICRO, VOCAB, dropout) if kind == "plain" else SuperTransformer(MICRO, VOCAB, kind, dropout=dropout)
+    )
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def told(history: History) -> dict[str, Any]:
+    """Return what does not depend on the clock."""
+    return {**asdict(history), "seconds": None}
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["single", "sandwich", "neuron-wise"])
+def test_the_loss_falls_from_chance_to_below_what_the_frequencies_tell(name: str, pairs: Pairs) -> None:
+    kind, sampling = MODELS[name]
+    history = train(fresh(kind), pairs, replace(QUICK, updates=100, batch_tokens=300), seed=0, sampling=sampling)
+    assert history.finished
+    assert history.diverged is None
+    assert len(history.loss) == POINTS
+    assert history.loss[0] > math.log(VOCAB) - 0.3
+    assert history.loss[-1] < 2.0
+    assert history.updates == 100
+
+
+@pytest.mark.parametrize("updates", [7, 50, 120])
+@pytest.mark.usefixtures("patient")
+def test_the_curve_is_the_mean_over_each_fiftieth(updates: int, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An update that reports its number in place of a loss.
+    monkeypatch.setattr(training, "_update", lambda *arguments: torch.tensor(float(next(numbers)), dtype=torch.float64))
+    numbers = iter(range(updates))
+    history = train(fresh("plain"), pairs, replace(QUICK, updates=updates), seed=0)
+    ends = sorted({math.ceil(updates * k / POINTS) for k in range(1, POINTS + 1)})
+    expected = [np.mean(range(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
+    np.testing.assert_allclose(history.loss, expected)
+    assert history.pending == 0
+
+
+def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs) -> None:
+    batch = pairs.batch(np.arange(8))
+    archs = [MICRO.smallest(), MICRO.largest()]
+    models = [fresh("shared", dropout=0.0) for _ in range(2)]
+    for model in models:
+        model.initialise(torch.Generator().manual_seed(0))
+    recipe = replace(QUICK, clip=0.05)
+    optimiser = torch.optim.SGD(models[0].parameters(), lr=1.0)
+    found = training._update(models[0], optimiser, batch, archs, recipe, rate=0.5)
+    expected = sum(smoothed_loss(models[1](batch.src, batch.tgt, arch), batch.labels, 0.1) for arch in archs) / (2 * batch.tokens)
+    expected.backward()
+    assert float(found) == pytest.approx(expected.item(), rel=1e-5)
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in models[1].parameters() if p.grad is not None))
+    assert norm > recipe.clip
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours, theirs - 0.5 * recipe.clip / norm * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_smoothed_cross_entropy_without_padding() -> None:
+    logits = torch.randn(2, 3, VOCAB, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[4, 5, 2], [6, 2, PAD]])
+    shares = torch.full((2, 3, VOCAB), 0.1 / VOCAB)
+    shares.scatter_add_(2, labels[:, :, None], torch.full((2, 3, 1), 0.9))
+    every = -(shares * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(smoothed_loss(logits, labels, 0.1), every[labels != PAD].sum())
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    recipe = Recipe(updates=200, batch_tokens=100, learning_rate=2.0, warmup=0.1)
+    rates = [recipe.rate(update) for update in range(200)]
+    np.testing.assert_allclose(rates[:20], np.arange(1, 21) / 10)
+    np.testing.assert_allclose(rates[20:], 1 + np.cos(np.pi * np.arange(180) / 180), atol=1e-12)
+    assert Recipe(updates=10, batch_tokens=1, learning_rate=2.0, warmup=0.0).rate(0) == 2.0
+
+
+@pytest.mark.parametrize("name", ["updates", "batch_tokens", "learning_rate", "clip", "warmup", "dropout", "label_smoothing"])
+def test_recipes_that_cannot_be_are_refused(name: str) -> None:
+    settings = {**asdict(QUICK), name: -1}
+    with pytest.raises(ValueError, match=f"{name}: expected a (positive )?number.*, got -1"):
+        Recipe(**settings)
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("patient")
+def test_uniform_and_sandwich_sampling(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Any]] = []
+    monkeypatch.setattr(training, "_update", lambda *a: seen.append(list(a[3])) or torch.zeros((), dtype=torch.float64))
+    for sampling in (uniform, sandwich):
+        train(fresh("shared"), pairs, replace(QUICK, updates=30), seed=3, sampling=sampling)
+    randoms, sandwiches = seen[:30], seen[30:]
+    assert all(len(archs) == 1 for archs in randoms)
+    assert len({archs[0] for archs in randoms}) > 20
+    # The same random subnets, between which the largest and the smallest never fail.
+    assert sandwiches == [[archs[0], MICRO.largest(), MICRO.smallest()] for archs in randoms]
+
+
+def test_a_supernet_needs_a_sampling_and_one_architecture_takes_none(pairs: Pairs) -> None:
+    for model, sampling in ((fresh("shared"), None), (fresh("plain"), uniform)):
+        with pytest.raises(ValueError, match="sampling: a supernet needs one, a single architecture takes none"):
+            train(model, pairs, QUICK, seed=0, sampling=sampling)
+    with pytest.raises(ValueError, match="pairs: there are none to train on"):
+        train(fresh("plain"), reversed_pairs(0, seed=0), QUICK, seed=0)
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_becomes_infinite_ends_the_training(pairs: Pairs, tmp_path: Path) -> None:
+    recipe = replace(QUICK, updates=100, learning_rate=1e30)
+    history = train(fresh("plain"), pairs, recipe, seed=0, checkpoint=tmp_path / "c")
+    assert history.diverged == f"the loss is nan at update {history.updates}"
+    assert history.finished
+    assert history.updates < 20
+    assert str(told(train(fresh("plain"), pairs, recipe, seed=0, checkpoint=tmp_path / "c"))) == str(told(history))
+
+
+def test_a_loss_that_never_falls_is_given_up_half_way(pairs: Pairs) -> None:
+    history = train(fresh("plain"), pairs, replace(QUICK, updates=100, learning_rate=1e-6), seed=0)
+    assert history.updates == 50
+    counts = np.bincount(pairs.tgt[:, 1:].flatten(), minlength=VOCAB).astype(float)
+    counts[PAD] = 0
+    shares = 0.9 * counts / counts.sum() + 0.1 / VOCAB
+    entropy = -(shares * np.log(shares)).sum()
+    assert history.diverged == f"the loss is {history.loss[-1]:.2f} at update 50; knowing the frequencies alone gives {entropy:.2f}"
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("name", ["single", "neuron-wise"])
+def test_a_training_is_a_function_of_its_seed_alone(name: str, pairs: Pairs) -> None:
+    kind, sampling = MODELS[name]
+    first, again, other = fresh(kind), fresh(kind), fresh(kind)
+    state = torch.get_rng_state()
+    history = train(first, pairs, QUICK, seed=1, sampling=sampling)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    # A network that has learned something else begins anew.
+    train(again, pairs, QUICK, seed=2, sampling=sampling)
+    assert told(train(again, pairs, QUICK, seed=1, sampling=sampling)) == told(history)
+    train(other, pairs, QUICK, seed=2, sampling=sampling)
+    assert same(first, again)
+    assert not same(first, other)
+    assert not first.training
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("name", MODELS)
+def test_stopping_after_every_update_changes_nothing(name: str, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A point of the curve is then the mean over several updates.
+    monkeypatch.setattr(training, "POINTS", 4)
+    kind, sampling = MODELS[name]
+    whole, checkpoint = fresh(kind), tmp_path / "c"
+    expected = train(whole, pairs, QUICK, seed=1, sampling=sampling)
+    for update in range(1, QUICK.updates + 1):
+        pieces = fresh(kind)
+        history = train(pieces, pairs, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint, seconds=0)
+        assert (history.updates, history.finished) == (update, update == QUICK.updates)
+    assert told(history) == told(expected)
+    assert same(whole, pieces)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+    # What is finished is read, not trained again; and it holds the network alone.
+    again = fresh(kind)
+    assert told(train(again, pairs, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint)) == told(expected)
+    assert same(again, whole)
+    assert not again.training
+    network = load_network(checkpoint, MICRO)
+    assert same(network, whole)
+    assert checkpoint.stat().st_size < 1.5 * sum(4 * p.numel() for p in whole.parameters()) + 20_000
+
+
+def train_slowly(checkpoint: Path, name: str) -> None:
+    """Train in a process of its own with a checkpoint after every update."""
+    training._CHECKPOINT_EVERY = 0
+    training._divergence = lambda *arguments: None
+    kind, sampling = MODELS[name]
+    train(fresh(kind), reversed_pairs(200, seed=0, longest=4), replace(QUICK, updates=60), seed=1, sampling=sampling, checkpoint=checkpoint)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("name", ["single", "sandwich", "neuron-wise"])
+def test_a_training_that_is_killed_again_and_again_ends_as_if_it_were_not(name: str, pairs: Pairs, tmp_path: Path) -> None:
+    kind, sampling = MODELS[name]
+    checkpoint = tmp_path / "c"
+    run_killed(train_slowly, (checkpoint, name), tmp_path, kills=3, rng=np.random.default_rng(0))
+    whole, pieces = fresh(kind), fresh(kind)
+    expected = train(whole, pairs, replace(QUICK, updates=60), seed=1, sampling=sampling)
+    history = train(pieces, pairs, replace(QUICK, updates=60), seed=1, sampling=sampling, checkpoint=checkpoint)
+    assert told(history) == told(expected)
+    assert same(whole, pieces)
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_time_of_all_pieces_is_summed(pairs: Pairs, tmp_path: Path) -> None:
+    seconds = [train(fresh("plain"), pairs, QUICK, seed=0, checkpoint=tmp_path / "c", seconds=0).seconds for _ in range(5)]
+    assert all(a < b for a, b in pairwise(seconds))
+    finished = [train(fresh("plain"), pairs, QUICK, seed=0, checkpoint=tmp_path / "c").seconds for _ in range(2)]
+    assert finished[0] == finished[1] > seconds[-1]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_progress_bar_says_how_far_it_is(pairs: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
+    train(fresh("plain"), pairs, QUICK, seed=0, progress="micro")
+    shown = capsys.readouterr().err
+    assert "micro: 100%" in shown
+    assert "loss " in shown
+    assert "tokens/s" in shown
