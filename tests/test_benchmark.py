@@ -180,7 +180,10 @@ def test_a_training_that_diverges_is_reported_and_not_averaged_in(tmp_path: Path
     with pytest.raises(ValueError, match=r"tests\.wild\.inherited\.jsonl is not there or empty"):
         supernet_scores("tests.wild", tmp_path)
     object.__setattr__(wild, "recipe", replace(wild.recipe, learning_rate=1e30))
-    assert measure(wild, tmp_path, results=tmp_path, n=1, seeds=2, threads=1)
+    apart = tmp_path / "apart"
+    assert measure(wild, apart, results=apart, n=1, seeds=2, threads=1)
+    table = tmp_path / "tests.wild.jsonl"
+    table.write_text(table.read_text() + (apart / table.name).read_text().splitlines()[1] + "\n")
     frame = trainings("tests.wild", tmp_path)
     assert frame["diverged"].notna().tolist() == [False, True]
     assert frame["valid_bleu"].isna().tolist() == [False, True]
@@ -188,7 +191,7 @@ def test_a_training_that_diverges_is_reported_and_not_averaged_in(tmp_path: Path
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    for path in tmp_path.glob("*.jsonl"):
+    for path in tmp_path.rglob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             json.loads(line, parse_constant=refuse)
 
