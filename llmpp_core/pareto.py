@@ -17,7 +17,7 @@ from llmpp_core.feasible import Feasible
 from llmpp_core.genes import Genes
 from llmpp_core.search import Search
 from llmpp_core.search_records import Population, Previous, Record
-from llmpp_core.search_scores import Ask
+from llmpp_core.search_scores import Ask, to_ten_digits
 from llmpp_core.space import SearchSpace
 
 
@@ -106,7 +106,8 @@ class ParetoSearch(Search):
 def objectives(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """Return what is to be low, shape (n, 1 + limits): minus the score, then the costs; nan counts as worse than all others."""
     worst = np.nanmin(scores) - 1
-    return np.column_stack([-np.where(np.isnan(scores), worst, scores), costs])
+    values = np.column_stack([-np.where(np.isnan(scores), worst, scores), costs])
+    return np.column_stack([to_ten_digits(column) for column in values.T])
 
 
 def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:

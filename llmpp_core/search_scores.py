@@ -75,9 +75,13 @@ def ranking(scores: np.ndarray) -> np.ndarray:
 
     The last digits of a prediction depend on how many are made at once, which must not decide who is a parent.
     """
-    scale = np.nanmax(np.abs(scores), initial=0.0)
-    digits = 10 - int(np.ceil(np.log10(scale))) if 0 < scale < np.inf else 0
-    return np.argsort(np.where(np.isnan(scores), np.inf, -np.round(scores, digits)), kind="stable")
+    return np.argsort(np.where(np.isnan(scores), np.inf, -to_ten_digits(scores)), kind="stable")
+
+
+def to_ten_digits(values: np.ndarray) -> np.ndarray:
+    """Return values rounded to ten digits of the largest of them, so that they compare alike wherever they were computed."""
+    scale = np.nanmax(np.abs(values), initial=0.0)
+    return np.round(values, 10 - int(np.ceil(np.log10(scale))) if 0 < scale < np.inf else 0)
 
 
 def spread(scores: np.ndarray) -> dict[str, float]:
