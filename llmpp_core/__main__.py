@@ -107,7 +107,7 @@ def _measure(args: argparse.Namespace) -> int:
         raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")
-    for name in ("architectures", "seeds", "jobs"):
+    for name in ("architectures", "seeds", "trainings", "jobs"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
     common = {
@@ -122,7 +122,9 @@ def _measure(args: argparse.Namespace) -> int:
         executor = pool if args.jobs > 1 else None
         try:
             if args.measure == "searches":
-                complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, executor=executor, **common)
+                complete = search_benchmark.measure(
+                    args.task, folder, seeds=args.seeds, trainings=args.trainings, executor=executor, **common
+                )
             else:
                 complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, executor=executor, **common)
         except ValueError as error:
@@ -212,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
         "stopped; tables are in results/search.",
     )
     command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
+    command.add_argument("--trainings", type=int, default=3, metavar="N", help="how many trainings of each result (default 3)")
     _add_measuring(command, "searches")
 
     add_commands(commands)

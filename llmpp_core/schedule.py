@@ -18,14 +18,16 @@ from llmpp_core.space import Architecture
 
 
 @dataclass
-class Parents:
-    """What a rule sees: the parents that the cheap predictor chose in an iteration, best first.
+class Candidates:
+    """What a rule sees: the candidates of an iteration, first the parents of the next, then the rest, both best first.
 
     Parameters
     ----------
     archs : sequence of n Architecture
     scores : numpy.ndarray of shape (n,)
         The cheap predictor's.
+    parents : int
+        How many of them are the parents.
     cheap : regressor over Architecture
         The predictor in use.
     costly : numpy.ndarray of shape (n,)
@@ -33,12 +35,13 @@ class Parents:
     history : list of dict of str to float or None
         The numbers that the rule returned after the earlier iterations of this entry of the schedule; None for nan.
     ask : callable
-        Takes positions of parents, has the costly predictor score those it does not know, and fills in `costly`. What is asked
+        Takes positions of candidates, has the costly predictor score those it does not know, and fills in `costly`. What is asked
         is counted as evaluations, and remembered for when this predictor takes over.
     """
 
     archs: Sequence[Architecture]
     scores: np.ndarray
+    parents: int
     cheap: Any
     costly: np.ndarray
     history: list[dict[str, float | None]]
@@ -51,40 +54,41 @@ class Rule(Protocol):
     It is asked after every iteration with the cheap predictor. It may depend on what it is given only, or a resumed search differs.
     """
 
-    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+    def __call__(self, candidates: Candidates) -> tuple[bool, dict[str, float]]:
         """Return whether to switch before the next iteration, and numbers to keep in the record."""
         ...
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Switch when the two predictors no longer rank the parents alike.
+    """Switch when the two predictors contradict each other.
 
-    In each iteration the costly predictor scores a few parents, evenly spaced in the cheap one's ranking, and Kendall's tau is taken
-    over all parents that it knows; those that stay parents are known from before. With so few of them, all good, one tau says little,
-    so the mean of several decides.
+    In each iteration the costly predictor scores a few candidates, evenly spaced in the cheap one's ranking, parents and rejected
+    ones, and Kendall's tau is taken over all that it knows. Parents alone would not do: they are so alike that hardly any two
+    predictors agree on their order, while it is the choice between them and the rest that moves the search.
 
     Parameters
     ----------
     probe : int
-        How many parents are scored in an iteration, at most.
+        How many candidates are scored in an iteration, at most.
     threshold : float
-        Switch when the mean tau is below.
+        Switch when the mean tau is below. With 0, as soon as the costly predictor would rather choose others.
     window : int
-        The mean is over this many iterations, the latest; before there are so many there is no switch.
+        The mean is over this many iterations, the latest, since one tau of so few is mostly chance; before there are so many there is
+        no switch.
     """
 
-    probe: int = 8
-    threshold: float = 0.1
-    window: int = 3
+    probe: int = 10
+    threshold: float = 0.0
+    window: int = 5
 
-    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+    def __call__(self, candidates: Candidates) -> tuple[bool, dict[str, float]]:
         """Return whether the mean tau is below the threshold, and this iteration's."""
-        n = len(parents.scores)
-        parents.ask(sorted({round(position) for position in np.linspace(0, n - 1, min(self.probe, n))}))
-        known = ~np.isnan(parents.costly)
-        tau = float(kendalltau(parents.scores[known], parents.costly[known]).statistic)
-        recent = [*(numbers["tau"] for numbers in parents.history), tau][-self.window :]
+        n = len(candidates.scores)
+        candidates.ask(sorted({round(position) for position in np.linspace(0, n - 1, min(self.probe, n))}))
+        known = ~np.isnan(candidates.costly) & ~np.isnan(candidates.scores)
+        tau = float(kendalltau(candidates.scores[known], candidates.costly[known]).statistic)
+        recent = [*(numbers["tau"] for numbers in candidates.history), tau][-self.window :]
         # No order at all, as where all scores are equal, is no agreement: tau 0.
         mean = np.mean([value if value is not None and np.isfinite(value) else 0.0 for value in recent])
         return len(recent) == self.window and bool(mean < self.threshold), {"tau": tau, "known": int(known.sum())}
@@ -102,10 +106,11 @@ class Uncertainty:
 
     factor: float = 1.0
 
-    def __call__(self, parents: Parents) -> tuple[bool, dict[str, float]]:
+    def __call__(self, candidates: Candidates) -> tuple[bool, dict[str, float]]:
         """Return whether the uncertainty exceeds the gap, and both; the cheap predictor has to offer ``return_std``."""
-        _, std = parents.cheap.predict(parents.archs, return_std=True)
-        uncertainty, gap = float(np.median(std)), float(parents.scores[0] - parents.scores[-1])
+        parents = range(candidates.parents)
+        _, std = candidates.cheap.predict([candidates.archs[i] for i in parents], return_std=True)
+        uncertainty, gap = float(np.median(std)), float(candidates.scores[0] - candidates.scores[len(parents) - 1])
         return self.factor * uncertainty > gap, {"uncertainty": uncertainty, "gap": gap}
 
 

@@ -22,7 +22,7 @@ from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.files import append_rows
 from llmpp_core.genes import Genes
-from llmpp_core.schedule import Adaptive, Entry, Parents, default_names, predictors_of
+from llmpp_core.schedule import Adaptive, Candidates, Entry, default_names, predictors_of
 from llmpp_core.search_records import Population, Previous, Record, SearchResult, read_records
 from llmpp_core.search_scores import Ask, Scores, ranking, spread
 from llmpp_core.space import SearchSpace
@@ -165,7 +165,8 @@ class Search(ABC):
         decision: dict[str, Any] = {}
         if question is not None:
             start = time.perf_counter()
-            decision = self._decide(*question, predictor, population.rows[parents], found[parents], scores)
+            ranked = np.concatenate([parents, order[~np.isin(order, parents)]])
+            decision = self._decide(*question, predictor, population.rows[ranked], found[ranked], len(parents), scores)
             seconds["rule"] = time.perf_counter() - start
         names, known = [limit.name for limit in self.limits], None if previous is None else previous.record
         first = int(order[0])
@@ -195,21 +196,21 @@ class Search(ABC):
         return Previous(record, population.rows, population.costs)
 
     def _decide(
-        self, rule: Any, costly: Any, history: list[Any], cheap: Any, rows: np.ndarray, found: np.ndarray, scores: Scores
+        self, rule: Any, costly: Any, history: list[Any], cheap: Any, rows: np.ndarray, found: np.ndarray, parents: int, scores: Scores
     ) -> dict[str, Any]:
         ask, genomes = Ask(self._name[id(costly)], costly, scores), self.genes.to_text(rows)
         known = np.array([ask.known.get(genome, np.nan) for genome in genomes])
-        parents = Parents(self.genes.table(rows), found, cheap, known, list(history), lambda _: None)
+        candidates = Candidates(self.genes.table(rows), found, parents, cheap, known, list(history), lambda _: None)
         probed: dict[str, float | None] = {}
 
         def probe(positions: Sequence[int]) -> None:
             wanted = list(positions)
             new = [genomes[i] for i in wanted if genomes[i] not in ask.known]
-            parents.costly[wanted] = ask(rows[wanted])
+            candidates.costly[wanted] = ask(rows[wanted])
             probed.update((genome, None if np.isnan(ask.known[genome]) else ask.known[genome]) for genome in new)
 
-        parents.ask = probe
-        switch, numbers = rule(parents)
+        candidates.ask = probe
+        switch, numbers = rule(candidates)
         finite = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
         return {"switch": bool(switch), "rule": finite, "probe": probed}
 

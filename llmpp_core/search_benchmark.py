@@ -149,7 +149,7 @@ def measure(
     results: Path = RESULTS,
     ground_truth: Path = benchmark.RESULTS,
     seeds: int = 5,
-    trainings: int = 1,
+    trainings: int = 3,
     device: str = "cpu",
     threads: int | None = None,
     seconds: float = math.inf,
@@ -169,7 +169,7 @@ def measure(
     seeds : int
         Searches per schedule at the middle limit.
     trainings : int
-        Trainings of each architecture found at the middle limit or outside it.
+        Trainings of each architecture found.
     device, threads, seconds, executor, progress
         As for `llmpp_core.benchmark.measure`.
 
@@ -225,5 +225,4 @@ def _table(path: Path, column: str) -> pd.DataFrame:
 
 
 def _names(entries: Sequence[Any], names: dict[int, str]) -> list[str]:
-
     return [names[id(predictor)] for predictor in predictors_of(entries)]

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
 from llmpp_core.features import HATFeatures
-from llmpp_core.schedule import Adaptive, Disagreement, Parents, Uncertainty, default_names, predictors_of, schedule
+from llmpp_core.schedule import Adaptive, Candidates, Disagreement, Uncertainty, default_names, predictors_of, schedule
 from llmpp_core.space import TINY
 
 
@@ -43,11 +43,12 @@ def test_names_of_predictors() -> None:
     assert default_names(found) == ["Additive", "Ridge", "Additive 2"]
 
 
-def parents(cheap: list[float], costly: list[float]) -> tuple[Parents, list[int]]:
-    """Return parents whose costly scores are known once asked for, and the list of what is asked."""
+def candidates(cheap: list[float], costly: list[float], parents: int | None = None) -> tuple[Candidates, list[int]]:
+    """Return candidates whose costly scores are known once asked for, and the list of what is asked."""
     asked: list[int] = []
     archs = TINY.sample(len(cheap), np.random.default_rng(0))
-    found = Parents(archs, np.array(cheap), Additive(), np.full(len(cheap), math.nan), [], lambda positions: None)
+    number = len(cheap) if parents is None else parents
+    found = Candidates(archs, np.array(cheap), number, Additive(), np.full(len(cheap), math.nan), [], lambda positions: None)
 
     def ask(positions) -> None:  # type: ignore[no-untyped-def]
         asked.extend(positions)
@@ -57,10 +58,10 @@ def parents(cheap: list[float], costly: list[float]) -> tuple[Parents, list[int]
     return found, asked
 
 
-def test_disagreement_compares_a_few_evenly_spaced_parents() -> None:
+def test_disagreement_compares_a_few_evenly_spaced_candidates() -> None:
     scores = [float(-i) for i in range(25)]
     for costly, tau, switch in ((scores, 1.0, False), (scores[::-1], -1.0, True)):
-        seen, asked = parents(scores, costly)
+        seen, asked = candidates(scores, costly)
         assert Disagreement(probe=8, threshold=0.3, window=1)(seen) == (switch, {"tau": pytest.approx(tau), "known": 8})
         assert len(asked) == 8
         assert (asked[0], asked[-1]) == (0, 24)
@@ -68,11 +69,11 @@ def test_disagreement_compares_a_few_evenly_spaced_parents() -> None:
 
 
 def test_disagreement_counts_what_is_known_already_and_ties_are_none() -> None:
-    seen, _ = parents([5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0])
+    seen, _ = candidates([5.0, 4.0, 3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0])
     seen.costly[1] = 9.0
     _, numbers = Disagreement(probe=2)(seen)
     assert numbers["known"] == 3
-    seen, _ = parents([1.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0])
+    seen, _ = candidates([1.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0])
     assert Disagreement(threshold=0.1, window=1)(seen)[0]
 
 
@@ -85,15 +86,22 @@ def test_disagreement_takes_the_mean_of_its_window() -> None:
         ([-9.0, 0.6, 0.6], False),
         ([None, 0.4], True),
     ):
-        seen, _ = parents([5.0, 4.0, 3.0], [3.0, 4.0, 5.0])
+        seen, _ = candidates([5.0, 4.0, 3.0], [3.0, 4.0, 5.0])
         seen.history = [{"tau": tau, "known": 3} for tau in history]
         assert Disagreement(threshold=0.0, window=3)(seen)[0] == switch, history
 
 
 def test_uncertainty_switches_when_parents_cannot_be_told_apart() -> None:
-    apart, asked = parents([5.0, 4.0, 3.0], [0.0] * 3)
+    apart, asked = candidates([5.0, 4.0, 3.0], [0.0] * 3)
     assert Uncertainty()(apart) == (False, {"uncertainty": pytest.approx(0.1), "gap": 2.0})
-    close, _ = parents([5.0, 4.95], [0.0] * 2)
+    close, _ = candidates([5.0, 4.95], [0.0] * 2)
     assert Uncertainty()(close)[0]
     assert not Uncertainty(factor=0.1)(close)[0]
     assert not asked
+
+
+def test_uncertainty_looks_at_parents_only() -> None:
+    seen, _ = candidates([5.0, 4.95, -9.0], [0.0] * 3, parents=2)
+    switch, numbers = Uncertainty()(seen)
+    assert switch
+    assert numbers["gap"] == pytest.approx(0.05)
