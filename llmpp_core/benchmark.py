@@ -42,6 +42,8 @@ from llmpp_core.transformer import Transformer
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "tfs"
 #: Architectures of a benchmark, as many of each decoder depth; and seeds that each is trained with.
 ARCHITECTURES, SEEDS = 48, 3
+#: Further architectures whose latency is measured, to check a prediction of it.
+CHECKED = 30
 #: Kind and sampling of each supernet, by the name that the upstream records give it.
 SUPERNET_KINDS: dict[str, tuple[str, Sampling]] = dict(
     zip(SUPERNETS, [("shared", uniform), ("shared", sandwich), ("layer-wise", uniform), ("neuron-wise", uniform)], strict=True)
@@ -221,11 +223,19 @@ def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
 def measure_latency(
     given: Task | str, *, results: Path = RESULTS, n: int = ARCHITECTURES, repeats: int = 7, device: str = "cpu", progress: bool = False
 ) -> pd.DataFrame:
-    """Measure how long the architectures of a benchmark take, on a machine that does nothing else; goes on where it was stopped."""
+    """Measure how long the architectures of a benchmark take, and `CHECKED` others, on a machine that does nothing else.
+
+    Goes on where it was stopped. The others are for a check of what predicts latency, and go into a table of their own.
+    """
     task = load_task(given) if isinstance(given, str) else given
     settings = LatencySettings(len(task.vocabulary), device=device)
-    path, rng = results / f"{task.name}.latency.jsonl", np.random.default_rng(0)
-    return build_latency_table(architectures(task, n), task.space, settings, path, rng, repeats=repeats, progress=progress)
+    known = architectures(task, n)
+    others = [arch for arch in task.space.sample(n + CHECKED, np.random.default_rng(1)) if arch not in known][:CHECKED]
+    tables = []
+    for archs, name in ((known, "latency"), (others, "latency-check")):
+        path, rng = results / f"{task.name}.{name}.jsonl", np.random.default_rng(0)
+        tables.append(build_latency_table(archs, task.space, settings, path, rng, repeats=repeats, progress=progress))
+    return tables[0]
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:

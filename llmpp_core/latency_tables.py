@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-from llmpp_core.files import read_rows
+from llmpp_core.files import append_rows, read_rows
 from llmpp_core.jobs import run_jobs
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, device_name, measure, turns, warn_if_busy
 from llmpp_core.space import Architecture, SearchSpace
@@ -57,16 +57,8 @@ def build_latency_table(
         with another PyTorch.
     """
     order = turns(archs, space, repeats, rng)
-    origin = {
-        "space": space.name,
-        "settings": asdict(settings),
-        "device_name": device_name(settings.device),
-        "torch": str(torch.__version__),
-    }
-    for number, row in enumerate(read_rows(path), 1):
-        for name, value in origin.items():
-            if row.get(name) != value:
-                raise ValueError(f"{path}:{number}: measured with {name} {_difference(row.get(name), value)}; use another file")
+    origin = _origin(space, settings)
+    _read_alike(path, origin)
     warn_if_busy(space, settings)
 
     def work(arch: Architecture) -> dict[str, Any]:
@@ -110,6 +102,69 @@ def read_latency_table(path: Path) -> pd.DataFrame:
     features = pd.DataFrame(HATFeatures().transform(list(found)), columns=list(HAT_FEATURE_NAMES))
     table = pd.concat([pd.DataFrame({"architecture": list(found)}), features, table], axis=1)
     return table.assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
+
+
+class MeasuredLatency:
+    """Latency as a cost of a search that measures its candidates: for `llmpp_core.constraints.Limit`.
+
+    Each architecture is measured once and remembered in a file, so a search that is run again, or goes on, sees the same numbers. Put
+    a limit on the predicted latency, a little wider, before it: then only what may be within the limit is measured.
+
+    Parameters
+    ----------
+    space, settings
+        As for `build_latency_table`.
+    path : path
+        The JSONL file, one row per architecture.
+    repeats : int
+        Rounds per architecture, of which the median counts.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or was measured otherwise, as `build_latency_table`.
+    """
+
+    def __init__(self, space: SearchSpace, settings: LatencySettings, path: Path, *, repeats: int = 3):
+        if repeats < 1:
+            raise ValueError(f"repeats: expected a positive number, got {repeats}")
+        self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
+        self._origin = {**_origin(space, settings), "repeats": repeats}
+        rows = _read_alike(path, self._origin)
+        self._known = {Architecture.from_hat_dict(row["arch"]): float(row["latency_ms"]) for row in rows}
+        # All times are as if the machine always had the pace of the first measurement.
+        self._pace = float(rows[0]["pace_ms"]) if rows else None
+
+    def __call__(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return latencies in ms, shape (n,), measuring what is not known."""
+        for arch in archs:
+            if arch not in self._known:
+                self._measure(arch)
+        return np.array([self._known[arch] for arch in archs], dtype=float)
+
+    def _measure(self, arch: Architecture) -> None:
+        rounds = [measure(arch, self.space, self.settings) for _ in range(self.repeats)]
+        if self._pace is None:
+            self._pace = float(np.median([m.calibration_ms for m in rounds]))
+        latency = float(np.median([m.latency_ms / m.calibration_ms for m in rounds])) * self._pace
+        row = {"arch": arch.to_hat_dict(), "latency_ms": latency, "pace_ms": self._pace, **self._origin, "commit": _commit()}
+        append_rows(self.path, [row])
+        self._known[arch] = latency
+
+
+def _origin(space: SearchSpace, settings: LatencySettings) -> dict[str, Any]:
+    """Return what the rows of one file have in common."""
+    device, library = device_name(settings.device), str(torch.__version__)
+    return {"space": space.name, "settings": asdict(settings), "device_name": device, "torch": library}
+
+
+def _read_alike(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        for name, value in origin.items():
+            if row.get(name) != value:
+                raise ValueError(f"{path}:{number}: measured with {name} {_difference(row.get(name), value)}; use another file")
+    return rows
 
 
 def _difference(had: Any, asked: Any) -> str:

@@ -21,6 +21,7 @@ from llmpp_core.checkpoints import load_network
 from llmpp_core.cost import count_flops, count_parameters
 from llmpp_core.decoding import translate
 from llmpp_core.evaluation import validation_loss
+from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.proxies import PROXIES
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.tasks import Task, load_task, register
@@ -44,7 +45,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         # Times on a machine that does other things as well; here they only need to be there.
         warnings.simplefilter("ignore", RuntimeWarning)
-        benchmark.measure_latency(NAME, results=folder, n=3, repeats=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(benchmark, "CHECKED", 4)
+            benchmark.measure_latency(NAME, results=folder, n=3, repeats=1)
     return folder
 
 
@@ -96,6 +99,13 @@ def test_a_row_is_what_training_by_hand_gives(measured: Path, task: Task) -> Non
     assert row["train_tokens"] == history.tokens
     assert row["valid_loss"] == pytest.approx(validation_loss(model, task.pairs["valid"]), abs=1e-4)
     assert row["test_bleu"] == pytest.approx(task.bleu(translate(model, task.pairs["test"]), "test"), abs=1e-4)
+
+
+def test_latency_is_measured_of_architectures_that_its_predictor_has_not_seen(measured: Path, task: Task) -> None:
+    tables = [read_latency_table(measured / f"{NAME}.{name}.jsonl") for name in ("latency", "latency-check")]
+    assert [len(table) for table in tables] == [3, 4]
+    assert set(tables[0]["architecture"]) == set(architectures(task, 3))
+    assert not set(tables[0]["architecture"]) & set(tables[1]["architecture"])
 
 
 def test_every_supernet_scores_every_architecture_with_inherited_weights(measured: Path, task: Task) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from searches import Additive
 
 from llmpp_core import latency_tables, profiler
+from llmpp_core.constraints import Limit
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.files import read_rows
 from llmpp_core.latency import LatencyPredictor, latency_terms
-from llmpp_core.latency_tables import build_latency_table, read_latency_table
+from llmpp_core.latency_tables import MeasuredLatency, build_latency_table, read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
+from llmpp_core.search import EvolutionarySearch
 from llmpp_core.space import SMALL, TINY, Architecture
 
 SETTINGS = LatencySettings(vocab_size=50)
@@ -151,6 +154,38 @@ def test_a_damaged_row_is_named(bench: dict[str, Any], tmp_path: Path, damage: C
 def test_an_absent_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.jsonl is not there or empty"):
         read_latency_table(tmp_path / "nothing.jsonl")
+
+
+def measured_search(path: Path) -> EvolutionarySearch:
+    predictor, measured = LatencyPredictor().fit(ARCHS, [sum(true_ms(arch)) for arch in ARCHS]), MeasuredLatency(TINY, SETTINGS, path)
+    middle = float(np.median([sum(true_ms(arch)) for arch in TINY.sample(100, np.random.default_rng(0))]))
+    limits = [Limit(predictor, 1.1 * middle, "predicted latency", "ms"), Limit(measured, middle, "latency", "ms")]
+    return EvolutionarySearch(TINY, [(Additive(), 4)], limits, population=10, parents=4, mutants=4, crossovers=4)
+
+
+def test_a_search_measures_its_candidates_once_and_goes_on(bench: dict[str, Any], tmp_path: Path) -> None:
+    whole = measured_search(tmp_path / "a.jsonl").run()
+    assert set(bench["measured"].values()) == {3}
+    asked = len(bench["measured"])
+    for record in whole.records:
+        assert max(record.costs["latency"]) <= measured_search(tmp_path / "a.jsonl").limits[1].limit
+    # The pace of this machine changes, the remembered latencies do not: they are proportional to the true ones.
+    archs = list(bench["measured"])
+    ratio = MeasuredLatency(TINY, SETTINGS, tmp_path / "a.jsonl")(archs) / [sum(true_ms(arch)) for arch in archs]
+    np.testing.assert_allclose(ratio, ratio[0])
+    again = measured_search(tmp_path / "a.jsonl").run()
+    assert len(bench["measured"]) == asked
+    assert set(bench["measured"].values()) == {3}
+    assert [record.without_times() for record in again.records] == [record.without_times() for record in whole.records]
+
+
+def test_latencies_of_another_kind_are_refused(bench: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    MeasuredLatency(TINY, SETTINGS, path)(ARCHS[:2])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: measured with settings batch=1, not batch=2; use another file"):
+        MeasuredLatency(TINY, replace(SETTINGS, batch=2), path)
+    with pytest.raises(ValueError, match="repeats: expected a positive number, got 0"):
+        MeasuredLatency(TINY, SETTINGS, path, repeats=0)
 
 
 def test_a_table_of_real_measurements(tmp_path: Path) -> None:
