@@ -123,15 +123,27 @@ class Adaptive:
     cheap, costly : regressor over Architecture
         The first and the second predictor.
     iterations : int
-        Number of iterations of both together. If the rule never says so, the last is the costly one's, so that it has the last word.
+        Number of iterations of both together.
     rule : callable
         See `Rule`.
+    last : int
+        How many iterations the costly predictor has even if the rule never says so, the last ones.
+
+    Raises
+    ------
+    ValueError
+        Unless `last` leaves each of them an iteration.
     """
 
     cheap: Any
     costly: Any
     iterations: int = 30
     rule: Rule = Disagreement()
+    last: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.last < self.iterations:
+            raise ValueError(f"last: expected 1 to {self.iterations - 1}, for {self.iterations} iterations in all, got {self.last}")
 
 
 Entry = tuple[Any, int] | Adaptive
@@ -158,7 +170,7 @@ def schedule(name: str, cheap: Any, costly: Any, iterations: int = 30, rule: Rul
         If there is no such name.
     """
     if name == "adaptive":
-        return [Adaptive(cheap, costly, iterations, rule or Disagreement())]
+        return [Adaptive(cheap, costly, iterations, rule or Disagreement(), min(5, iterations - 1))]
     half = iterations // 2
     known = {"cheap": iterations, "costly": 0, "HS-NAS": half, "reversed": half}
     number = re.fullmatch(r"switch (\d+)", name)

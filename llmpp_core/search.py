@@ -76,7 +76,13 @@ class Search(ABC):
     def settings(self) -> dict[str, Any]:
         """Return what the records' "search" holds: enough to tell whether a file is of this search."""
         entries = [
-            {"cheap": self._name[id(e.cheap)], "costly": self._name[id(e.costly)], "iterations": e.iterations, "rule": repr(e.rule)}
+            {
+                "cheap": self._name[id(e.cheap)],
+                "costly": self._name[id(e.costly)],
+                "iterations": e.iterations,
+                "rule": repr(e.rule),
+                "last": e.last,
+            }
             if isinstance(e, Adaptive)
             else {"predictor": self._name[id(e[0])], "iterations": e[1]}
             for e in self.schedule
@@ -116,14 +122,16 @@ class Search(ABC):
         previous: Previous | None = None
         with tqdm(total=self.iterations, desc=settings["method"], disable=not progress) as bar:
             for entry in self.schedule:
-                cheap, iterations, rule, costly = (
-                    (entry.cheap, entry.iterations, entry.rule, entry.costly) if isinstance(entry, Adaptive) else (*entry, None, None)
+                cheap, iterations, rule, costly, last = (
+                    (entry.cheap, entry.iterations, entry.rule, entry.costly, entry.last)
+                    if isinstance(entry, Adaptive)
+                    else (*entry, None, None, 0)
                 )
                 switched, history = False, list[Any]()
                 for i in range(iterations):
-                    last = rule is not None and i == iterations - 1
-                    predictor = costly if switched or last else cheap
-                    question = (rule, costly, history) if rule is not None and not switched and i < iterations - 2 else None
+                    left = iterations - last - i
+                    predictor = costly if switched or left <= 0 else cheap
+                    question = (rule, costly, history) if rule is not None and not switched and left > 1 else None
                     t = 0 if previous is None else previous.record.iteration + 1
                     if t < len(done):
                         record = done[t]

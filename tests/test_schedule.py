@@ -38,7 +38,7 @@ def test_unknown_schedules_are_refused(name: str) -> None:
 
 def test_names_of_predictors() -> None:
     a, b, pipeline = Additive(), Additive(), make_pipeline(HATFeatures(), Ridge())
-    found = predictors_of([(a, 3), Adaptive(pipeline, b, 4), (a, 2)])
+    found = predictors_of([(a, 3), Adaptive(pipeline, b, 4, last=1), (a, 2)])
     assert [id(p) for p in found] == [id(p) for p in (a, pipeline, b)]
     assert default_names(found) == ["Additive", "Ridge", "Additive 2"]
 
@@ -105,3 +105,9 @@ def test_uncertainty_looks_at_parents_only() -> None:
     switch, numbers = Uncertainty()(seen)
     assert switch
     assert numbers["gap"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("last", [0, 4, 5])
+def test_both_predictors_have_a_part_in_an_adaptive_entry(last: int) -> None:
+    with pytest.raises(ValueError, match=f"last: expected 1 to 3, for 4 iterations in all, got {last}"):
+        Adaptive(Additive(), Additive(), 4, last=last)

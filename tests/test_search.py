@@ -20,7 +20,7 @@ from llmpp_core.constraints import InfeasibleError, parameter_limit
 from llmpp_core.cost import count_parameters
 from llmpp_core.genes import Genes
 from llmpp_core.peers import RandomSearch
-from llmpp_core.schedule import Adaptive, Disagreement, Uncertainty, schedule
+from llmpp_core.schedule import Adaptive, Candidates, Disagreement, Uncertainty, schedule
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.search_records import Record, SearchResult, read_records
 from llmpp_core.space import TINY
@@ -36,7 +36,7 @@ def two() -> tuple[Additive, Additive]:
 
 def adaptive(seed: int = 0) -> EvolutionarySearch:
     cheap, costly = two()
-    schedule = [(costly, 2), Adaptive(cheap, costly, 6, Disagreement(3, 0.2, 2)), (cheap, 2)]
+    schedule = [(costly, 2), Adaptive(cheap, costly, 6, Disagreement(3, 0.2, 2), 1), (cheap, 2)]
     return EvolutionarySearch(TINY, schedule, LIMIT, seed=seed, names=["costly", "cheap"], **SMALL)
 
 
@@ -114,7 +114,7 @@ def test_equal_schedules_give_equal_searches() -> None:
 
 def test_a_rule_decides_when_the_costly_predictor_takes_over() -> None:
     def predictors(cheap: Any, costly: Any, rule: Any) -> list[str]:
-        entry = Adaptive(cheap, costly, 8, rule)
+        entry = Adaptive(cheap, costly, 8, rule, 1)
         records = EvolutionarySearch(TINY, [entry], names=["cheap", "costly"], **SMALL).run().records
         for record in records:
             assert len(record.probe) == record.evaluations.get("costly", 0) or record.predictor == "costly"
@@ -127,6 +127,31 @@ def test_a_rule_decides_when_the_costly_predictor_takes_over() -> None:
     assert predictors(same, other, Uncertainty(1e9)) == ["cheap"] + ["costly"] * 7
     cheap = Additive()
     assert predictors(cheap, other, lambda parents: (len(cheap.asked) > 50, {})).index("costly") == 3
+
+    for last in (1, 3, 7):
+        entry = Adaptive(same, Additive(), 8, lambda candidates: (False, {}), last)
+        records = EvolutionarySearch(TINY, [entry], names=["cheap", "costly"], **SMALL).run().records
+        assert [record.predictor for record in records] == ["cheap"] * (8 - last) + ["costly"] * last
+
+
+def test_a_rule_sees_all_candidates_the_parents_first() -> None:
+    cheap, costly = two()
+    seen: list[Candidates] = []
+
+    def rule(candidates: Candidates) -> tuple[bool, dict[str, float]]:
+        candidates.ask([0, len(candidates.archs) - 1])
+        seen.append(candidates)
+        return False, {}
+
+    records = EvolutionarySearch(TINY, [Adaptive(cheap, costly, 6, rule, 1)], names=["cheap", "costly"], **SMALL).run().records
+    assert len(seen) == 4
+    genes = Genes(TINY)
+    for candidates, record in zip(seen, records, strict=False):
+        archs = genes.table(genes.from_text(record.population))
+        assert [candidates.archs[i] for i in range(candidates.parents)] == [archs[i] for i in record.parents]
+        assert set(candidates.archs) == set(archs)
+        assert candidates.scores.tolist() == sorted(record.scores, reverse=True)
+        np.testing.assert_allclose(candidates.costly[[0, -1]], costly.predict([candidates.archs[0], candidates.archs[-1]]))
 
 
 # --- resume -------------------------------------------------------------------------------------------------------
@@ -157,7 +182,7 @@ class Slow(Additive):
 
 def slow_search(path: Path | None) -> SearchResult:
     cheap, costly = Slow(noise=0.3), Slow()
-    return EvolutionarySearch(TINY, [Adaptive(cheap, costly, 30, Disagreement(3, 0.2, 2))], LIMIT, **SMALL).run(path)
+    return EvolutionarySearch(TINY, [Adaptive(cheap, costly, 30, Disagreement(3, 0.2, 2), 1)], LIMIT, **SMALL).run(path)
 
 
 def test_killed_at_ten_random_moments_a_search_is_the_same(tmp_path: Path) -> None:
