@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from llmpp_core.batches import Pairs
 from llmpp_core.corpora import ParallelText, clean
 from llmpp_core.corpus_readers import held_out, open_corpus
-from llmpp_core.files import replace_file
+from llmpp_core.files import need_disk, replace_file
 from llmpp_core.shards import read_shard, stored_tokens, write_shard
 from llmpp_core.sources import cache_dir
 from llmpp_core.vocabulary import Vocabulary
@@ -173,13 +172,6 @@ def tokenise(folder: Path, settings: Settings, executor: Executor | None = None,
     with tqdm(desc="tokens", unit=" pairs", unit_scale=True, disable=not progress) as bar:
         for pairs in done:
             bar.update(pairs)
-
-
-def need_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise ValueError if the disk of `folder` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(f"{folder}: {what} need about {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
