@@ -243,7 +243,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--sample", type=int, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
     )
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that make tokens (default 1)")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
     command.set_defaults(command=_prepare)
 
     command = commands.add_parser(
