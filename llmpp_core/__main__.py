@@ -137,6 +137,41 @@ def _measure(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(args: argparse.Namespace) -> int:
+    """Prepare the corpus of a WMT task."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from llmpp_core import preparation, tasks
+    from llmpp_core.jobs import end_with_parent
+    from llmpp_core.runner_notebook import InputError
+
+    if args.task not in preparation.SUBWORDS:
+        raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(preparation.SUBWORDS)}")
+    if args.jobs < 1:
+        raise InputError(f"--jobs: expected a positive number, got {args.jobs}")
+    folder = args.out or preparation.prepared_folder(args.task)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            settings = preparation.Settings(args.subwords or preparation.SUBWORDS[args.task], sample=args.sample)
+            executor = pool if args.jobs > 1 else None
+            manifest = preparation.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
+            signature = tasks.prepared_task(args.task, folder).bleu_signature()
+        except (ValueError, OSError) as error:
+            raise InputError(str(error)) from error
+    counts = manifest["counts"]
+    print(f"{counts['kept']:,} of {counts['pairs']:,} training pairs kept; left out, each for the first reason that holds:")
+    print(f"  {counts['empty']:,} with an empty side")
+    print(f"  {counts['long']:,} of more than {settings.words} words")
+    print(f"  {counts['unequal']:,} with more than {settings.word_ratio:g} times the words of the other side")
+    print(f"  {counts['long_subwords']:,} of more than {settings.longest} subwords")
+    print(f"  {counts['unequal_subwords']:,} with more than {settings.ratio:g} times the subwords of the other side")
+    print(f"{counts['valid']:,} validation and {counts['test']:,} test pairs; {manifest['vocabulary']:,} joint subwords")
+    print(f"BLEU signature  {signature}")
+    print(f"{folder} is complete and whole")
+    return 0
+
+
 def _parameter(given: str) -> tuple[str, Any]:
     import yaml
 
@@ -197,6 +232,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, metavar="FILE.yml", help="architecture to read")
     command.add_argument("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
     command.set_defaults(command=_describe)
+
+    command = commands.add_parser(
+        "prepare",
+        help="prepare the corpus of a WMT task",
+        description="Clean a WMT corpus, train its subwords and store its tokens. Goes on where it stopped; checks what is finished.",
+    )
+    command.add_argument("task", metavar="TASK", help="wmt14.en-de, wmt14.en-fr or wmt19.en-de")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: prepared/TASK in the user's cache)")
+    command.add_argument("--corpus", type=Path, metavar="DIR", help="raw files (default: LLMPP_DATA_DIR, the cache or Hugging Face's hub)")
+    command.add_argument("--subwords", type=int, metavar="N", help="most joint subwords (default: as in the paper's records)")
+    command.add_argument(
+        "--sample", type=int, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
+    )
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
+    command.set_defaults(command=_prepare)
 
     command = commands.add_parser(
         "benchmark",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmpp_core.shards import StoredTokens
 from llmpp_core.transformer import BOS, EOS, PAD
 
 
@@ -34,11 +35,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """All sentence pairs of one side of a corpus, padded once and kept on the device.
+    """All sentence pairs of one side of a corpus, padded once and kept on the device, or on disk.
 
     Parameters
     ----------
-    src, tgt : torch.Tensor of shape (n, longest)
+    src, tgt : torch.Tensor or StoredTokens, of shape (n, longest)
         Source tokens with EOS, target tokens with BOS and EOS; PAD after the end.
     src_lengths, tgt_lengths : numpy.ndarray of shape (n,)
         Lengths with markers.
@@ -59,6 +60,19 @@ class Pairs:
         lengths = [np.array([len(ids) for ids in side]) for side in (sources, targets)]
         return cls(_padded(sources).to(device), _padded(targets).to(device), *lengths)
 
+    @classmethod
+    def from_stored(cls, src: StoredTokens, tgt: StoredTokens) -> Pairs:
+        """Take tokens that stay on disk; only their lengths are held in memory."""
+        # They do what is asked of a tensor here.
+        sides: tuple[Any, Any] = (src, tgt)
+        return cls(*sides, src.lengths(), tgt.lengths())
+
+    def label_counts(self) -> np.ndarray:
+        """Return how often each token is a label, shape (largest token + 1,); the number of PAD says nothing."""
+        if isinstance(self.tgt, StoredTokens):
+            return self.tgt.counts()
+        return np.bincount(self.tgt[:, 1:].flatten().cpu().numpy())
+
     def to(self, device: torch.device | str) -> Pairs:
         """Return the pairs on another device."""
         return replace(self, src=self.src.to(device), tgt=self.tgt.to(device))
@@ -70,7 +84,9 @@ class Pairs:
     def batch(self, rows: np.ndarray) -> Batch:
         """Return the pairs at `rows` as a batch, cut to the longest among them."""
         source, target = int(self.src_lengths[rows].max()), int(self.tgt_lengths[rows].max())
-        index = torch.from_numpy(rows).to(self.src.device)
+        index = torch.from_numpy(rows)
+        if not isinstance(self.src, StoredTokens):
+            index = index.to(self.src.device)
         tgt = self.tgt[index, :target].long()
         tokens = int(self.tgt_lengths[rows].sum()) - len(rows)
         inputs = tgt[:, :-1]
@@ -97,7 +113,7 @@ class Pairs:
         found, start = [], 0
         for end in range(1, len(rows) + 1):
             # Lengths ascend, so the newest row is the longest.
-            if end == len(rows) or (end + 1 - start) * longer[rows[end]] > batch_tokens:
+            if end == len(rows) or (end + 1 - start) * int(longer[rows[end]]) > batch_tokens:
                 found.append(rows[start:end])
                 start = end
         return found if rng is None else [found[i] for i in rng.permutation(len(found))]

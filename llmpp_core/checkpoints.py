@@ -14,6 +14,7 @@ from torch import nn
 
 from llmpp_core.batches import Pairs
 from llmpp_core.files import load_tensors, save_tensors
+from llmpp_core.shards import StoredTokens
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.transformer import Transformer
@@ -31,6 +32,10 @@ def digest(pairs: Pairs) -> str:
     """Return the sha256 of all tokens."""
     found = hashlib.sha256()
     for side in (pairs.src, pairs.tgt):
+        if isinstance(side, StoredTokens):
+            # Known since the corpus was prepared.
+            found.update(f"{side.digest} {side.n} ".encode())
+            continue
         array = side.cpu().numpy()
         found.update(f"{array.shape} ".encode() + array.tobytes())
     return found.hexdigest()

@@ -33,8 +33,8 @@ WMT = {
         ("wmt19.en-de", "de", [("train", "wmt19", "train"), ("valid", "wmt17", "test"), ("test", "wmt19", "validation")]),
     )
 }
-# Names of the sides in files of Hugging Face's form.
-_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+#: Names of the sides in files of Hugging Face's form.
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -250,27 +250,38 @@ def wmt(name: str, side: str) -> ParallelText:
     ValueError
         If the files are damaged or of another form.
     """
+    data, report = wmt_columns(name, side), None
+    src, tgt = data.column_names
+    if side == "train":
+        rows, report = clean(data[src], data[tgt])
+        data = data.select(rows)
+    return ParallelText(data[src], data[tgt], f"{name} {side}", report)
+
+
+def wmt_columns(name: str, side: str, folder: Path | None = None) -> Any:
+    """Return what `wmt` does as it is, nothing left out: a `datasets.Dataset` with a column of source and one of target sentences.
+
+    Where a `folder` is given, its files are taken, and nothing else.
+    """
     target = name.rpartition("-")[2]
-    title, data = f"{name} {side}", _hub_data(name, side)
+    title, data = f"{name} {side}", _hub_data(name, side, folder)
     feature = data.features.get("translation")
     # A `datasets.Translation`, or a dict where the files do not name the type.
     if not {"en", target} <= set(getattr(feature, "languages", feature if isinstance(feature, dict) else ())):
         raise ValueError(f'{title}: expected a column "translation" with "en" and "{target}"; the columns are {data.features}')
-    report, data = None, data.flatten()
-    if side == "train":
-        rows, report = clean(data["translation.en"], data[f"translation.{target}"])
-        data = data.select(rows)
-    return ParallelText(data["translation.en"], data[f"translation.{target}"], title, report)
+    return data.flatten().select_columns(["translation.en", f"translation.{target}"])
 
 
-def _hub_data(name: str, side: str) -> Any:
+def _hub_data(name: str, side: str, folder: Path | None) -> Any:
     """Return a `datasets.Dataset` with the column "translation"."""
     import datasets  # type: ignore[import-untyped]  # takes a second to load
 
     given = os.environ.get("LLMPP_DATA_DIR")
-    folders = [folder / name for folder in ([Path(given)] if given else []) + [cache_dir()]]
-    found = [path for folder in folders for path in sorted(folder.glob(f"{_SPLITS[side]}[.-]*"))]
+    folders = [folder] if folder else [place / name for place in ([Path(given)] if given else []) + [cache_dir()]]
+    found = [path for folder in folders for path in sorted(folder.glob(f"{SPLITS[side]}[.-]*"))]
     files = [str(path) for path in found if path.parent == found[0].parent]
+    if folder and not files:
+        raise ValueError(f"{folder}: no {SPLITS[side]} files; expected one per language, or jsonl or parquet")
     if not files:
         dataset, configuration, split = WMT[name][side]
         try:
@@ -278,11 +289,11 @@ def _hub_data(name: str, side: str) -> Any:
         except Exception as error:  # each version of the library has its own errors for an address that does not answer
             where = " or ".join(map(str, folders))
             raise SourceError(
-                f"{name}: no {_SPLITS[side]} files in {where}, and {dataset} is not to be had ({type(error).__name__})"
+                f"{name}: no {SPLITS[side]} files in {where}, and {dataset} is not to be had ({type(error).__name__})"
             ) from None
     kinds = {"parquet" if file.endswith(".parquet") else "json" for file in files}
     if len(kinds) > 1:
-        raise ValueError(f"{found[0].parent}: {_SPLITS[side]} is there both as parquet and as jsonl; keep one")
+        raise ValueError(f"{found[0].parent}: {SPLITS[side]} is there both as parquet and as jsonl; keep one")
     try:
         reader = datasets.Dataset.from_parquet if kinds == {"parquet"} else datasets.Dataset.from_json
         return reader(files, cache_dir=str(cache_dir() / "datasets"))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ def replace_file(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def need_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise ValueError if the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(f"{folder}: {what} need about {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
 
 
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:

@@ -17,9 +17,11 @@ import numpy as np
 import sacrebleu
 
 from llmpp_core.batches import Pairs
-from llmpp_core.corpora import LANGUAGES, SIDES, ParallelText, as_parallel, multi30k, stream, wmt
+from llmpp_core.corpora import LANGUAGES, SIDES, ParallelText, as_parallel, multi30k, stream
 from llmpp_core.cost import count_flops
+from llmpp_core.preparation import SUBWORDS, load_prepared, prepared_folder
 from llmpp_core.prompts import Efficiency, PromptTask
+from llmpp_core.sources import SourceError
 from llmpp_core.space import HAT_WMT, SMALL, TINY, Architecture, SearchSpace
 from llmpp_core.synthetic import Language
 from llmpp_core.training import Recipe
@@ -271,28 +273,53 @@ def _multi30k_mini(target: str) -> Task:
     )
 
 
-def _wmt(name: str, title: str, subwords: int) -> Task:
-    text: dict[str, Any] = {side: wmt(name, side) for side in SIDES}
+@dataclass(frozen=True, eq=False)
+class PreparedTask(Task):
+    """A task whose training side is larger than memory; `text` holds a sample of it.
+
+    Parameters
+    ----------
+    stored : Pairs
+        The training pairs, on disk.
+    """
+
+    stored: Pairs = field(kw_only=True, repr=False)
+
+    def _pairs(self, side: str) -> Pairs:
+        return self.stored if side == "train" else super()._pairs(side)
+
+
+def prepared_task(name: str, folder: Path) -> Task:
+    """Return a WMT task from the folder that `preparation.prepare` made; raises ValueError if it is damaged or of another task."""
+    manifest, vocabulary, text, pairs = load_prepared(folder)
+    if manifest["task"] != name:
+        raise ValueError(f"{folder}: prepared for {manifest['task']}, not for {name}")
     # HAT's files configs/wmt*/subtransformer/common.yml and supertransformer/space0.yml: 40,000 updates of 128 x 4,096 tokens, learning
     # rate 0.001 with 4,000 updates of warm-up, 10,000 for supernets. They clip no gradients and also drop out a tenth of the attention.
     recipe = Recipe(updates=40_000, batch_tokens=128 * 4096, learning_rate=1e-3, warmup=0.1, dropout=0.3)
-    return Task.from_text(
-        name,
-        title=title,
-        **text,
+    return PreparedTask(
+        name=name,
+        title=f"WMT'{name[3:5]} En-{name[-2:].capitalize()}",
         space=HAT_WMT,
+        vocabulary=vocabulary,
+        text=text,
         recipe=recipe,
         supernet_recipe=replace(recipe, warmup=0.25),
-        subwords=subwords,
         languages=("English", LANGUAGES[name[-2:]]),
         longest=250,
+        stored=pairs,
     )
+
+
+def _wmt(name: str) -> Task:
+    folder = prepared_folder(name)
+    if not (folder / "manifest.json").exists():
+        raise SourceError(f"{name} is not prepared; `python -m llmpp_core prepare {name}` does it, in hours, and resumes")
+    return prepared_task(name, folder)
 
 
 for _target in ("de", "fr", "cs"):
     register(f"multi30k.en-{_target}")(partial(_multi30k, _target))
     register(f"multi30k-mini.en-{_target}")(partial(_multi30k_mini, _target))
-# Sizes of the vocabularies as in the paper's records.
-register("wmt14.en-de")(partial(_wmt, "wmt14.en-de", "WMT'14 En-De", 32_768))
-register("wmt14.en-fr")(partial(_wmt, "wmt14.en-fr", "WMT'14 En-Fr", 44_512))
-register("wmt19.en-de")(partial(_wmt, "wmt19.en-de", "WMT'19 En-De", 49_600))
+for _name in SUBWORDS:
+    register(_name)(partial(_wmt, _name))

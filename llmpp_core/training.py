@@ -257,7 +257,7 @@ def _divergence(history: History, pairs: Pairs, recipe: Recipe) -> str | None:
     if 2 * history.updates < recipe.updates:
         return None
     # The best that the frequencies alone can do against smoothed labels is the entropy of the smoothed frequencies.
-    counts = np.bincount(pairs.tgt[:, 1:].flatten().cpu().numpy())
+    counts = pairs.label_counts()
     counts[PAD] = 0
     shares = (1 - recipe.label_smoothing) * counts / counts.sum() + recipe.label_smoothing / len(counts)
     entropy = float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())

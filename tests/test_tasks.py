@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llmpp_core import corpora, tasks
+from llmpp_core.preparation import SUBWORDS, Settings, prepare
 from llmpp_core.prompts import build_prompt
 from llmpp_core.space import HAT_WMT, SMALL, SPACES, TINY
 from llmpp_core.synthetic import Language
@@ -229,10 +230,10 @@ def test_wmt_from_local_files(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     for seed, split in enumerate(("train", "validation", "test")):
         rows = [{"translation": {"en": src, name[-2:]: tgt}} for src, tgt in zip(*sentences(30, seed), strict=True)]
         (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    manifest = prepare(name, tmp_path / "prepared" / name, Settings(SUBWORDS[name]))
     task = tasks._FACTORIES[name]()
     assert (task.name, task.title, task.space) == (name, WMT[name], HAT_WMT)
-    assert task.text["train"].cleaning is not None
-    assert task.text["train"].cleaning.kept == len(task.pairs["train"])
+    assert manifest["counts"]["kept"] == len(task.pairs["train"])
     # HAT warms up for 4,000 of 40,000 updates, supernets for 10,000.
     assert [recipe.rate(4000) < recipe.learning_rate for recipe in (task.recipe, task.supernet_recipe)] == [False, True]
     assert task.recipe.rate(3999) == task.supernet_recipe.rate(9999) == 1e-3

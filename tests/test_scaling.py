@@ -1,0 +1,178 @@
+"""Costs at full size: linear where they should be, equal to sums done by hand, and to what PyTorch counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.llm_settings import Price
+from llmpp_core.scaling import (
+    PAIRS,
+    TRANSFORMER_BASE,
+    Machine,
+    Plan,
+    Preparation,
+    implied_share,
+    published,
+    stages,
+    training_flops,
+    training_memory,
+)
+from llmpp_core.space import HAT_WMT, SMALL, TINY
+from llmpp_core.training import smoothed_loss
+from llmpp_core.transformer import Transformer
+
+MACHINE = Machine("a GPU", tflops=50.0, usd_per_hour=2.0)
+PREPARATION = Preparation(pairs_per_s=10_000, vocabulary_s=60, memory_gib=1.0, bytes_per_pair=600)
+PRICE = Price(1.0, 4.0, "2026-01-01")
+TRAININGS = ["train the supernet", "train 30 from scratch", "train the winner"]
+
+
+def table(machine: Machine = MACHINE, preparation: Preparation = PREPARATION, price: Price = PRICE, **changes):
+    return stages(replace(Plan(), **changes), machine, preparation, price, samples=50)
+
+
+# Training
+
+
+@pytest.mark.parametrize("space", [TINY, SMALL])
+def test_a_training_update_does_three_forward_passes(space) -> None:
+    """What PyTorch counts in one update is what the closed form says, to a few hundredths (it counts no element-wise work)."""
+    vocab_size, n, length = 500, 4, 30
+    for arch in (space.smallest(), space.largest()):
+        model = Transformer(arch, space, vocab_size, 0.0)
+        src, tgt, labels = (torch.randint(4, vocab_size, (n, length)) for _ in range(3))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            smoothed_loss(model(src, tgt), labels, 0.1).backward()
+        assert counter.get_total_flops() == pytest.approx(training_flops([arch], n * length, vocab_size, space.qkv_dim), rel=0.05)
+
+
+def test_training_is_linear_in_tokens_and_the_mean_over_architectures() -> None:
+    a, b = HAT_WMT.smallest(), HAT_WMT.largest()
+    assert training_flops([a], 2000, 100) == 2 * training_flops([a], 1000, 100)
+    assert training_flops([a, b], 600, 100) == pytest.approx((training_flops([a], 600, 100) + training_flops([b], 600, 100)) / 2)
+    assert training_flops([a], 30, 100) == 3 * count_flops(a, 100)
+
+
+def test_the_base_transformers_published_time_is_possible() -> None:
+    """Its 12 hours on 8 P100 come to a plausible share of their peak, and its parameters to the 65 million of the paper."""
+    assert 0.2 < implied_share() < 0.5
+    parameters = count_parameters(TRANSFORMER_BASE) + 37_000 * 512
+    assert parameters == pytest.approx(65e6, rel=0.05)
+    assert training_flops([TRANSFORMER_BASE], 2.5e9, 37_000) == pytest.approx(implied_share() * 96 * 3600 * 10.6e12)
+
+
+def saved_bytes(model: Transformer, tokens: torch.Tensor) -> int:
+    """Return the bytes that the backward pass of the layers needs, weights left out, counted once each."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # Held while counting: what is freed may come back at the same address.
+        states = model.decode(tokens, model.encode(tokens))
+    assert states.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("arch", [HAT_WMT.smallest(), HAT_WMT.largest()], ids=["smallest", "largest"])
+def test_activations_are_about_what_pytorch_keeps(arch) -> None:
+    vocab_size, n = 50, 60
+    model = Transformer(arch, HAT_WMT, vocab_size, 0.1).train()
+    fixed = training_memory(arch, vocab_size, 0)
+    # In 32 bit, and without the logits.
+    expected = 2 * (training_memory(arch, vocab_size, n) - fixed - 10 * n * vocab_size)
+    assert saved_bytes(model, torch.randint(4, vocab_size, (2, n // 2))) == pytest.approx(expected, rel=0.05)
+
+
+def test_memory_grows_with_tokens_and_vocabulary() -> None:
+    arch = HAT_WMT.largest()
+    fixed = training_memory(arch, 1000, 0)
+    assert fixed == 16 * (count_parameters(arch) + 640_000)
+    assert training_memory(arch, 1000, 200) - fixed == 2 * (training_memory(arch, 1000, 100) - fixed)
+    assert training_memory(arch, 2000, 100) - training_memory(arch, 1000, 100) == 16 * 640_000 + 100 * 10 * 1000
+
+
+# Stages
+
+
+def test_a_case_done_by_hand() -> None:
+    archs = HAT_WMT.sample(50, np.random.default_rng(0))
+    flops = np.mean([count_flops(arch, 32_768) for arch in archs])
+    found = table()
+    exa = 3 * flops * 40_000 * 128 * 4096 / 30 / 1e18
+    supernet = found.loc["train the supernet"]
+    assert supernet["EFLOP"] == pytest.approx(exa)
+    assert supernet["GPU-hours"] == pytest.approx(exa * 1e18 / 50e12 / 3600)
+    assert supernet["USD"] == pytest.approx(2 * supernet["GPU-hours"])
+    assert found.loc["label 3,000 with an LLM", "USD"] == pytest.approx(3000 * (2900 * 1.0 + 25 * 4.0) / 1e6)
+    assert found.loc["prepare the data", "CPU-hours"] == pytest.approx((60 + 4_508_785 / 10_000) / 3600)
+    assert found.loc["search, supernet alone", "EFLOP"] == pytest.approx(2200 * 3000 * flops / 1e18)
+
+
+def test_sums_leave_out_the_search_that_is_not_made() -> None:
+    found = table()
+    rows = found.drop(index=["all, with HS-NAS", "search, supernet alone"])
+    for column in ("EFLOP", "GPU-hours", "CPU-hours", "USD", "disk"):
+        assert found.loc["all, with HS-NAS", column] == pytest.approx(rows[column].sum())
+    assert found.loc["search, HS-NAS", "GPU-hours"] == found.loc["search, supernet alone", "GPU-hours"] / 2
+    assert found.loc["train 30 from scratch", "EFLOP"] == pytest.approx(30 * found.loc["train the winner", "EFLOP"])
+    assert not found.isna().any().any()
+
+
+def test_stages_scale_with_what_they_depend_on() -> None:
+    base = table()
+    longer, faster = table(updates=80_000), table(Machine("b", tflops=100.0, usd_per_hour=2.0))
+    assert (longer.loc[TRAININGS, "EFLOP"] / base.loc[TRAININGS, "EFLOP"]).tolist() == pytest.approx([2, 2, 2])
+    assert longer.loc["search, HS-NAS"].equals(base.loc["search, HS-NAS"])
+    assert faster["EFLOP"].equals(base["EFLOP"])
+    assert (faster["GPU-hours"] * 2).tolist() == pytest.approx(base["GPU-hours"].tolist())
+    french = table(task="wmt14.en-fr")
+    assert french.loc["prepare the data", "disk"] / base.loc["prepare the data", "disk"] == pytest.approx(
+        PAIRS["wmt14.en-fr"] / PAIRS["wmt14.en-de"]
+    )
+    # More text takes more preparing, and not more training.
+    assert french.loc[TRAININGS].equals(base.loc[TRAININGS])
+
+
+def test_a_measured_throughput_gives_back_its_own_time() -> None:
+    arch = HAT_WMT.largest()
+    machine = Machine.of_throughput("c", 20_000, arch, 32_768, usd_per_hour=1.0)
+    assert machine.hours(training_flops([arch], 20_000 * 3600, 32_768)) == pytest.approx(1)
+
+
+def test_a_share_of_the_peak() -> None:
+    assert Machine.of_peak("A100", 0.5, 2.0) == Machine("A100 at 50% of peak", 156.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Machine.of_peak("Z80", 0.5, 1.0), "unknown GPU 'Z80'; known are P100, V100"),
+        (lambda: Machine.of_peak("A100", 1.5, 1.0), "share: expected a number above 0 and at most 1, got 1.5"),
+        (lambda: Machine("a", 0, 1.0), "tflops: expected a positive number, got 0"),
+        (lambda: Machine("a", 1.0, -1), "usd_per_hour: expected a positive number, got -1"),
+    ],
+)
+def test_bad_machines_are_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_published_figures_agree_with_each_other() -> None:
+    """HAT's ratio and Evolved Transformer's estimate leave HAT a few GPU-days, which is what its trainings take on a V100."""
+    hours = published()["GPU-hours"]
+    assert hours["HAT, whole search"] == pytest.approx(182.1, abs=0.1)
+    ours = table(Machine.of_peak("V100", 0.3, 2.0)).loc[["train the supernet", "search, supernet alone", "train the winner"], "GPU-hours"]
+    assert 0.2 < ours.sum() / hours["HAT, whole search"] < 5
