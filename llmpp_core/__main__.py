@@ -182,7 +182,7 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{place.num_processes} process(es), {place.device.type}", flush=True)
         settings = {"seed": args.seed, "checkpoint": args.checkpoint, "seconds": 60 * args.minutes, "progress": args.task}
         history = train(model, pairs["train"], recipe, sampling=sampling, place=place, **settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if not first:
             # The first says it for all, and the launcher then ends the others; this one is heard if it is alone in its trouble.
             time.sleep(5)
