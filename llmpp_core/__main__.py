@@ -11,7 +11,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from llmpp_core.space import Architecture, SearchSpace
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,25 +74,33 @@ def _describe(args: argparse.Namespace) -> int:
     from llmpp_core.cost import count_flops, count_parameters
     from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
     from llmpp_core.runner_notebook import InputError
-    from llmpp_core.space import HAT_WMT, SPACES, Architecture
+    from llmpp_core.space import HAT_WMT, SPACES
 
     if args.space is not None and args.space not in SPACES:
         raise InputError(f"unknown search space {args.space!r}; known are {', '.join(SPACES)}")
     space = SPACES[args.space] if args.space else None
-    try:
-        arch = Architecture.from_hat_yaml(args.file.read_text(encoding="utf-8"))
-        if space:
-            space.validate(arch)
-    except OSError as error:
-        raise InputError(f"{args.file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{args.file}: {error}") from None
+    arch = _architecture(args.file, space)
     qkv_dim = (space or HAT_WMT).qkv_dim
     print(f"parameters without embeddings  {count_parameters(arch, qkv_dim):,}")
     print(f"GFLOPs, 30 tokens, without output projection  {count_flops(arch, qkv_dim=qkv_dim) / 1e9:.3f}")
     for name, value in zip(HAT_FEATURE_NAMES, HATFeatures().transform([arch])[0], strict=True):
         print(f"{name}  {value:g}")
     return 0
+
+
+def _architecture(file: Path, space: SearchSpace | None) -> Architecture:
+    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.space import Architecture
+
+    try:
+        arch = Architecture.from_hat_yaml(file.read_text(encoding="utf-8"))
+        if space:
+            space.validate(arch)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: {error}") from None
+    return arch
 
 
 def _measure(args: argparse.Namespace) -> int:
@@ -170,6 +181,59 @@ def _prepare(args: argparse.Namespace) -> int:
     print(f"BLEU signature  {signature}")
     print(f"{folder} is complete and whole")
     return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Train one network of a task, on as many processes as ``accelerate launch`` started."""
+    import time
+
+    from llmpp_core.benchmark import SUPERNET_KINDS, prepare
+    from llmpp_core.distributed import all_or_none, processes
+    from llmpp_core.evaluation import evaluate
+    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.supernet import SuperTransformer
+    from llmpp_core.tasks import load_task
+    from llmpp_core.training import train
+    from llmpp_core.transformer import Transformer
+
+    place = processes()
+    first = place.is_main_process
+
+    def network() -> tuple[Any, ...]:
+        task, pairs = prepare(args.task, str(place.device), None)
+        if args.arch:
+            arch = _architecture(args.arch, task.space)
+            return Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout), None, task, task.recipe, pairs
+        if args.supernet not in SUPERNET_KINDS:
+            raise ValueError(f"unknown supernet {args.supernet!r}; known are {', '.join(SUPERNET_KINDS)}")
+        kind, sampling = SUPERNET_KINDS[args.supernet]
+        recipe = task.supernet_recipe
+        return SuperTransformer(task.space, len(task.vocabulary), kind, dropout=recipe.dropout), sampling, task, recipe, pairs
+
+    try:
+        # The first process is alone at first: what it downloads and prepares is then there for the others.
+        all_or_none(lambda: load_task(args.task) if first else None, place)
+        model, sampling, task, recipe, pairs = all_or_none(network, place)
+        model.to(place.device)
+        if first:
+            print(f"{place.num_processes} process(es), {place.device.type}", flush=True)
+        settings = {"seed": args.seed, "checkpoint": args.checkpoint, "seconds": 60 * args.minutes, "progress": args.task}
+        history = train(model, pairs["train"], recipe, sampling=sampling, place=place, **settings)
+    except (ValueError, OSError) as error:
+        if not first:
+            # The first says it for all, and the launcher then ends the others; this one is heard if it is alone in its trouble.
+            time.sleep(5)
+        raise InputError(str(error)) from error
+    if first:
+        print(f"{history.updates:,} of {recipe.updates:,} updates, {history.tokens:,} target tokens, {history.seconds:.0f} s", end="")
+        print(f", training loss {history.loss[-1]:.3f}" if history.loss else "")
+        if not history.finished:
+            print("not complete; the same command goes on")
+        elif history.diverged:
+            print(f"given up: {history.diverged}")
+        elif args.arch:
+            print(", ".join(f"{name} {value:.3f}" for name, value in evaluate(model, task, pairs)._asdict().items()))
+    return 1 if history.diverged else 0
 
 
 def _parameter(given: str) -> tuple[str, Any]:
@@ -266,6 +330,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
     command.add_argument("--trainings", type=int, default=3, metavar="N", help="how many trainings of each result (default 3)")
     _add_measuring(command, "searches")
+
+    command = commands.add_parser(
+        "train",
+        help="train one network or supernet of a task, on one or several processes",
+        description="Train one network of a task on the GPU if there is one, or on several with: accelerate launch -m llmpp_core train ... "
+        "Goes on where it stopped, on any number of processes.",
+    )
+    command.add_argument("task", metavar="TASK", help="such as synthetic or wmt14.en-de")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--supernet", metavar="NAME", help="HAT, 'Supernet (Sandwich)', 'Layer-wise MoS' or 'Neuron-wise MoS'")
+    which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
+    command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
+    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    command.set_defaults(command=_train)
 
     add_commands(commands)
     return top

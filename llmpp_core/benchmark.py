@@ -214,10 +214,12 @@ def measure(
 
 def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
     for number, row in enumerate(read_rows(path), 1):
-        different = [name for name in recipe if row.get("recipe", recipe).get(name) != recipe[name]]
+        # Earlier rows do not say that an update is one batch.
+        there = {"accumulate": 1} | row.get("recipe", recipe)
+        different = [name for name in recipe if there.get(name) != recipe[name]]
         if different:
             name = different[0]
-            raise ValueError(f"{path}:{number}: measured with {name}={row['recipe'].get(name)}, not {recipe[name]}; move the file away")
+            raise ValueError(f"{path}:{number}: measured with {name}={there.get(name)}, not {recipe[name]}; move the file away")
 
 
 def measure_latency(

@@ -61,6 +61,8 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, o
         If the file is damaged, or was made with something else than `identity`; names what differs.
     """
     arrays, record = load_tensors(path, _KIND)
+    # Earlier checkpoints do not say that an update is one batch.
+    record["identity"].get("recipe", {}).setdefault("accumulate", 1)
     different = _differences("", record["identity"], identity)
     if different:
         raise ValueError(f"{path} is of another training: {'; '.join(different)}; choose another file or remove it")

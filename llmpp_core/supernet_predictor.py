@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,10 +21,14 @@ from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs
 from llmpp_core.decoding import translate
+from llmpp_core.distributed import gathered
 from llmpp_core.evaluation import chunked_loss
 from llmpp_core.space import Architecture
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.transformer import PAD, Memory, Transformer
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 class SupernetPredictor(RegressorMixin, BaseEstimator):
@@ -47,6 +51,9 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
     bleu : callable, optional
         Takes the translations of `pairs`, rows of token identifiers, and returns a score, such as ``partial(task.bleu, side="valid")``.
         With it the score is that of greedy translations, which takes several times as long as the loss.
+    place : accelerate.PartialState, optional
+        Which of several processes this is: `llmpp_core.distributed.processes()`. All ask for the same candidates at the same time, each
+        scores a part of them, and all get all scores.
 
     Attributes
     ----------
@@ -62,6 +69,7 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         batch_tokens: int = 1024,
         progress: bool = False,
         bleu: Callable[[list[list[int]]], float] | None = None,
+        place: PartialState | None = None,
     ):
         self.supernet = supernet
         self.pairs = pairs
@@ -69,6 +77,7 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         self.batch_tokens = batch_tokens
         self.progress = progress
         self.bleu = bleu
+        self.place = place
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
         """Forget all scores; the supernet is trained elsewhere."""
@@ -93,10 +102,12 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         ordered = sorted(archs, key=_encoder_key)
         # On a CPU one candidate per core is faster than all cores on one candidate, whose matrices are small.
         cores = torch.get_num_threads() if self.pairs.src.device.type == "cpu" else 1
-        shares = [ordered[len(ordered) * i // cores : len(ordered) * (i + 1) // cores] for i in range(cores)]
-        with tqdm(total=len(archs), desc="supernet", disable=not self.progress) as bar, _one_thread_each(cores) as pool:
+        rank, ranks = (self.place.process_index, self.place.num_processes) if self.place else (0, 1)
+        mine = ordered[len(ordered) * rank // ranks : len(ordered) * (rank + 1) // ranks]
+        shares = [mine[len(mine) * i // cores : len(mine) * (i + 1) // cores] for i in range(cores)]
+        with tqdm(total=len(mine), desc="supernet", disable=not self.progress or rank > 0) as bar, _one_thread_each(cores) as pool:
             found = [score for part in pool.map(lambda share: self._share(share, batches, bar), shares) for score in part]
-        scores = dict(zip(ordered, found, strict=True))
+        scores = dict(zip(ordered, gathered(found, self.place), strict=True))
         return [scores[arch] for arch in archs]
 
     @torch.inference_mode()

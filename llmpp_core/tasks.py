@@ -296,7 +296,7 @@ def prepared_task(name: str, folder: Path) -> Task:
         raise ValueError(f"{folder}: prepared for {manifest['task']}, not for {name}")
     # HAT's files configs/wmt*/subtransformer/common.yml and supertransformer/space0.yml: 40,000 updates of 128 x 4,096 tokens, learning
     # rate 0.001 with 4,000 updates of warm-up, 10,000 for supernets. They clip no gradients and also drop out a tenth of the attention.
-    recipe = Recipe(updates=40_000, batch_tokens=128 * 4096, learning_rate=1e-3, warmup=0.1, dropout=0.3)
+    recipe = Recipe(updates=40_000, batch_tokens=4096, accumulate=128, learning_rate=1e-3, warmup=0.1, dropout=0.3)
     return PreparedTask(
         name=name,
         title=f"WMT'{name[3:5]} En-{name[-2:].capitalize()}",

@@ -1,29 +1,34 @@
 """Training: one loop for a single architecture and for supernets, which stops and resumes without a trace.
 
 Everything random in update t depends on the seed and on t alone, so a training resumed from a checkpoint goes through the same
-updates as one that was never interrupted.
+updates as one that was never interrupted; nor does an update depend on how many processes share it (see `train`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs, epochs
 from llmpp_core.checkpoints import digest, read_checkpoint, space_record, write_checkpoint
+from llmpp_core.distributed import add_gradients, all_or_none, first_decides, refuse_different, share
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.transformer import PAD, Transformer
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 #: Number of points of a loss curve.
 POINTS = 50
@@ -53,6 +58,8 @@ class Recipe:
         Limit of the gradient's norm.
     compile : bool
         Whether to compile the network; for single architectures on a GPU.
+    accumulate : int
+        Batches per update, whose gradients are added up; all processes together.
     """
 
     updates: int
@@ -63,9 +70,10 @@ class Recipe:
     label_smoothing: float = 0.1
     clip: float = 1.0
     compile: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_tokens", "learning_rate", "clip"):
+        for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
         for name in ("warmup", "dropout", "label_smoothing"):
@@ -135,8 +143,15 @@ def train(
     checkpoint: Path | None = None,
     seconds: float = math.inf,
     progress: bool | str = False,
+    place: PartialState | None = None,
 ) -> History:
     """Train in place, from scratch or from a checkpoint.
+
+    Several processes that call this alike, each with a `place` of its own, share the batches of every update. All train the same
+    subnets, and every token weighs the same. The loss is that of one process to rounding, and a checkpoint goes on with any number of
+    processes. With dropout, that of a mixture's routers included, this holds where the number of processes divides
+    `recipe.accumulate`; otherwise they cut up batches, whose parts draw dropout of their own, and only trainings on as many processes
+    are alike.
 
     Parameters
     ----------
@@ -156,6 +171,9 @@ def train(
         Stop after so long; with a checkpoint the next call goes on.
     progress : bool or str
         Show a progress bar, with this title.
+    place : accelerate.PartialState, optional
+        Which of several processes this is: `llmpp_core.distributed.processes()`. The first writes the checkpoint, which all must be
+        able to read, shows the bar, and decides when time is over.
 
     Returns
     -------
@@ -166,8 +184,10 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint is damaged or of another training, or the arguments do not fit each other.
+        If the checkpoint is damaged or of another training, or the arguments do not fit each other; on all processes, if on one.
     """
+    place = place if place and place.num_processes > 1 else None
+    first = place is None or place.is_main_process
     if isinstance(model, SuperTransformer) != (sampling is not None):
         raise ValueError("sampling: a supernet needs one, a single architecture takes none")
     if len(pairs) == 0:
@@ -176,9 +196,8 @@ def train(
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
     model.initialise(torch.Generator(device).manual_seed(seed))
     identity = _identity(model, pairs, recipe, seed, sampling)
-    history = History()
-    if checkpoint is not None and checkpoint.exists():
-        history = History(**read_checkpoint(checkpoint, identity, model, optimiser))
+    history = all_or_none(lambda: _resume(checkpoint, identity, model, optimiser), place)
+    refuse_different((identity, history.updates), place)
     if history.finished:
         model.eval()
         return history
@@ -189,19 +208,21 @@ def train(
 
     def save() -> None:
         history.seconds, history.pending = time.monotonic() - started, float(pending)
-        if checkpoint is not None:
+        if checkpoint is not None and first:
             write_checkpoint(checkpoint, identity, model, optimiser, asdict(history))
 
     network = torch.compile(model, dynamic=True) if recipe.compile else model
     model.train()
-    bar = tqdm(total=recipe.updates, initial=history.updates, desc=progress if isinstance(progress, str) else None, disable=not progress)
+    title = progress if isinstance(progress, str) else None
+    bar = tqdm(total=recipe.updates, initial=history.updates, desc=title, disable=not (progress and first))
+    groups = zip(*[epochs(pairs, recipe.batch_tokens, seed)] * recipe.accumulate, strict=True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
-        for rows in islice(epochs(pairs, recipe.batch_tokens, seed), history.updates, None):
-            update, batch = history.updates, pairs.batch(rows)
-            torch.manual_seed(seed * 1_000_003 + update)
+        for group in islice(groups, history.updates, None):
+            update, tokens = history.updates, sum(int(pairs.tgt_lengths[rows].sum()) - len(rows) for rows in group)
             archs = sampling(model.space, np.random.default_rng([seed, update])) if sampling else None
-            pending += _update(network, optimiser, batch, archs, recipe, recipe.rate(update))
-            history.updates, history.tokens = update + 1, history.tokens + batch.tokens
+            batches = _seeded(share(pairs, group, place), seed * 1_000_003 + update)
+            pending += _update(network, optimiser, batches, archs, recipe, recipe.rate(update), tokens, place)
+            history.updates, history.tokens = update + 1, history.tokens + tokens
             if (update + 1) * POINTS // recipe.updates > update * POINTS // recipe.updates:
                 # Reading the loss waits for the device, so it is read no oftener than this.
                 history.loss.append(float(pending) / _window(update, recipe.updates))
@@ -210,31 +231,58 @@ def train(
                 bar.set_postfix_str(f"loss {history.loss[-1]:.3f}, {history.tokens / (time.monotonic() - started):,.0f} tokens/s")
             bar.update()
             history.finished = history.updates == recipe.updates or history.diverged is not None
-            if history.finished or time.monotonic() > stop:
+            over = time.monotonic() > stop
+            if history.finished or (over if place is None else first_decides(over, place)):
                 break
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 save()
                 saved = time.monotonic()
     save()
+    if place is not None:
+        place.wait_for_everyone()
     model.eval()
     return history
 
 
+def _resume(checkpoint: Path | None, identity: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> History:
+    if checkpoint is None or not checkpoint.exists():
+        return History()
+    return History(**read_checkpoint(checkpoint, identity, model, optimiser))
+
+
+def _seeded(numbered: Iterable[tuple[int, Batch]], seed: int) -> Iterator[Batch]:
+    """Yield batches, each of which draws dropout by its number, whoever computes it."""
+    for number, batch in numbered:
+        # On a CPU only 32 bits of a seed count; multiples of this prime keep far from each other in them.
+        torch.manual_seed(seed + 2_654_435_761 * number)
+        yield batch
+
+
 def _update(
-    network: Any, optimiser: torch.optim.Optimizer, batch: Batch, archs: Sequence[Architecture] | None, recipe: Recipe, rate: float
+    network: Any,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    archs: Sequence[Architecture] | None,
+    recipe: Recipe,
+    rate: float,
+    tokens: int,
+    place: PartialState | None = None,
 ) -> torch.Tensor:
-    """Make one update and return its mean loss; several subnets add up their gradients."""
+    """Make one update on batches of `tokens` labels over all processes and return its mean loss; several subnets add up their gradients."""
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()
-    total = torch.zeros((), dtype=torch.float64, device=batch.src.device)
+    total = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
     extra: list[tuple[Architecture, ...]] = [()] if archs is None else [(arch,) for arch in archs]
-    for arguments in extra:
-        with torch.autocast(batch.src.device.type, torch.bfloat16, enabled=batch.src.device.type == "cuda"):
-            logits = network(batch.src, batch.tgt, *arguments)
-            loss = smoothed_loss(logits, batch.labels, recipe.label_smoothing) / (batch.tokens * len(extra))
-        loss.backward()
-        total += loss.detach()
+    for batch in batches:
+        for arguments in extra:
+            with torch.autocast(total.device.type, torch.bfloat16, enabled=total.device.type == "cuda"):
+                logits = network(batch.src, batch.tgt, *arguments)
+                loss = smoothed_loss(logits, batch.labels, recipe.label_smoothing) / (tokens * len(extra))
+            loss.backward()
+            total += loss.detach()
+    if place is not None:
+        total = add_gradients(network.parameters(), total)
     torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
     optimiser.step()
     return total

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,15 @@ def test_a_table_of_another_recipe_is_refused(measured: Path, task: Task, tmp_pa
     other = replace(task, recipe=replace(task.recipe, learning_rate=1.0))
     with pytest.raises(ValueError, match=r"jsonl:1: measured with learning_rate="):
         benchmark.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
+
+
+@pytest.mark.parametrize("table", ["", ".supernets"])
+def test_the_stored_tables_are_of_the_recipes_of_today(table: str) -> None:
+    task, path = load_task("synthetic"), benchmark.RESULTS / f"synthetic{table}.jsonl"
+    recipe = task.supernet_recipe if table else task.recipe
+    benchmark._refuse_other_recipes(path, asdict(recipe))
+    with pytest.raises(ValueError, match=r"jsonl:1: measured with accumulate=1, not 2; move the file away"):
+        benchmark._refuse_other_recipes(path, asdict(replace(recipe, accumulate=2)))
 
 
 def test_the_curve_of_a_training_that_broke_off_is_json() -> None:

@@ -92,6 +92,16 @@ def test_the_optimiser_of_a_finished_training_is_not_kept(pairs: Pairs, tmp_path
     assert not any(name.startswith("optimiser.") for name in load_tensors(tmp_path / "c", "training")[0])
 
 
+def test_an_earlier_checkpoint_that_does_not_say_how_many_batches_make_an_update_goes_on(pairs: Pairs, tmp_path: Path) -> None:
+    path = begun(tmp_path / "c", pairs)
+    arrays, record = load_tensors(path, "training")
+    del record["identity"]["recipe"]["accumulate"]
+    save_tensors(path, "training", arrays, record)
+    with pytest.raises(ValueError, match=r"recipe\.accumulate is 1 there and 2 here"):
+        train(single(), pairs, replace(RECIPE, accumulate=2), seed=0, checkpoint=path)
+    assert train(single(), pairs, RECIPE, seed=0, checkpoint=path).finished
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 OTHER_SPACE = replace(MICRO, name="OTHER", decoder_ffn_dims=(36, 18, 9))

@@ -94,7 +94,7 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs)
         model.initialise(torch.Generator().manual_seed(0))
     recipe = replace(QUICK, clip=0.05)
     optimiser = torch.optim.SGD(models[0].parameters(), lr=1.0)
-    found = training._update(models[0], optimiser, batch, archs, recipe, rate=0.5)
+    found = training._update(models[0], optimiser, [batch], archs, recipe, rate=0.5, tokens=batch.tokens)
     expected = sum(smoothed_loss(models[1](batch.src, batch.tgt, arch), batch.labels, 0.1) for arch in archs) / (2 * batch.tokens)
     expected.backward()
     assert float(found) == pytest.approx(expected.item(), rel=1e-5)
@@ -122,7 +122,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     assert Recipe(updates=10, batch_tokens=1, learning_rate=2.0, warmup=0.0).rate(0) == 2.0
 
 
-@pytest.mark.parametrize("name", ["updates", "batch_tokens", "learning_rate", "clip", "warmup", "dropout", "label_smoothing"])
+@pytest.mark.parametrize("name", ["updates", "batch_tokens", "learning_rate", "clip", "accumulate", "warmup", "dropout", "label_smoothing"])
 def test_recipes_that_cannot_be_are_refused(name: str) -> None:
     settings = {**asdict(QUICK), name: -1}
     with pytest.raises(ValueError, match=f"{name}: expected a (positive )?number.*, got -1"):
