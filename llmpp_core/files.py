@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def replace_file(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def writable(folder: Path) -> Path:
+    """Make a folder and return it, or where that is not allowed, as on a machine of a cluster, one among the temporary files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"llmpp-{os.getuid()}" / folder.name
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
