@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -106,11 +107,14 @@ def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Ite
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"cluster address {address!r}: expected local:N with a positive number of processes, or tcp://HOST:PORT")
     # Jobs share the memory of one machine, which the system keeps watch over; a limit per process would end some that fit.
-    options: dict[str, Any] = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None, "memory_limit": 0}
+    options: dict[str, Any] = {"threads_per_worker": 1, "host": "127.0.0.1", "memory_limit": 0}
+    # The server of the dashboard cannot be left out, so it has a port that nobody else wants and no pages.
+    options |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     with (
         LocalCluster(n_workers=int(number), silence_logs=logging.CRITICAL, resources=dict(resources), **options) as cluster,
         Client(cluster, timeout=timeout, set_as_default=False) as client,
     ):
+        client.register_plugin(_NoInterrupts())
         yield client
 
 
@@ -161,6 +165,15 @@ def _check(client: Client, wanted: Mapping[str, str], resources: Mapping[str, fl
     for name, amount in resources.items():
         if all(worker["resources"].get(name, 0) < amount for worker in workers.values()):
             raise ClusterError(f'no worker has {amount:g} {name}; start those that do with --resources "{name}={amount:g}"')
+
+
+class _NoInterrupts(WorkerPlugin):
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that ends the others."""
+
+    name = "llmpp-no-interrupts"
+
+    def setup(self, worker: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _SameVersion(WorkerPlugin):
