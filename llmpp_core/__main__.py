@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -105,43 +106,40 @@ def _architecture(file: Path, space: SearchSpace | None) -> Architecture:
 
 def _measure(args: argparse.Namespace) -> int:
     """Run a long measurement of a task, whose module `args.measure` imports."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     import torch
 
     from llmpp_core import benchmark, search_benchmark, sources, tasks
-    from llmpp_core.jobs import end_with_parent
     from llmpp_core.runner_notebook import InputError
 
     if args.task not in tasks.task_names():
         raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    away = args.cluster is not None and not args.cluster.startswith("local:")
+    if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")
     for name in ("architectures", "seeds", "trainings", "jobs"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
-    common = {
-        "device": args.device,
-        "threads": max(1, torch.get_num_threads() // args.jobs),
-        "seconds": 60 * args.minutes,
-        "progress": True,
-    }
     folder = args.checkpoints or sources.cache_dir() / "checkpoints"
-    # CUDA does not work in forked processes.
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        executor = pool if args.jobs > 1 else None
-        try:
+    try:
+        with _executor(args) as (executor, side_by_side):
+            common = {
+                "device": args.device,
+                # A worker elsewhere knows best how many threads are its own.
+                "threads": None if away else max(1, torch.get_num_threads() // side_by_side),
+                "seconds": 60 * args.minutes,
+                "progress": True,
+                "executor": executor,
+            }
             if args.measure == "searches":
-                complete = search_benchmark.measure(
-                    args.task, folder, seeds=args.seeds, trainings=args.trainings, executor=executor, **common
-                )
+                complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, trainings=args.trainings, **common)
             else:
-                complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, executor=executor, **common)
-        except ValueError as error:
-            # A table or checkpoint that is damaged or of something else; the message names it.
-            raise InputError(str(error)) from error
-    if complete and args.measure == "benchmark":
+                complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, **common)
+    except ValueError as error:
+        # A table or checkpoint that is damaged or of something else; the message names it.
+        raise InputError(str(error)) from error
+    if complete and args.measure == "benchmark" and away:
+        print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
+    elif complete and args.measure == "benchmark":
         # Alone, so that nothing of ours disturbs it.
         benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)
     print("complete" if complete else "not complete; the same command goes on")
@@ -236,6 +234,28 @@ def _train(args: argparse.Namespace) -> int:
     return 1 if history.diverged else 0
 
 
+@contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
+    """Yield what runs the jobs, None for this process, and how many at a time, if that is known."""
+    if args.cluster is not None:
+        from llmpp_core.cluster import connect
+
+        with connect(args.cluster, resources={"GPU": 1} if args.device.startswith("cuda") else None) as executor:
+            kind, _, number = args.cluster.partition(":")
+            yield executor, int(number) if kind == "local" else 1
+    elif args.jobs == 1:
+        yield None, 1
+    else:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        from llmpp_core.jobs import end_with_parent
+
+        # CUDA does not work in forked processes.
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+            yield pool, args.jobs
+
+
 def _parameter(given: str) -> tuple[str, Any]:
     import yaml
 
@@ -251,7 +271,9 @@ def _parameter(given: str) -> tuple[str, Any]:
 
 def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
     command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
+    where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
@@ -364,9 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except RuntimeError as error:
+        from llmpp_core.jobs import JobsLost
         from llmpp_core.sources import SourceError
 
-        if not isinstance(error, SourceError):
+        if not isinstance(error, (SourceError, JobsLost)):
             raise
         print(error, file=sys.stderr)
         return 1

@@ -25,8 +25,8 @@ from llmpp_core.checkpoints import load_network
 from llmpp_core.cost import count_flops, count_parameters
 from llmpp_core.decoding import translate
 from llmpp_core.evaluation import Scores, evaluate, validation_loss
-from llmpp_core.files import read_rows
-from llmpp_core.jobs import run_jobs
+from llmpp_core.files import read_rows, replace_file, writable
+from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency_tables import build_latency_table, read_latency_table
 from llmpp_core.profiler import LatencySettings
 from llmpp_core.proxies import PROXIES, ZeroCostPredictor
@@ -63,7 +63,7 @@ def train_from_scratch(
         return None
     task, pairs = prepare(task, device, threads)
     model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
-    checkpoint = folder / f"{task.name}-{_name(arch)}-{seed}.safetensors"
+    checkpoint = writable(folder) / f"{task.name}-{_name(arch)}-{seed}.safetensors"
     history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
     if not history.finished:
         return None
@@ -88,18 +88,19 @@ def train_from_scratch(
 def train_supernet(
     task: Task | str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
 ) -> dict[str, Any] | None:
-    """Train one of `SUPERNET_KINDS` and keep its checkpoint (see `supernet_path`); returns as `train_from_scratch`."""
+    """Train one of `SUPERNET_KINDS`; returns as `train_from_scratch`, with the bytes of the checkpoint beside what is a row's."""
     if time.time() > stop:
         return None
     task, pairs = prepare(task, device, threads)
     kind, sampling = SUPERNET_KINDS[name]
     model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
-    checkpoint = supernet_path(folder, task.name, name, seed)
+    checkpoint = supernet_path(writable(folder), task.name, name, seed)
     seconds = stop - time.time()
     history = train(model, pairs["train"], task.supernet_recipe, seed=seed, sampling=sampling, checkpoint=checkpoint, seconds=seconds)
     if not history.finished:
         return None
     return {
+        "checkpoint": checkpoint.read_bytes(),
         "diverged": history.diverged,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_loss": _curve(history),
@@ -117,7 +118,7 @@ def inherit(
     if time.time() > stop:
         return None
     task, pairs = prepare(task, device, threads)
-    path = supernet_path(folder, task.name, name, seed)
+    path = here(supernet_path(folder, task.name, name, seed))
     if not path.exists():
         raise ValueError(f"{path} is gone; remove the row of {name}, seed {seed}, from {task.name}.supernets.jsonl to train it again")
     supernet = load_network(path, task.space, device)
@@ -163,9 +164,10 @@ def measure(
     Parameters
     ----------
     given : Task or str
-        A task, or the name of one of `llmpp_core.tasks`, which then is made once per process and not sent with each job.
+        A task, or the name of one of `llmpp_core.tasks`, which then is made once per process and not sent with each job. To a cluster
+        a task is sent once for each worker.
     folder : path
-        Where checkpoints go.
+        Where checkpoints go. Those of supernets come back from a cluster; those of trainings under way stay with the worker.
     results : path
         Where the tables are.
     n, seeds, supernet_seeds : int
@@ -186,29 +188,38 @@ def measure(
     bool
         Whether the tables are complete.
     """
+    # Loaded here: it takes half a second, which those who only read the tables need not wait.
+    from llmpp_core.cluster import sent
+
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
     archs = architectures(task, n)
     common = (folder, device, threads, stop)
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> list[dict[str, Any]]:
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, receive: Any = None) -> list[dict[str, Any]]:
         path = results / f"{task.name}{table}.jsonl"
         _refuse_other_recipes(path, asdict(task.recipe if table == "" else task.supernet_recipe))
-        rows = run_jobs(work, jobs, path, executor=executor, progress=f"{task.name}{table}" if progress else None)
+        title = f"{task.name}{table}" if progress else None
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive)
         complete.append(len(rows) == len(jobs))
         return rows
 
+    def keep_checkpoint(row: dict[str, Any]) -> None:
+        path, data = supernet_path(folder, task.name, row["supernet"], row["seed"]), row.pop("checkpoint")
+        if not path.exists() or path.read_bytes() != data:
+            replace_file(path, data)
+
     complete: list[bool] = []
-    run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (given, a, s, *common)) for s in range(seeds) for a in archs], "")
-    nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
-    trained = run(train_supernet, [({"supernet": m, "seed": s}, (given, m, s, *common)) for m, s in nets], ".supernets")
-    ready = [(row["supernet"], row["seed"]) for row in trained if row["diverged"] is None]
-    run(
-        inherit,
-        [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (given, m, s, a, *common)) for m, s in ready for a in archs],
-        ".inherited",
-    )
-    run(zero_cost, [({"proxy": p, "arch": a.to_hat_dict()}, (given, p, a, *common[1:])) for p in PROXIES for a in archs], ".proxies")
+    with sent(executor, given, task) as passed:
+        run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (passed, a, s, *common)) for s in range(seeds) for a in archs], "")
+        nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
+        supernet_jobs = [({"supernet": m, "seed": s}, (passed, m, s, *common)) for m, s in nets]
+        trained = run(train_supernet, supernet_jobs, ".supernets", keep_checkpoint)
+        ready = [(row["supernet"], row["seed"]) for row in trained if row["diverged"] is None]
+        inherited = [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (passed, m, s, a, *common)) for m, s in ready for a in archs]
+        with sent(executor, files=[supernet_path(folder, task.name, m, s) for m, s in ready]):
+            run(inherit, inherited, ".inherited")
+        run(zero_cost, [({"proxy": p, "arch": a.to_hat_dict()}, (passed, p, a, *common[1:])) for p in PROXIES for a in archs], ".proxies")
     return all(complete)
 
 
@@ -309,6 +320,7 @@ def prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, d
     """Set the number of threads and return the task, made by its name where that is given, and its sides on the device."""
     if threads is not None:
         torch.set_num_threads(threads)
+    task = here(task)
     task = load_task(task) if isinstance(task, str) else task
     return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
 

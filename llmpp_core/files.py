@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def need_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(f"{folder}: {what} need about {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
+
+
+def writable(folder: Path) -> Path:
+    """Make a folder and return it, or where that is not allowed, as on a machine of a cluster, one among the temporary files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"llmpp-{os.getuid()}" / folder.name
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:

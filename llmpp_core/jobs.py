@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -16,6 +16,10 @@ from tqdm import tqdm
 from llmpp_core.files import append_rows, read_rows
 
 
+class JobsLost(RuntimeError):
+    """Jobs could not be run to the end for want of those who run them; the message is one line."""
+
+
 def run_jobs(
     work: Callable[..., Mapping[str, Any] | None],
     jobs: Iterable[tuple[Mapping[str, Any], tuple[Any, ...]]],
@@ -23,6 +27,7 @@ def run_jobs(
     *,
     executor: Executor | None = None,
     progress: str | None = None,
+    receive: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the jobs that `path` has no row of yet.
 
@@ -37,9 +42,12 @@ def run_jobs(
     path : path
         The JSONL file.
     executor : concurrent.futures.Executor, optional
-        Runs the jobs; without one they run here, one after the other.
+        Runs the jobs; without one they run here, one after the other. That of a cluster (see `llmpp_core.cluster`) runs a job again
+        whose worker was lost.
     progress : str, optional
         Title of a progress bar.
+    receive : callable, optional
+        Called here with each row before it is written; takes out of it what is no part of the table, such as the bytes of a file.
 
     Returns
     -------
@@ -51,7 +59,10 @@ def run_jobs(
     ValueError
         If two jobs have the same key, or the file is damaged.
     Exception
-        What a job raised, once the jobs under way are over and their rows written.
+        What a job raised, once the jobs under way are over and their rows written. An executor that does not tell which jobs are
+        under way, as that of a cluster, gives those up as well, to be run again.
+    JobsLost
+        If the executor gave jobs up by itself.
     """
     listed = list(jobs)
     keys = [_hashable(key) for key, _ in listed]
@@ -62,9 +73,11 @@ def run_jobs(
     open_ = [(key, arguments) for key, (_, arguments) in zip(keys, listed, strict=True) if key not in done]
     named = {key: dict(given) for key, (given, _) in zip(keys, listed, strict=True)}
     with tqdm(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
-        for key, result in _results(work, open_, executor):
+        for key, result in results(work, open_, executor):
             if result is not None:
                 done[key] = {**named[key], **result}
+                if receive is not None:
+                    receive(done[key])
                 append_rows(path, [done[key]])
                 bar.update()
     return [done[key] for key in keys if key in done]
@@ -86,30 +99,47 @@ def end_with_parent() -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def _results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], executor: Executor | None) -> Any:
+def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], executor: Executor | None) -> Iterator[tuple[str, Any]]:
+    """Yield name and result of each job, named pairs of arguments, in the order in which they are done; raises as `run_jobs`."""
     if executor is None:
         yield from ((key, work(*arguments)) for key, arguments in jobs)
         return
-    pending: dict[Future[Any], str] = {executor.submit(work, *arguments): key for key, arguments in jobs}
+    pending: dict[Future[Any], str] = {}
     failure: BaseException | None = None
     try:
+        for key, arguments in jobs:
+            pending[executor.submit(work, *arguments)] = key
         while pending:
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
+            finished = list(wait(pending, return_when=FIRST_COMPLETED).done)
+            while finished:
+                # No reference stays behind: a cluster computes again what its worker is lost with, as long as somebody holds it.
+                future = finished.pop()
                 key = pending.pop(future)
-                if future.cancelled():
-                    continue
-                if future.exception() is None:
-                    yield key, future.result()
+                cancelled, error = future.cancelled(), None if future.cancelled() else future.exception()
+                result = None if cancelled or error else future.result()
+                del future
+                if not cancelled and error is None:
+                    yield key, result
                 elif failure is None:
-                    failure = future.exception()
+                    failure = error or JobsLost(
+                        "the executor gave up jobs, as when the connection to a cluster is lost; what is finished is kept"
+                    )
                     for other in pending:
                         other.cancel()
     finally:
-        for future in pending:
-            future.cancel()
+        for other in pending:
+            other.cancel()
     if failure is not None:
         raise failure
+
+
+#: What was sent to this worker of a cluster by `llmpp_core.cluster.sent`, by its name or path where it came from.
+parcels: dict[str, Any] = {}
+
+
+def here(value: Any) -> Any:
+    """Return what was sent to the machine that runs this job in place of a path or name, or the path or name itself."""
+    return parcels.get(str(value), value) if isinstance(value, (str, Path)) else value
 
 
 def _hashable(key: Mapping[str, Any]) -> str:

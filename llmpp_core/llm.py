@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from llmpp_core.llm_cache import Cache, Stored
 from llmpp_core.llm_limits import Budget, Pace, Stop
 from llmpp_core.llm_run import Counts, Job, Run
 from llmpp_core.llm_settings import Price, Settings, estimate_tokens
+from llmpp_core.llm_workers import ask_elsewhere, require_free
 from llmpp_core.prompts import Prompt
 from llmpp_core.sources import cache_dir
 
@@ -83,6 +85,9 @@ class Client:
         In "replay" nothing is ever sent and no key is needed: what is neither recorded nor cached is an error.
     progress : bool
         Show a bar with answered, invalid and spent, and print a summary.
+    executor : concurrent.futures.Executor, optional
+        Has the requests asked elsewhere, for a model that costs nothing and that each worker's machine serves itself at `base_url`; see
+        `llm_workers`. This process alone keeps the answers.
 
     Notes
     -----
@@ -96,9 +101,13 @@ class Client:
         recordings: Mapping[str, Stored] | None = None,
         mode: str = "live",
         progress: bool = False,
+        executor: Executor | None = None,
     ):
         if mode not in ("live", "replay"):
             raise ValueError(f"unknown mode {mode!r}; allowed are live, replay")
+        if executor is not None:
+            require_free(settings)
+        self.executor = executor
         self.settings = settings
         self.mode = mode
         self.progress = progress
@@ -194,6 +203,8 @@ class Client:
             run = Run(self.settings, self.cache, self.budget, self._pace, self.counts, show_progress)
             started = time.perf_counter()
             try:
+                if self.executor is not None:
+                    return ask_elsewhere(self.settings, self.cache, jobs, self.executor, self.counts, show_progress)
                 _in_thread(run, jobs, canary=self.counts.answered == self.counts.invalid)
             except Stop as stop:
                 left = sum(self.lookup(job.key) is None for job in jobs)

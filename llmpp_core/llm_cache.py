@@ -2,7 +2,12 @@
 
 Every response is committed before anyone sees it, so a killed process loses only what was still on the wire. A request
 is claimed before it is sent, so two notebooks that ask the same things at once do not pay twice; a claim has to be
-renewed, so those of a dead process lapse. The file is in WAL mode and must be on a local disk.
+renewed, so those of a dead process lapse.
+
+The file is in WAL mode, whose index is memory that the processes share, so all of them must be on one machine, and the file on a disk
+of that machine. On a network file system (NFS, SMB, Lustre) two machines would each see an index of their own and overwrite each other's
+answers, and even one machine depends on locks that such systems keep loosely; opening a file there warns. When several machines label,
+one process keeps the cache and the others send it what they were answered (see `llm_workers`).
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, settings TEXT, prefix 
                                     response TEXT NOT NULL, seconds REAL, sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
 """
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.glusterfs", "afs", "fuse.sshfs"}
 _INSERT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -61,6 +67,9 @@ class Cache:
         self._lock = threading.Lock()
         self._texts: set[str] = set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if kind := _network_file_system(self.path.parent):
+            advice = "on several machines at once answers would be lost; move it to a local disk"
+            warnings.warn(f"the cache {self.path} is on a network file system ({kind}): {advice}", stacklevel=2)
         try:
             self._db = _open(self.path)
         except sqlite3.OperationalError as error:
@@ -168,6 +177,19 @@ def _open(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _network_file_system(folder: Path) -> str | None:
+    """Return the kind of file system that a folder is on if it is one of a network, as far as the system tells."""
+    mounts: dict[Path, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+            _, point, kind, *_ = line.split()
+            mounts[Path(point)] = kind
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if place in mounts:
+            return mounts[place] if mounts[place] in _NETWORK else None
+    return None
 
 
 def _get(db: sqlite3.Connection, key: str) -> Stored | None:

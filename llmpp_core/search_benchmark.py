@@ -22,7 +22,7 @@ from llmpp_core.checkpoints import load_network
 from llmpp_core.constraints import Limit
 from llmpp_core.distill import DistilledPredictor, distill
 from llmpp_core.files import read_rows
-from llmpp_core.jobs import run_jobs
+from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.llm import Client
@@ -65,7 +65,7 @@ def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
 
 def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
     """Return the latency predictor fitted to the latencies measured for the task's benchmark, in ms."""
-    table = read_latency_table(results / f"{task.name}.latency.jsonl")
+    table = read_latency_table(here(results / f"{task.name}.latency.jsonl"))
     return LatencyPredictor().fit(list(table["architecture"]), table["latency_ms"])
 
 
@@ -81,6 +81,7 @@ def distilled_predictor(task: Task, path: Path, results: Path = benchmark.RESULT
     Its teacher sees ten architectures of the benchmark and nothing else. The teacher is the offline endpoint, which is not a
     language model, asked through the whole path that a language model would be.
     """
+    path = here(path)
     if not path.exists():
         records = benchmark.records(task.name, results)
         split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
@@ -101,7 +102,7 @@ def search(
         return None
     task, pairs = prepare(given, device, threads)
     cheap = distilled_predictor(task, folder / f"{task.name}-distilled.safetensors", results)
-    supernet = load_network(supernet_path(folder, task.name, SUPERNETS[0], 0), task.space, device)
+    supernet = load_network(here(supernet_path(folder, task.name, SUPERNETS[0], 0)), task.space, device)
     costly = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
     limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
     run: Search
@@ -178,10 +179,14 @@ def measure(
     bool
         Whether the tables are complete.
     """
+    from llmpp_core.cluster import sent
+
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
     # Made here once, so that the jobs find it.
-    distilled_predictor(task, folder / f"{task.name}-distilled.safetensors", ground_truth)
+    distilled = folder / f"{task.name}-distilled.safetensors"
+    distilled_predictor(task, distilled, ground_truth)
+    read = [distilled, supernet_path(folder, task.name, SUPERNETS[0], 0), ground_truth / f"{task.name}.latency.jsonl"]
     allowed = limits(task, latency_predictor(task, ground_truth))
     complete: list[bool] = []
 
@@ -192,18 +197,19 @@ def measure(
         return rows
 
     common = (folder, ground_truth, device, threads, stop)
-    jobs = [
-        ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (given, name, allowed[limit], seed, *common))
-        for name, limit, seed in plan(seeds)
-    ]
-    rows = run(search, jobs, "")
-    best = list(dict.fromkeys(Architecture.from_hat_dict(row["best"]) for row in rows))
-    trained = [
-        ({"arch": arch.to_hat_dict(), "seed": seed}, (given, arch, seed, folder, device, threads, stop))
-        for seed in range(trainings)
-        for arch in best
-    ]
-    run(train_from_scratch, trained, ".found")
+    with sent(executor, given, task, read) as passed:
+        jobs = [
+            ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (passed, name, allowed[limit], seed, *common))
+            for name, limit, seed in plan(seeds)
+        ]
+        rows = run(search, jobs, "")
+        best = list(dict.fromkeys(Architecture.from_hat_dict(row["best"]) for row in rows))
+        trained = [
+            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop))
+            for seed in range(trainings)
+            for arch in best
+        ]
+        run(train_from_scratch, trained, ".found")
     return all(complete)
 
 

@@ -1,0 +1,293 @@
+"""Jobs on a real cluster of two processes: the results of a serial run, whoever is killed, and what is wrong said in one line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask import config
+from distributed import LocalCluster, WorkerPlugin
+from small_nets import reversed_task
+from test_benchmark import tables
+
+from llmpp_core import __main__, benchmark, cluster, jobs
+from llmpp_core.cluster import ClusterError, _SameVersion, connect, sent
+from llmpp_core.files import read_rows, writable
+from llmpp_core.jobs import JobsLost, here, results, run_jobs
+from llmpp_core.llm import Client, Price, Settings
+from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
+from llmpp_core.space import TINY
+from llmpp_core.tasks import load_task
+
+#: A benchmark in miniature.
+SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    """Two processes; the tests that kill some get others in their place."""
+    with connect("local:2", timeout=120) as found:
+        yield found
+
+
+def workers(executor: Any) -> dict[str, int]:
+    """Return the process identifiers of the workers by address."""
+    deadline = time.monotonic() + 120
+    # One that has just been killed may be counted for a moment.
+    while len(found := executor._client.run(os.getpid, on_error="ignore")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def kill_when(done: Any, executor: Any, wait: float) -> threading.Thread:
+    """Kill a worker a random moment after `done()` holds, from a thread."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 120
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, wait))
+        os.kill(random.choice(list(pids.values())), signal.SIGKILL)
+
+    pids = workers(executor)
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+# --- killed ------------------------------------------------------------------------------------------------------------
+
+
+def trace(i: int, folder: Path) -> dict[str, int]:
+    (folder / f"{i}.{time.time_ns()}").touch()
+    time.sleep(0.01)
+    return {"square": i * i}
+
+
+def test_no_row_is_lost_or_doubled_when_a_worker_is_killed(executor: Executor, tmp_path: Path) -> None:
+    path, folder = tmp_path / "rows.jsonl", tmp_path / "traces"
+    folder.mkdir()
+    killing = kill_when(lambda: len(read_rows(path)) > 5, executor, 0.3)
+    found = run_jobs(trace, [({"i": i}, (i, folder)) for i in range(200)], path, executor=executor)
+    killing.join()
+    assert found == [{"i": i, "square": i * i} for i in range(200)]
+    assert sorted(row["i"] for row in read_rows(path)) == list(range(200))
+    # No more ran twice than what the worker had under way or not handed over yet.
+    assert 200 <= len(list(folder.iterdir())) <= 210
+
+
+class OwnDisk(WorkerPlugin):
+    """Lets a worker write its checkpoints where nobody else looks."""
+
+    name = "own-disk"
+
+    def setup(self, worker: Any) -> None:
+        benchmark.writable = lambda folder: writable(Path(worker.local_directory) / "own")
+
+
+def test_a_benchmark_comes_to_the_same_when_a_worker_is_killed(executor: Any, tmp_path: Path) -> None:
+    # Trains, has supernets score what was trained, and scores by proxies.
+    executor._client.register_plugin(OwnDisk())
+    task = reversed_task()
+    alone, farm = tmp_path / "alone", tmp_path / "farm"
+    assert benchmark.measure(task, alone / "checkpoints", results=alone, **SMALL)
+    rows = farm / f"{task.name}.jsonl"
+    killing = kill_when(lambda: rows.exists(), executor, 2.0)
+    assert benchmark.measure(task, farm / "checkpoints", results=farm, executor=executor, **SMALL)
+    killing.join()
+    assert tables(farm) == tables(alone)
+    assert len(list((farm / "checkpoints").iterdir())) == 4
+    executor._client.unregister_worker_plugin("own-disk")
+
+
+def test_labels_are_the_same_when_a_worker_is_killed(executor: Executor, tmp_path: Path) -> None:
+    archs, scores = TINY.sample_balanced(210, np.random.default_rng(0)), np.linspace(20, 30, 10)
+    task = load_task("synthetic").prompt_task()
+    with OfflineEndpoint() as url:
+        alone = Client(offline_settings(url), cache=tmp_path / "alone.sqlite3")
+        farm = Client(offline_settings(url), cache=tmp_path / "farm.sqlite3", executor=executor)
+        killing = kill_when(lambda: farm.counts.answered > 0, executor, 0.3)
+        expected = LLMPredictor(alone, task).fit(archs[:10], scores).predict(archs[10:])
+        found = LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:])
+        killing.join()
+    np.testing.assert_array_equal(found, expected)
+    assert farm.counts.answered == farm.counts.requests == len(farm.cache) == 200
+    # Nothing is asked twice.
+    assert LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:]).tolist() == expected.tolist()
+    assert farm.counts.requests == 200
+
+
+def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("inside")
+    task = replace(reversed_task(), name="tests.unheard-of")
+    with sent(executor, task, task, [path, tmp_path / "absent"]) as passed:
+        assert passed == "tests.unheard-of"
+        path.unlink()
+        before = workers(executor)
+        os.kill(min(before.values()), signal.SIGKILL)
+        while min(before.values()) in workers(executor).values():
+            time.sleep(0.02)
+        found = executor._client.run(lambda path: (here(path).read_text(), here("tests.unheard-of").title), path)
+        assert list(found.values()) == [("inside", "Backwards")] * 2
+    assert set(executor._client.run(lambda: len(jobs.parcels)).values()) == {0}
+    with sent(None, task, task, [path]) as passed:
+        assert passed is task
+
+
+# --- interrupted -------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from llmpp_core import __main__, jobs
+from llmpp_core.cluster import connect
+from test_cluster import trace
+
+def work(args):
+    folder = Path(sys.argv[2])
+    with connect("local:2", timeout=120) as executor:
+        jobs.run_jobs(trace, [({"i": i}, (i, folder)) for i in range(int(sys.argv[3]))], folder / "rows.jsonl", executor=executor)
+    return 0
+
+if __name__ == "__main__":
+    __main__._fetch = work
+    sys.exit(__main__.main(["fetch"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_it_ends_with_its_workers_and_keeps_what_is_finished(number: int, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = [sys.executable, script, Path(__file__).parent, tmp_path, "3000"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(read_rows(tmp_path / "rows.jsonl")) < 20 and process.poll() is None:
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        # To all of them, as a terminal does.
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    # The pipe is closed when the last of them has ended.
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err == "interrupted; what is finished is kept, and the same command goes on from there\n"
+    kept = [row["i"] for row in read_rows(tmp_path / "rows.jsonl")]
+    assert len(kept) == len(set(kept)) >= 20
+
+
+# --- what is wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_a_scheduler_that_does_not_answer_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cluster, "connect", partial(connect, timeout=0.5))
+    assert __main__.main(["benchmark", "synthetic", "--cluster", "tcp://127.0.0.1:9", "--checkpoints", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("the scheduler tcp://127.0.0.1:9 does not answer: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["local:0", "local:many", "local", "http://127.0.0.1:1", "nowhere"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises((ValueError, ClusterError), match=f"'?{address}'?"), connect(address, timeout=1):
+        pass
+
+
+def test_a_worker_with_another_version_is_refused_and_named(executor: Any) -> None:
+    client = executor._client
+    pids = workers(executor)
+    address, name = client.scheduler.address, max(pids)
+
+    def patch(version: str | None) -> None:
+        own = importlib.metadata.Distribution.version
+        importlib.metadata.version = lambda name: (
+            version if version and name == "torch" else own.fget(importlib.metadata.distribution(name))
+        )
+
+    client.run(patch, "1.0", workers=[name])
+    with pytest.raises(ClusterError, match=rf"^worker {name} has torch 1\.0, not \d.*; install there what is here$"), connect(address):
+        pass
+    client.run(patch, None)
+    client.run(lambda: setattr(importlib.util, "find_spec", lambda name: None), workers=[name])
+    with pytest.raises(ClusterError, match=rf"^worker {name} has llmpp_core none, not [0-9a-f]{{12}}; install"), connect(address):
+        pass
+    os.kill(pids[name], signal.SIGKILL)
+
+
+def in_process(**options: Any) -> LocalCluster:
+    """Return a cluster that starts at once, without processes of its own."""
+    return LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **{"n_workers": 1, "threads_per_worker": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads_per_worker": 2}, r"^worker inproc:.* runs 2 jobs in one process; start it with --nthreads 1$"),
+        ({}, r'^no worker has 1 GPU; start those that do with --resources "GPU=1"$'),
+        ({"n_workers": 0}, r"^the cluster inproc:.* has no worker after 0\.5 s$"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused(options: dict[str, int], message: str) -> None:
+    with in_process(**options) as found, pytest.raises(ClusterError, match=message):  # noqa: SIM117
+        with connect(found.scheduler_address, timeout=0.5, resources={"GPU": 1}):
+            pass
+
+
+def test_workers_of_another_version_that_come_later_are_sent_away_and_without_any_jobs_are_given_up(tmp_path: Path) -> None:
+    def work() -> None:
+        with connect("local:1", timeout=120, patience=0.5, resources={"GPU": 1}) as executor:
+            assert run_jobs(dict, [({"i": 1}, ())], tmp_path / "rows.jsonl", executor=executor) == [{"i": 1}]
+            executor._client.register_plugin(_SameVersion({"torch": "of another time"}))  # type: ignore[attr-defined]
+            run_jobs(dict, [({"i": i}, ()) for i in range(3)], tmp_path / "rows.jsonl", executor=executor)
+
+    with pytest.raises(ClusterError, match=r"^the cluster local:1 had no worker for 0\.5 s; what is finished is kept$"):
+        work()
+    assert read_rows(tmp_path / "rows.jsonl") == [{"i": 1}]
+
+
+def test_a_job_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
+    with (
+        config.set({"distributed.scheduler.allowed-failures": 0}),
+        pytest.raises(ClusterError, match=r"^1 workers died of the same job, the last one tcp://127\.0\.0\.1:\d+; it may need more memory"),
+        connect("local:1", timeout=120) as executor,
+    ):
+        run_jobs(os._exit, [({"i": 1}, (1,))], tmp_path / "rows.jsonl", executor=executor)
+
+
+def test_a_lost_connection_is_said_and_not_taken_for_the_end(tmp_path: Path) -> None:
+    found = in_process()
+    with connect(found.scheduler_address, timeout=1) as executor:
+        for _ in results(time.sleep, [("short", (0,))], executor):
+            closing = threading.Timer(0, found.close)
+        closing.start()
+        with pytest.raises(JobsLost, match="the executor gave up jobs"):
+            run_jobs(time.sleep, [({"i": i}, (1,)) for i in range(100)], tmp_path / "rows.jsonl", executor=executor)
+    closing.join()
+
+
+def test_paid_requests_stay_in_one_process(executor: Executor, tmp_path: Path) -> None:
+    for changes in ({"price": Price(1, 1, "2026-01-01"), "budget": 1.0}, {"token_cap": 10}, {"requests_per_minute": 5.0}):
+        with pytest.raises(ValueError, match=r"^m costs money or has limits, which only one process can keep"):
+            Client(Settings("m", **changes), cache=tmp_path / "cache.sqlite3", executor=executor)  # type: ignore[arg-type]
