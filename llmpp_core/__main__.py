@@ -7,15 +7,10 @@ that help comes at once.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from llmpp_core.space import Architecture, SearchSpace
+from typing import Any, NoReturn
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,186 +69,20 @@ def _fetch(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from llmpp_core.cost import count_flops, count_parameters
     from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
+    from llmpp_core.long_commands import read_architecture
     from llmpp_core.runner_notebook import InputError
     from llmpp_core.space import HAT_WMT, SPACES
 
     if args.space is not None and args.space not in SPACES:
         raise InputError(f"unknown search space {args.space!r}; known are {', '.join(SPACES)}")
     space = SPACES[args.space] if args.space else None
-    arch = _architecture(args.file, space)
+    arch = read_architecture(args.file, space)
     qkv_dim = (space or HAT_WMT).qkv_dim
     print(f"parameters without embeddings  {count_parameters(arch, qkv_dim):,}")
     print(f"GFLOPs, 30 tokens, without output projection  {count_flops(arch, qkv_dim=qkv_dim) / 1e9:.3f}")
     for name, value in zip(HAT_FEATURE_NAMES, HATFeatures().transform([arch])[0], strict=True):
         print(f"{name}  {value:g}")
     return 0
-
-
-def _architecture(file: Path, space: SearchSpace | None) -> Architecture:
-    from llmpp_core.runner_notebook import InputError
-    from llmpp_core.space import Architecture
-
-    try:
-        arch = Architecture.from_hat_yaml(file.read_text(encoding="utf-8"))
-        if space:
-            space.validate(arch)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: {error}") from None
-    return arch
-
-
-def _measure(args: argparse.Namespace) -> int:
-    """Run a long measurement of a task, whose module `args.measure` imports."""
-    import torch
-
-    from llmpp_core import benchmark, search_benchmark, sources, tasks
-    from llmpp_core.runner_notebook import InputError
-
-    if args.task not in tasks.task_names():
-        raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
-    away = args.cluster is not None and not args.cluster.startswith("local:")
-    if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; leave --device out to use the CPU")
-    for name in ("architectures", "seeds", "trainings", "jobs"):
-        if getattr(args, name, 1) < 1:
-            raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
-    folder = args.checkpoints or sources.cache_dir() / "checkpoints"
-    try:
-        with _executor(args) as (executor, side_by_side):
-            common = {
-                "device": args.device,
-                # A worker elsewhere knows best how many threads are its own.
-                "threads": None if away else max(1, torch.get_num_threads() // side_by_side),
-                "seconds": 60 * args.minutes,
-                "progress": True,
-                "executor": executor,
-            }
-            if args.measure == "searches":
-                complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, trainings=args.trainings, **common)
-            else:
-                complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, **common)
-    except ValueError as error:
-        # A table or checkpoint that is damaged or of something else; the message names it.
-        raise InputError(str(error)) from error
-    if complete and args.measure == "benchmark" and away:
-        print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
-    elif complete and args.measure == "benchmark":
-        # Alone, so that nothing of ours disturbs it.
-        benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)
-    print("complete" if complete else "not complete; the same command goes on")
-    return 0
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    """Prepare the corpus of a WMT task."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    from llmpp_core import preparation, tasks
-    from llmpp_core.jobs import end_with_parent
-    from llmpp_core.runner_notebook import InputError
-
-    if args.task not in preparation.SUBWORDS:
-        raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(preparation.SUBWORDS)}")
-    if args.jobs < 1:
-        raise InputError(f"--jobs: expected a positive number, got {args.jobs}")
-    folder = args.out or preparation.prepared_folder(args.task)
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        try:
-            settings = preparation.Settings(args.subwords or preparation.SUBWORDS[args.task], sample=args.sample)
-            executor = pool if args.jobs > 1 else None
-            manifest = preparation.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
-            signature = tasks.prepared_task(args.task, folder).bleu_signature()
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from error
-    counts = manifest["counts"]
-    print(f"{counts['kept']:,} of {counts['pairs']:,} training pairs kept; left out, each for the first reason that holds:")
-    print(f"  {counts['empty']:,} with an empty side")
-    print(f"  {counts['long']:,} of more than {settings.words} words")
-    print(f"  {counts['unequal']:,} with more than {settings.word_ratio:g} times the words of the other side")
-    print(f"  {counts['long_subwords']:,} of more than {settings.longest} subwords")
-    print(f"  {counts['unequal_subwords']:,} with more than {settings.ratio:g} times the subwords of the other side")
-    print(f"{counts['valid']:,} validation and {counts['test']:,} test pairs; {manifest['vocabulary']:,} joint subwords")
-    print(f"BLEU signature  {signature}")
-    print(f"{folder} is complete and whole")
-    return 0
-
-
-def _train(args: argparse.Namespace) -> int:
-    """Train one network of a task, on as many processes as ``accelerate launch`` started."""
-    import time
-
-    from llmpp_core.benchmark import SUPERNET_KINDS, prepare
-    from llmpp_core.distributed import all_or_none, processes
-    from llmpp_core.evaluation import evaluate
-    from llmpp_core.runner_notebook import InputError
-    from llmpp_core.supernet import SuperTransformer
-    from llmpp_core.tasks import load_task
-    from llmpp_core.training import train
-    from llmpp_core.transformer import Transformer
-
-    place = processes()
-    first = place.is_main_process
-
-    def network() -> tuple[Any, ...]:
-        task, pairs = prepare(args.task, str(place.device), None)
-        if args.arch:
-            arch = _architecture(args.arch, task.space)
-            return Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout), None, task, task.recipe, pairs
-        if args.supernet not in SUPERNET_KINDS:
-            raise ValueError(f"unknown supernet {args.supernet!r}; known are {', '.join(SUPERNET_KINDS)}")
-        kind, sampling = SUPERNET_KINDS[args.supernet]
-        recipe = task.supernet_recipe
-        return SuperTransformer(task.space, len(task.vocabulary), kind, dropout=recipe.dropout), sampling, task, recipe, pairs
-
-    try:
-        # The first process is alone at first: what it downloads and prepares is then there for the others.
-        all_or_none(lambda: load_task(args.task) if first else None, place)
-        model, sampling, task, recipe, pairs = all_or_none(network, place)
-        model.to(place.device)
-        if first:
-            print(f"{place.num_processes} process(es), {place.device.type}", flush=True)
-        settings = {"seed": args.seed, "checkpoint": args.checkpoint, "seconds": 60 * args.minutes, "progress": args.task}
-        history = train(model, pairs["train"], recipe, sampling=sampling, place=place, **settings)
-    except (ValueError, OSError) as error:
-        if not first:
-            # The first says it for all, and the launcher then ends the others; this one is heard if it is alone in its trouble.
-            time.sleep(5)
-        raise InputError(str(error)) from error
-    if first:
-        print(f"{history.updates:,} of {recipe.updates:,} updates, {history.tokens:,} target tokens, {history.seconds:.0f} s", end="")
-        print(f", training loss {history.loss[-1]:.3f}" if history.loss else "")
-        if not history.finished:
-            print("not complete; the same command goes on")
-        elif history.diverged:
-            print(f"given up: {history.diverged}")
-        elif args.arch:
-            print(", ".join(f"{name} {value:.3f}" for name, value in evaluate(model, task, pairs)._asdict().items()))
-    return 1 if history.diverged else 0
-
-
-@contextmanager
-def _executor(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
-    """Yield what runs the jobs, None for this process, and how many at a time, if that is known."""
-    if args.cluster is not None:
-        from llmpp_core.cluster import connect
-
-        with connect(args.cluster, resources={"GPU": 1} if args.device.startswith("cuda") else None) as executor:
-            kind, _, number = args.cluster.partition(":")
-            yield executor, int(number) if kind == "local" else 1
-    elif args.jobs == 1:
-        yield None, 1
-    else:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        from llmpp_core.jobs import end_with_parent
-
-        # CUDA does not work in forked processes.
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-            yield pool, args.jobs
 
 
 def _parameter(given: str) -> tuple[str, Any]:
@@ -269,20 +98,9 @@ def _parameter(given: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
-    command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
-    where = command.add_mutually_exclusive_group()
-    where.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
-    where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
-    command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
-    command.set_defaults(command=_measure, measure=measure)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    from llmpp_core.llm_commands import add_commands
+    from llmpp_core import llm_commands, long_commands
 
     top = _Parser(prog="python -m llmpp_core", description="Run the book's notebooks and handle its files.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -319,56 +137,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
     command.set_defaults(command=_describe)
 
-    command = commands.add_parser(
-        "prepare",
-        help="prepare the corpus of a WMT task",
-        description="Clean a WMT corpus, train its subwords and store its tokens. Goes on where it stopped; checks what is finished.",
-    )
-    command.add_argument("task", metavar="TASK", help="wmt14.en-de, wmt14.en-fr or wmt19.en-de")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: prepared/TASK in the user's cache)")
-    command.add_argument("--corpus", type=Path, metavar="DIR", help="raw files (default: LLMPP_DATA_DIR, the cache or Hugging Face's hub)")
-    command.add_argument("--subwords", type=int, metavar="N", help="most joint subwords (default: as in the paper's records)")
-    command.add_argument(
-        "--sample", type=int, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
-    )
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
-    command.set_defaults(command=_prepare)
-
-    command = commands.add_parser(
-        "benchmark",
-        help="train architectures and supernets on a task, and store the scores",
-        description="Train a task's architectures from scratch and its supernets. Goes on where it stopped; tables are in results/tfs.",
-    )
-    command.add_argument("--architectures", type=int, default=48, metavar="N", help="how many architectures (default 48)")
-    command.add_argument("--seeds", type=int, default=3, metavar="N", help="how many trainings of each (default 3)")
-    _add_measuring(command, "benchmark")
-
-    command = commands.add_parser(
-        "searches",
-        help="search with every schedule and train what was found",
-        description="Search a task's space with every schedule, and train what was found. Needs the task's benchmark. Goes on where it "
-        "stopped; tables are in results/search.",
-    )
-    command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
-    command.add_argument("--trainings", type=int, default=3, metavar="N", help="how many trainings of each result (default 3)")
-    _add_measuring(command, "searches")
-
-    command = commands.add_parser(
-        "train",
-        help="train one network or supernet of a task, on one or several processes",
-        description="Train one network of a task on the GPU if there is one, or on several with: accelerate launch -m llmpp_core train ... "
-        "Goes on where it stopped, on any number of processes.",
-    )
-    command.add_argument("task", metavar="TASK", help="such as synthetic or wmt14.en-de")
-    which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("--supernet", metavar="NAME", help="HAT, 'Supernet (Sandwich)', 'Layer-wise MoS' or 'Neuron-wise MoS'")
-    which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
-    command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
-    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
-    command.set_defaults(command=_train)
-
-    add_commands(commands)
+    long_commands.add_commands(commands)
+    llm_commands.add_commands(commands)
     return top
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from llmpp_core.files import append_rows, read_rows
@@ -57,7 +61,7 @@ def run_jobs(
     Raises
     ------
     ValueError
-        If two jobs have the same key, or the file is damaged.
+        If two jobs have the same key, the file is damaged, or another process is adding to it.
     Exception
         What a job raised, once the jobs under way are over and their rows written. An executor that does not tell which jobs are
         under way, as that of a cluster, gives those up as well, to be run again.
@@ -69,18 +73,30 @@ def run_jobs(
     if len(set(keys)) < len(keys):
         raise ValueError("jobs: two have the same key")
     fields = [tuple(key) for key, _ in listed][:1]
-    done = {_hashable({name: row.get(name) for name in fields[0]}): row for row in read_rows(path)} if fields else {}
-    open_ = [(key, arguments) for key, (_, arguments) in zip(keys, listed, strict=True) if key not in done]
     named = {key: dict(given) for key, (given, _) in zip(keys, listed, strict=True)}
-    with tqdm(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
-        for key, result in results(work, open_, executor):
-            if result is not None:
-                done[key] = {**named[key], **result}
-                if receive is not None:
-                    receive(done[key])
-                append_rows(path, [done[key]])
-                bar.update()
+    with _alone(path):
+        done = {_hashable({name: row.get(name) for name in fields[0]}): row for row in read_rows(path)} if fields else {}
+        open_ = [(key, arguments) for key, (_, arguments) in zip(keys, listed, strict=True) if key not in done]
+        with tqdm(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
+            for key, result in results(work, open_, executor):
+                if result is not None:
+                    done[key] = {**named[key], **result}
+                    if receive is not None:
+                        receive(done[key])
+                    append_rows(path, [done[key]])
+                    bar.update()
     return [done[key] for key in keys if key in done]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine from adding to a table meanwhile: each would run the jobs that the other has not finished."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"llmpp-{name}.lock", timeout=0, mode=0o666):
+            yield
+    except Timeout:
+        raise ValueError(f"{path}: another process is adding to this table; wait for it, or stop it") from None
 
 
 def end_with_parent() -> None:

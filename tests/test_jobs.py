@@ -215,3 +215,17 @@ def _is_running(pid: str) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     # One that has ended may wait for somebody to take notice.
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_two_processes_do_not_add_to_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def rival(x: int) -> dict[str, int]:
+        with pytest.raises(ValueError, match=r"rows\.jsonl: another process is adding to this table"):
+            run_jobs(square, [({"x": 9}, (9,))], path)
+        return square(x)
+
+    assert [row["x"] for row in run_jobs(rival, [({"x": x}, (x,)) for x in range(2)], path)] == [0, 1]
+    assert len(read_rows(path)) == 2
+    run_jobs(square, [({"x": 9}, (9,))], path)
+    assert len(read_rows(path)) == 3
