@@ -155,17 +155,18 @@ def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: 
 # --- interrupted -------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
-sys.path.append(sys.argv[1])
 from llmpp_core import __main__, jobs
 from llmpp_core.cluster import connect
-from test_cluster import trace
+
+def nap(i):
+    time.sleep(0.01)
+    return {"square": i * i}
 
 def work(args):
-    folder = Path(sys.argv[2])
     with connect("local:2", timeout=120) as executor:
-        jobs.run_jobs(trace, [({"i": i}, (i, folder)) for i in range(int(sys.argv[3]))], folder / "rows.jsonl", executor=executor)
+        jobs.run_jobs(nap, [({"i": i}, (i,)) for i in range(3000)], Path(sys.argv[1]), executor=executor)
     return 0
 
 if __name__ == "__main__":
@@ -178,7 +179,7 @@ if __name__ == "__main__":
 def test_interrupted_it_ends_with_its_workers_and_keeps_what_is_finished(number: int, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    words = [sys.executable, script, Path(__file__).parent, tmp_path, "3000"]
+    words = [sys.executable, script, tmp_path / "rows.jsonl"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(read_rows(tmp_path / "rows.jsonl")) < 20 and process.poll() is None:
         time.sleep(0.01)
