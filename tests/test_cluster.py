@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
     """Two processes; the tests that kill some get others in their place."""
-    with connect("local:2", timeout=120) as found:
+    # Forked from a process that has imported everything (see small_nets), they start at once; dask would have another one import less.
+    forkserver.ensure_running()
+    with config.set({"distributed.worker.multiprocessing-method": "forkserver"}), connect("local:2", timeout=120) as found:
         yield found
 
 
