@@ -7,10 +7,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -120,30 +122,33 @@ def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]
     if executor is None:
         yield from ((key, work(*arguments)) for key, arguments in jobs)
         return
-    pending: dict[Future[Any], str] = {}
+    pending: dict[str, Future[Any]] = {}
+    arrived: SimpleQueue[tuple[str, bool, BaseException | None, Any]] = SimpleQueue()
+
+    def take(key: str, future: Future[Any]) -> None:
+        # At once, and without keeping the future: what somebody holds a cluster computes again when the worker it was made by is lost.
+        pending.pop(key, None)
+        cancelled = future.cancelled()
+        error = None if cancelled else future.exception()
+        arrived.put((key, cancelled, error, None if cancelled or error else future.result()))
+
     failure: BaseException | None = None
     try:
         for key, arguments in jobs:
-            pending[executor.submit(work, *arguments)] = key
-        while pending:
-            finished = list(wait(pending, return_when=FIRST_COMPLETED).done)
-            while finished:
-                # No reference stays behind: a cluster computes again what its worker is lost with, as long as somebody holds it.
-                future = finished.pop()
-                key = pending.pop(future)
-                cancelled, error = future.cancelled(), None if future.cancelled() else future.exception()
-                result = None if cancelled or error else future.result()
-                del future
-                if not cancelled and error is None:
-                    yield key, result
-                elif failure is None:
-                    failure = error or JobsLost(
-                        "the executor gave up jobs, as when the connection to a cluster is lost; what is finished is kept"
-                    )
-                    for other in pending:
-                        other.cancel()
+            pending[key] = executor.submit(work, *arguments)
+            pending[key].add_done_callback(partial(take, key))
+        for _ in jobs:
+            key, cancelled, error, result = arrived.get()
+            if not cancelled and error is None:
+                yield key, result
+            elif failure is None:
+                failure = error or JobsLost(
+                    "the executor gave up jobs, as when the connection to a cluster is lost; what is finished is kept"
+                )
+                for other in list(pending.values()):
+                    other.cancel()
     finally:
-        for other in pending:
+        for other in list(pending.values()):
             other.cancel()
     if failure is not None:
         raise failure

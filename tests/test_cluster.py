@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
     """Two processes; the tests that kill some get others in their place."""
-    with connect("local:2", timeout=120) as found:
+    # Forked from a process that has imported everything (see small_nets), they start at once; dask would have another one import less.
+    forkserver.ensure_running()
+    with config.set({"distributed.worker.multiprocessing-method": "forkserver"}), connect("local:2", timeout=120) as found:
         yield found
 
 
@@ -85,12 +88,14 @@ def test_no_row_is_lost_or_doubled_when_a_worker_is_killed(executor: Executor, t
     path, folder = tmp_path / "rows.jsonl", tmp_path / "traces"
     folder.mkdir()
     killing = kill_when(lambda: len(read_rows(path)) > 5, executor, 0.3)
-    found = run_jobs(trace, [({"i": i}, (i, folder)) for i in range(200)], path, executor=executor)
+    # The disk is slow, so there are always jobs that are finished and not yet written.
+    jobs_, slow = [({"i": i}, (i, folder)) for i in range(200)], lambda row: time.sleep(0.01)
+    found = run_jobs(trace, jobs_, path, executor=executor, receive=slow)
     killing.join()
     assert found == [{"i": i, "square": i * i} for i in range(200)]
     assert sorted(row["i"] for row in read_rows(path)) == list(range(200))
-    # No more ran twice than what the worker had under way or not handed over yet.
-    assert 200 <= len(list(folder.iterdir())) <= 210
+    # No more ran twice than what the worker had under way or was just handing over.
+    assert 200 <= len(list(folder.iterdir())) <= 220
 
 
 class OwnDisk(WorkerPlugin):

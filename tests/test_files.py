@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from llmpp_core.files import append_rows, load_tensors, read_rows, replace_file, save_tensors
+from llmpp_core.files import append_rows, load_tensors, read_rows, replace_file, save_tensors, writable
 
 # --- whole files ------------------------------------------------------------------------------------------------------
 
@@ -128,3 +128,12 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n' + line.encode("latin-1") + b'\n{"a": 3}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a JSON object"):
         read_rows(path)
+
+
+def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert writable(tmp_path / "a" / "checkpoints") == tmp_path / "a" / "checkpoints"
+    (tmp_path / "file").touch()
+    found = writable(tmp_path / "file" / "checkpoints")
+    assert found.is_dir()
+    assert found.is_relative_to(tmp_path / "temporary")

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from fake_llm_server import prompt
 
+from llmpp_core import llm_cache
 from llmpp_core.llm_cache import Cache, CacheError, Stored
 
 
@@ -99,3 +101,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(CacheError, match="folder cannot be opened"):
         Cache(tmp_path / "folder")
+
+
+@pytest.mark.skipif(not Path("/proc/mounts").exists(), reason="this system does not list what is mounted")
+def test_a_network_file_system_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Cache(tmp_path / "c")
+    # The kinds that are mounted here, as if they were of a network.
+    kinds = {line.split()[2] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()}
+    monkeypatch.setattr(llm_cache, "_NETWORK", kinds)
+    with pytest.warns(UserWarning, match=r"is on a network file system \(.+\): on several machines at once answers would be lost"):
+        Cache(tmp_path / "c")
