@@ -236,16 +236,17 @@ def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
 def measure_latency(
     given: Task | str, *, results: Path = RESULTS, n: int = ARCHITECTURES, repeats: int = 7, device: str = "cpu", progress: bool = False
 ) -> pd.DataFrame:
-    """Measure how long the architectures of a benchmark take, and `CHECKED` others, on a machine that does nothing else.
+    """Measure how long the architectures of a benchmark take, on a machine that does nothing else, and go on where it was stopped.
 
-    Goes on where it was stopped. The others are for a check of what predicts latency, and go into a table of their own.
+    Then they are measured again, in turns with `CHECKED` others, into a table of its own: to check how well latency repeats, and
+    whether what predicts it is right about architectures that it was not fitted to.
     """
     task = load_task(given) if isinstance(given, str) else given
     settings = LatencySettings(len(task.vocabulary), device=device)
     known = architectures(task, n)
     others = [arch for arch in task.space.sample(n + CHECKED, np.random.default_rng(1)) if arch not in known][:CHECKED]
     tables = []
-    for archs, name in ((known, "latency"), (others, "latency-check")):
+    for archs, name in ((known, "latency"), ([*known, *others], "latency-check")):
         path, rng = results / f"{task.name}.{name}.jsonl", np.random.default_rng(0)
         tables.append(build_latency_table(archs, task.space, settings, path, rng, repeats=repeats, progress=progress))
     return tables[0]
