@@ -193,6 +193,7 @@ def measure(
 
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
+    folder.mkdir(parents=True, exist_ok=True)
     archs = architectures(task, n)
     common = (folder, device, threads, stop)
 

@@ -67,16 +67,20 @@ def connect(
     """
     with _client(address, timeout, resources or {}) as client:
         check = _SameVersion(_versions()())
+        with suppress(ValueError):
+            # Left behind by a connection that was killed, it would send away the workers of a newer version.
+            client.unregister_worker_plugin(check.name)
         try:
             client.wait_for_workers(1, timeout)
         except TimeoutError:
             raise ClusterError(f"the cluster {address} has no worker after {timeout:g} s") from None
         _check(client, check.wanted, resources or {})
 
-        def wait_no_longer(dask_scheduler: Any) -> None:
-            dask_scheduler.no_workers_timeout = patience
+        def wait(seconds: float | None, dask_scheduler: Any = None) -> float | None:
+            before, dask_scheduler.no_workers_timeout = dask_scheduler.no_workers_timeout, seconds
+            return before
 
-        client.run_on_scheduler(wait_no_longer)
+        before = client.run_on_scheduler(wait, patience)
         client.register_plugin(check)
         try:
             # Not pure: equal arguments need not mean equal jobs, and to find out would cost more than to send them.
@@ -89,6 +93,7 @@ def connect(
         finally:
             with suppress(Exception):
                 client.unregister_worker_plugin(check.name)
+                client.run_on_scheduler(wait, before)
 
 
 @contextmanager
@@ -151,6 +156,10 @@ def _difference(address: str, wanted: Mapping[str, str], found: Mapping[str, str
     return f"worker {address} has {'; '.join(parts)}" if other else ""
 
 
+def _many_threads(address: str, threads: int) -> str:
+    return f"worker {address} runs {threads} jobs in one process; start it with --nthreads 1"
+
+
 def _check(client: Client, wanted: Mapping[str, str], resources: Mapping[str, float]) -> None:
     for address, found in client.run(_versions(), on_error="return").items():
         if isinstance(found, Exception):
@@ -161,7 +170,7 @@ def _check(client: Client, wanted: Mapping[str, str], resources: Mapping[str, fl
     for address, worker in workers.items():
         if worker["nthreads"] != 1:
             # Threads share PyTorch's random numbers, so results would depend on who else runs.
-            raise ClusterError(f"worker {address} runs {worker['nthreads']} jobs in one process; start it with --nthreads 1")
+            raise ClusterError(_many_threads(address, worker["nthreads"]))
     for name, amount in resources.items():
         if all(worker["resources"].get(name, 0) < amount for worker in workers.values()):
             raise ClusterError(f'no worker has {amount:g} {name}; start those that do with --resources "{name}={amount:g}"')
@@ -177,7 +186,7 @@ class _NoInterrupts(WorkerPlugin):
 
 
 class _SameVersion(WorkerPlugin):
-    """Sends away a worker that comes later, perhaps in the place of a lost one, with another version."""
+    """Sends away a worker that comes later, perhaps in the place of a lost one, with another version or several threads."""
 
     name = "llmpp-same-version"
 
@@ -185,7 +194,10 @@ class _SameVersion(WorkerPlugin):
         self.wanted = wanted
 
     async def setup(self, worker: Any) -> None:
-        if different := _difference(worker.address, self.wanted, _versions()()):
+        different = _difference(worker.address, self.wanted, _versions()())
+        if not different and worker.state.nthreads != 1:
+            different = _many_threads(worker.address, worker.state.nthreads)
+        if different:
             logging.getLogger("distributed.worker").error("sent away: %s", different)
             worker.loop.call_later(0, worker.close, nanny=True, reason=different)
 
@@ -235,7 +247,7 @@ def sent(executor: Executor | None, given: Any = None, task: Any = None, files: 
     if client is None:
         yield given
         return
-    travels = task is not None and (given is task or len(task.text["train"]) <= LARGEST)
+    travels = task is not None and (given is task or len(task.pairs["train"]) <= LARGEST)
     plugin = _Parcels({task.name: task} if travels else {}, {str(path): path.read_bytes() for path in files if path.exists()})
     client.register_plugin(plugin)
     try:

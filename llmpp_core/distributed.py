@@ -7,6 +7,7 @@ a supernet, is neither sent nor marked as unused.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llmpp_core.batches import Batch, Pairs
+from llmpp_core.sources import SourceError
 from llmpp_core.transformer import PAD
 
 if TYPE_CHECKING:
@@ -29,7 +31,11 @@ def processes() -> PartialState:
     """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one."""
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    place = PartialState(cpu=not torch.cuda.is_available())
+    if place.num_processes > 1:
+        # The threads of the connection must end before the process does, or it may abort after all its work is done.
+        atexit.register(place.destroy_process_group)
+    return place
 
 
 def share(pairs: Pairs, batches: Sequence[np.ndarray], place: PartialState | None) -> Iterator[tuple[int, Batch]]:
@@ -87,7 +93,7 @@ def all_or_none(work: Callable[[], Result], place: PartialState | None) -> Resul
     result, error = None, None
     try:
         result = work()
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, SourceError) as problem:
         error = str(problem)
     errors = [text for text in gathered([error], place) if text is not None]
     if errors:

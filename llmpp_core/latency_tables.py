@@ -131,9 +131,17 @@ class MeasuredLatency:
         self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
         self._origin = {**_origin(space, settings), "repeats": repeats}
         rows = _read_alike(path, self._origin)
-        self._known = {Architecture.from_hat_dict(row["arch"]): float(row["latency_ms"]) for row in rows}
+        self._known: dict[Architecture, float] = {}
         # All times are as if the machine always had the pace of the first measurement.
-        self._pace = float(rows[0]["pace_ms"]) if rows else None
+        self._pace: float | None = None
+        for number, row in enumerate(rows, 1):
+            try:
+                self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
+                self._pace = float(row["pace_ms"])
+            except KeyError as error:
+                raise ValueError(f"{path}:{number}: the row has no {error}") from None
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
 
     def __call__(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return latencies in ms, shape (n,), measuring what is not known."""

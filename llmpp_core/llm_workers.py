@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmpp_core.jobs import results
-from llmpp_core.llm_cache import Cache, Stored
+from llmpp_core.llm_cache import Cache, CacheError, Stored
 from llmpp_core.llm_limits import Budget, Pace, Stop
 from llmpp_core.llm_run import Counts, Job, Run
 from llmpp_core.llm_settings import Settings
@@ -58,8 +58,11 @@ def ask_elsewhere(
     """Have requests asked by an executor and keep the answers as they come in; returns reasons of failures by key, raises Stop."""
     by_key, failures, groups = {job.key: job for job in jobs}, dict[str, str](), range(0, len(jobs), _TOGETHER)
     for _, asked in results(ask_here, [(str(i), (settings, jobs[i : i + _TOGETHER])) for i in groups], executor):
-        for key, stored in asked.answers.items():
-            cache.put(key, settings.identity(), by_key[key].prompt, by_key[key].sample, stored)
+        try:
+            for key, stored in asked.answers.items():
+                cache.put(key, settings.identity(), by_key[key].prompt, by_key[key].sample, stored)
+        except CacheError as error:
+            raise Stop(str(error)) from None
         for name in ("requests", "answered", "invalid", "failed", "retries", "estimated"):
             setattr(counts, name, getattr(counts, name) + getattr(asked.counts, name))
         for _ in (*asked.answers, *asked.failures):

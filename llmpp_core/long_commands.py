@@ -123,7 +123,7 @@ def _measure(args: argparse.Namespace) -> int:
                 complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, trainings=args.trainings, **common)
             else:
                 complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, **common)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # A table or checkpoint that is damaged or of something else; the message names it.
         raise InputError(str(error)) from error
     if complete and args.measure == "benchmark" and away:

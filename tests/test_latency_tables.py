@@ -184,6 +184,10 @@ def test_latencies_of_another_kind_are_refused(bench: dict[str, Any], tmp_path: 
     MeasuredLatency(TINY, SETTINGS, path)(ARCHS[:2])
     with pytest.raises(ValueError, match=r"a\.jsonl:1: measured with settings batch=1, not batch=2; use another file"):
         MeasuredLatency(TINY, replace(SETTINGS, batch=2), path)
+    rows = [{key: value for key, value in row.items() if key != "latency_ms"} for row in read_rows(path)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: the row has no 'latency_ms'"):
+        MeasuredLatency(TINY, SETTINGS, tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="repeats: expected a positive number, got 0"):
         MeasuredLatency(TINY, SETTINGS, path, repeats=0)
 
