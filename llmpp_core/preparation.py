@@ -2,8 +2,8 @@
 
 A folder goes through three stages: *clean* (``text-*.arrow``, the pairs that pass the filters on words), *vocabulary*
 (``vocabulary.json``, trained on every k-th pair) and *tokens* (``train-*.arrow``, the pairs that pass the filters on subwords).
-A file is written whole or not at all and never twice, so after a crash the next run goes on behind the last one.
-``manifest.json`` comes last; without it a folder is not used.
+A file is written whole or not at all and never twice, so after a crash, or where a file was removed, the next run makes what is
+missing. ``manifest.json`` comes last; without it a folder is not used.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def prepare(
     corpus : path, optional
         The folder of the raw corpus; see `llmpp_core.corpus_readers.open_corpus`.
     executor : concurrent.futures.Executor, optional
-        Works on several token shards at once.
+        Works on several token shards at once. That of a cluster needs `folder` to be one that all its machines share, under one path.
     progress : bool
         Show a progress bar per stage.
 
@@ -114,7 +114,8 @@ def prepare(
     Raises
     ------
     ValueError
-        If the folder was prepared from something else or with other settings, a file is damaged, or the disk too small.
+        If the folder was prepared from something else or with other settings, a file is damaged, the disk too small, or no pair
+        passes the filters.
     """
     reader = open_corpus(name, "train", corpus)
     identity = {"task": name, "source": reader.identity(), "settings": asdict(settings)}
@@ -132,18 +133,27 @@ def prepare(
 
 
 def clean_text(reader: Any, folder: Path, settings: Settings, progress: bool = False) -> None:
-    """Write the shards of text, those that are not there yet."""
-    records = [read_shard(path)[1] for path in _shards(folder, "text")]
-    if records and records[-1]["last"]:
-        return
-    done = sum(path.stat().st_size for path in _shards(folder, "text"))
-    need_disk(folder, max(0, reader.size - done) * 11 // 10, "the cleaned text")
+    """Write the shards of text, those that are not there yet, each from where the one before it ends."""
+    k, position, last, blocks = 0, None, False, None
     with tqdm(desc="clean", unit=" pairs", unit_scale=True, disable=not progress) as bar:
-        for k, block in enumerate(reader.blocks(records[-1]["position"] if records else None, settings.shard), len(records)):
-            rows, report = clean(block.src, block.tgt, longest=settings.words, ratio=settings.word_ratio)
-            columns = {"src": [block.src[i] for i in rows], "tgt": [block.tgt[i] for i in rows]}
-            write_shard(folder / f"text-{k:05}.arrow", columns, {**asdict(report), "position": block.position, "last": block.last})
-            bar.update(report.pairs)
+        while not last:
+            path = folder / f"text-{k:05}.arrow"
+            if path.exists():
+                # What follows a gap stays, and so do tokens without text: settings and corpus decide what is in the shard of a number.
+                record, blocks = read_shard(path)[1], None
+                position, last = record["position"], record["last"]
+            else:
+                if blocks is None:
+                    done = sum(shard.stat().st_size for shard in _shards(folder, "text"))
+                    need_disk(folder, max(0, reader.size - done) * 11 // 10, "the cleaned text")
+                    # Kept until the next shard that is there, since in packed files going to a position means reading up to it.
+                    blocks = reader.blocks(position, settings.shard)
+                src, tgt, position, last = next(blocks)
+                rows, report = clean(src, tgt, longest=settings.words, ratio=settings.word_ratio)
+                columns = {"src": [src[i] for i in rows], "tgt": [tgt[i] for i in rows]}
+                write_shard(path, columns, {**asdict(report), "position": position, "last": last})
+                bar.update(report.pairs)
+            k += 1
 
 
 def train_vocabulary(folder: Path, settings: Settings) -> None:
@@ -181,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: {'damaged' if path.exists() else 'missing'}; prepare the corpus again") from None
+        raise ValueError(f"{path}: {'damaged; remove it and' if path.exists() else 'missing;'} prepare the corpus again") from None
     for name, size in sizes.items():
         file = folder / name
         # The text has had its use.
@@ -295,6 +305,8 @@ def _finish(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     counts = {key: sum(records[shard][key] for shard in text) for key in ("pairs", "empty", "long", "unequal")}
     counts |= {key: sum(records[shard][key] for shard in train) for key in ("long_subwords", "unequal_subwords")}
     counts |= {"kept": sum(records[shard]["rows"] for shard in train)}
+    if counts["kept"] == 0:
+        raise ValueError(f"{folder}: no pair of the corpus passes the filters on subwords")
     counts |= {side: records[folder / f"{side}.arrow"]["rows"] for side in ("valid", "test")}
     tokens = hashlib.sha256("".join(files[shard.name]["sha256"] for shard in train).encode()).hexdigest()
     manifest = {

@@ -212,7 +212,7 @@ def stages(
         Speed and price of a GPU.
     preparation : Preparation
         Measured rates.
-    price : Price
+    price : llmpp_core.llm_settings.Price
         Of the LLM's tokens.
     space : SearchSpace
         The architectures.

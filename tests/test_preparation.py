@@ -133,6 +133,33 @@ def test_a_finished_shard_is_not_made_again(mine: Path, corpus: Path) -> None:
     assert [name for name, time in after.items() if before.get(name) != time] == ["train-00002.arrow"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2], [1, 2], [3]])
+@pytest.mark.parametrize("stage", ["clean", "vocabulary", "tokens", "finished"])
+def test_text_that_was_removed_is_made_again(
+    prepared: Path, corpus: Path, tmp_path: Path, packed: bool, gone: list[int], stage: str
+) -> None:
+    """Whichever shards are missing, and wherever the run had stopped."""
+    whole = prepared
+    if packed:
+        corpus = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+        for language in ("en", "de"):
+            text = corpus / f"train.{language}"
+            (corpus / f"{text.name}.gz").write_bytes(gzip.compress(text.read_bytes()))
+            text.unlink()
+        whole = tmp_path / "whole"
+        prepare_small(corpus, whole)
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    # In the order in which they are made.
+    later = ["text-00003.arrow", "vocabulary.json", "examples.arrow", "train-0000[123].arrow", "manifest.json"]
+    first = {"clean": 0, "vocabulary": 1, "tokens": 3, "finished": 5}[stage]
+    removed = [*later[first:], *(["train-00000.arrow"] if stage in ("clean", "vocabulary") else [])]
+    for path in [path for pattern in removed for path in out.glob(pattern)] + [out / f"text-{k:05}.arrow" for k in gone]:
+        path.unlink(missing_ok=True)
+    prepare_small(corpus, out)
+    assert files(out) == files(whole)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_corpus(corpus: Path, tmp_path: Path) -> None:
     """Six times the pairs need far less additional memory than the text that is added."""
@@ -224,10 +251,24 @@ def test_a_shard_cut_short_is_refused_and_can_be_made_again(mine: Path, prepared
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"files": {"a": 1}}'])
-def test_a_damaged_manifest_is_named(mine: Path, data: bytes) -> None:
+def test_a_damaged_manifest_is_named_and_can_be_made_again(mine: Path, prepared: Path, corpus: Path, data: bytes) -> None:
     (mine / "manifest.json").write_bytes(data)
-    with pytest.raises(ValueError, match=r"manifest\.json: damaged; prepare the corpus again$"):
+    message = r"manifest\.json: damaged; remove it and prepare the corpus again$"
+    with pytest.raises(ValueError, match=message):
         read_manifest(mine)
+    refused(message, NAME, mine, SMALL, corpus=corpus)
+    (mine / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"manifest\.json: missing; prepare the corpus again$"):
+        read_manifest(mine)
+    prepare_small(corpus, mine)
+    assert files(mine) == files(prepared)
+
+
+def test_a_corpus_of_which_the_filters_leave_nothing(corpus: Path, tmp_path: Path) -> None:
+    for settings, message in ((replace(SMALL, word_ratio=0.5), "filters$"), (replace(SMALL, longest=1), "filters on subwords$")):
+        out = tmp_path / str(settings.longest)
+        refused(f"no pair of the corpus passes the {message}", NAME, out, settings, corpus=corpus)
+        assert not (out / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("change", [{"subwords": 0}, {"subwords": 2**16 + 1}, {"ratio": -1.0}, {"shard": 0}])
