@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from dask import config
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
@@ -115,8 +116,12 @@ def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Ite
     options: dict[str, Any] = {"threads_per_worker": 1, "host": "127.0.0.1", "memory_limit": 0}
     # The server of the dashboard cannot be left out, so it has a port that nobody else wants and no pages.
     options |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+    # What goes wrong arrives as an exception; the logs would add tracebacks, also critical ones, of processes that end in any order.
+    options["silence_logs"] = logging.CRITICAL + 1
+    # Otherwise a process that dies again, 15 seconds after the death of the one before it, is not replaced.
     with (
-        LocalCluster(n_workers=int(number), silence_logs=logging.CRITICAL, resources=dict(resources), **options) as cluster,
+        config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
+        LocalCluster(n_workers=int(number), resources=dict(resources), **options) as cluster,
         Client(cluster, timeout=timeout, set_as_default=False) as client,
     ):
         client.register_plugin(_NoInterrupts())

@@ -209,6 +209,7 @@ def test_unequal_numbers_of_lines(corpus: Path, tmp_path: Path) -> None:
         ("train.de.gz", b"plain", r"damaged, or not a gzip file"),
         ("validation.en", b"\n" * 9, r"valid: the source of pair 1 is empty"),
     ],
+    ids=["another encoding", "cut off", "no gzip", "empty lines"],
 )
 def test_damaged_text(corpus: Path, tmp_path: Path, name: str, data: bytes, message: str) -> None:
     folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
