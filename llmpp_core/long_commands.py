@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from llmpp_core.space import Architecture, SearchSpace
 
 
@@ -56,7 +58,7 @@ def add_commands(commands: Any) -> None:
         description="Train one network of a task on the GPU if there is one, or on several with: accelerate launch -m llmpp_core train ... "
         "Goes on where it stopped, on any number of processes.",
     )
-    command.add_argument("task", metavar="TASK", help="such as synthetic or wmt14.en-de")
+    _add_task(command, "synthetic or wmt14.en-de")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--supernet", metavar="NAME", help="HAT, 'Supernet (Sandwich)', 'Layer-wise MoS' or 'Neuron-wise MoS'")
     which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
@@ -67,14 +69,20 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
-    command.add_argument("task", metavar="TASK", help="such as synthetic or multi30k.en-de")
+    _add_task(command, "synthetic or multi30k.en-de")
     where = command.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
     where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
+    command.add_argument("--results", type=Path, metavar="FOLDER", help="where the tables are, in tfs and search (default: this project's)")
     command.set_defaults(command=_measure, measure=measure)
+
+
+def _add_task(command: argparse.ArgumentParser, examples: str) -> None:
+    command.add_argument("task", metavar="TASK", help=f"such as {examples}")
+    command.add_argument("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
 
 
 def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
@@ -93,6 +101,21 @@ def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
     return arch
 
 
+def _import(module: str | None) -> None:
+    """Import the user's module; InputError if that fails."""
+    import importlib
+
+    from llmpp_core.runner_notebook import InputError
+
+    if module is None:
+        return
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever the user's code raises
+        said = " ".join(str(error).split())
+        raise InputError(f"--import {module}: {type(error).__name__}: {said}") from error
+
+
 def _measure(args: argparse.Namespace) -> int:
     """Run a long measurement of a task, whose module `args.measure` imports."""
     import torch
@@ -100,6 +123,7 @@ def _measure(args: argparse.Namespace) -> int:
     from llmpp_core import benchmark, search_benchmark, sources, tasks
     from llmpp_core.runner_notebook import InputError
 
+    _import(args.module)
     if args.task not in tasks.task_names():
         raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
     away = args.cluster is not None and not args.cluster.startswith("local:")
@@ -109,6 +133,8 @@ def _measure(args: argparse.Namespace) -> int:
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
     folder = args.checkpoints or sources.cache_dir() / "checkpoints"
+    tfs = args.results / "tfs" if args.results else benchmark.RESULTS
+    search = args.results / "search" if args.results else search_benchmark.RESULTS
     try:
         with _executor(args) as (executor, side_by_side):
             common = {
@@ -120,9 +146,10 @@ def _measure(args: argparse.Namespace) -> int:
                 "executor": executor,
             }
             if args.measure == "searches":
-                complete = search_benchmark.measure(args.task, folder, seeds=args.seeds, trainings=args.trainings, **common)
+                tables: dict[str, Any] = {"results": search, "ground_truth": tfs}
+                complete = search_benchmark.measure(args.task, folder, **tables, seeds=args.seeds, trainings=args.trainings, **common)
             else:
-                complete = benchmark.measure(args.task, folder, n=args.architectures, seeds=args.seeds, **common)
+                complete = benchmark.measure(args.task, folder, results=tfs, n=args.architectures, seeds=args.seeds, **common)
     except (ValueError, OSError) as error:
         # A table or checkpoint that is damaged or of something else; the message names it.
         raise InputError(str(error)) from error
@@ -130,7 +157,7 @@ def _measure(args: argparse.Namespace) -> int:
         print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
     elif complete and args.measure == "benchmark":
         # Alone, so that nothing of ours disturbs it.
-        benchmark.measure_latency(args.task, n=args.architectures, device=args.device, progress=True)
+        benchmark.measure_latency(args.task, results=tfs, n=args.architectures, device=args.device, progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 
@@ -147,23 +174,46 @@ def _executor(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
     elif args.jobs == 1:
         yield None, 1
     else:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        from llmpp_core.jobs import end_with_parent
-
-        # CUDA does not work in forked processes.
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        with _pool(args.jobs, args.module) as pool:
             yield pool, args.jobs
+
+
+@contextmanager
+def _pool(jobs: int, module: str | None = None) -> Iterator[Executor]:
+    """Yield processes that know the user's tasks and end with this one."""
+    import threading
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import active_children, get_context
+
+    # CUDA does not work in forked processes.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (module,)) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            # The pool would first run, perhaps for minutes, what it has handed out; that resumes from its checkpoints.
+            # In Python 3.11 the thread of the pool stumbles over jobs that were cancelled before; it has nothing more to do.
+            hook, threading.excepthook = threading.excepthook, lambda arguments: None
+            for process in active_children():
+                process.kill()
+            pool.shutdown()
+            threading.excepthook = hook
+            raise
+
+
+def _start(module: str | None) -> None:
+    import signal
+
+    from llmpp_core.jobs import end_with_parent
+
+    end_with_parent()
+    # A terminal sends Ctrl-C to all processes; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _import(module)
 
 
 def _prepare(args: argparse.Namespace) -> int:
     """Prepare the corpus of a WMT task."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     from llmpp_core import preparation, tasks
-    from llmpp_core.jobs import end_with_parent
     from llmpp_core.runner_notebook import InputError
 
     if args.task not in preparation.SUBWORDS:
@@ -171,7 +221,7 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise InputError(f"--jobs: expected a positive number, got {args.jobs}")
     folder = args.out or preparation.prepared_folder(args.task)
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+    with _pool(args.jobs) as pool:
         try:
             settings = preparation.Settings(args.subwords or preparation.SUBWORDS[args.task], sample=args.sample)
             executor = pool if args.jobs > 1 else None
@@ -205,6 +255,7 @@ def _train(args: argparse.Namespace) -> int:
     from llmpp_core.training import train
     from llmpp_core.transformer import Transformer
 
+    _import(args.module)
     place = processes()
     first = place.is_main_process
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # The tests run side by side, one process per core; more threads would only wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,8 @@ from llmpp_core import sources
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_data(*groups): skip unless these groups of upstream files are on this machine")
+    # A shell that starts the tests in the background has Ctrl-C ignored, which the processes of some tests would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

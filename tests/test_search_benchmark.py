@@ -1,0 +1,155 @@
+"""Searches and what they found, in miniature: complete, and the same in pieces and on a cluster of which a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from dataclasses import asdict
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask import config
+from small_nets import reversed_task
+from test_benchmark import NAME
+
+from llmpp_core import __main__, benchmark, search_benchmark
+from llmpp_core.files import append_rows, read_rows
+from llmpp_core.profiler import LatencyMeasurement, LatencySettings
+from llmpp_core.search_benchmark import LIMITS, SCHEDULES, found, latency_predictor, limits, measure, plan, searches
+
+PLANNED = plan
+#: Quick ones: the supernet has the last two iterations at most.
+PLAN = [("cheap", LIMITS[1], 0), ("switch 28", LIMITS[1], 0), ("switch 28", LIMITS[2], 1)]
+
+
+@pytest.fixture(autouse=True)
+def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_benchmark, "plan", lambda seeds: PLAN)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the benchmark that searches need, and its checkpoints; latencies follow from depth and width."""
+    folder = tmp_path_factory.mktemp("ground")
+    assert benchmark.measure(NAME, folder / "checkpoints", results=folder / "tfs", n=12, seeds=1, threads=1)
+    settings = LatencySettings(len(reversed_task().vocabulary))
+    rows = []
+    for arch in benchmark.architectures(reversed_task(), 12):
+        encoder, decoder = 1.0 + arch.encoder_layers, arch.decoder_layers + arch.decoder_embed_dim / 100
+        measured = LatencyMeasurement(encoder, decoder, 0.1, 0.1, 1.0, 0.0, 0.5, "a processor", settings)
+        rows.append({"arch": arch.to_hat_dict(), "round": 0, **asdict(measured)})
+    append_rows(folder / "tfs" / f"{NAME}.latency.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the searches were made one after the other."""
+    folder = tmp_path_factory.mktemp("searches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_benchmark, "plan", lambda seeds: PLAN)
+        assert measure(NAME, ground / "checkpoints", results=folder, ground_truth=ground / "tfs", seeds=1, trainings=2, threads=1)
+    return folder
+
+
+def without_times(folder: Path) -> dict[str, list[Any]]:
+    """Return the rows of both tables, in any order, without what depends on the clock or on work on the repository."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if not k.endswith("seconds") and k not in ("parts", "commit")}
+        return [timeless(item) for item in value] if isinstance(value, list) else value
+
+    return {path.name: sorted(json.dumps(timeless(row)) for row in read_rows(path)) for path in folder.glob("*.jsonl")}
+
+
+# --- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_has_every_schedule_with_all_seeds_at_the_middle_limit() -> None:
+    planned = PLANNED(5)
+    assert len(planned) == len(set(planned)) == 48
+    for name in SCHEDULES[:4]:
+        assert {seed for other, limit, seed in planned if (other, limit) == (name, LIMITS[1])} == set(range(5))
+    assert {limit for _, limit, _ in planned} == set(LIMITS)
+    # More seeds later, nothing measured in vain.
+    assert set(planned) < set(PLANNED(6))
+
+
+def test_a_search_has_a_row_and_what_it_found_is_trained(measured: Path, ground: Path) -> None:
+    task = reversed_task()
+    latency = latency_predictor(task, ground / "tfs")
+    allowed = limits(task, latency)
+    frame = searches(NAME, measured)
+    assert list(zip(frame["schedule"], frame["limit_ms"], frame["seed"], strict=True)) == [(n, allowed[q], s) for n, q, s in PLAN]
+    np.testing.assert_allclose(frame["latency_ms"], latency.predict(list(frame["architecture"])))
+    assert (frame["latency_ms"] <= frame["limit_ms"]).all()
+    assert [set(asked) for asked in frame["evaluations"]] == [{"distilled"}, {"distilled", "supernet"}, {"distilled", "supernet"}]
+    for row in frame.to_dict("records"):
+        assert len(row["iterations"]) == 30
+        assert row["iterations"][-1]["best"] == row["best"]
+        for name, asked in row["evaluations"].items():
+            assert asked == sum(iteration["evaluations"].get(name, 0) for iteration in row["iterations"])
+        if row["iterations"][-1]["predictor"] == "supernet":
+            assert row["score"] == pytest.approx(row["supernet_score"], abs=1e-5)
+    trained = found(NAME, measured)
+    assert set(zip(trained["architecture"], trained["seed"], strict=True)) == {(a, s) for a in frame["architecture"] for s in (0, 1)}
+    assert len(trained) == 2 * frame["architecture"].nunique()
+
+
+def test_in_pieces_it_comes_to_the_same(measured: Path, ground: Path, tmp_path: Path) -> None:
+    where = {"results": tmp_path, "ground_truth": ground / "tfs", "threads": 1}
+    assert not measure(NAME, ground / "checkpoints", **where, seeds=1, trainings=2, seconds=-1)
+    assert not list(tmp_path.iterdir())
+    for name in (f"{NAME}.jsonl", f"{NAME}.found.jsonl"):
+        rows = read_rows(measured / name)
+        append_rows(tmp_path / name, rows[1:])
+    assert measure(NAME, ground / "checkpoints", **where, seeds=1, trainings=2)
+    assert without_times(tmp_path) == without_times(measured)
+
+
+def test_the_command_on_a_cluster_comes_to_the_same_when_a_worker_is_killed(
+    measured: Path, ground: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill() -> None:
+        while not (workers := [child for child in multiprocessing.active_children() if "Dask" in child.name]):
+            time.sleep(0.01)
+        while not (tmp_path / "search" / f"{NAME}.jsonl").exists():
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1))
+        os.kill(random.choice(workers).pid or 0, signal.SIGKILL)
+        killed.append(True)
+
+    killed: list[bool] = []
+    shutil.copytree(ground / "tfs", tmp_path / "tfs")
+    words = ["searches", NAME, "--results", str(tmp_path), "--checkpoints", str(ground / "checkpoints"), "--trainings", "2"]
+    forkserver.ensure_running()
+    with config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        killing = threading.Thread(target=kill, daemon=True)
+        killing.start()
+        assert __main__.main([*words, "--cluster", "local:2"]) == 0
+        killing.join(60)
+    assert killed
+    assert capsys.readouterr().out == "complete\n"
+    assert without_times(tmp_path / "search") == without_times(measured)
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:
+    for read, table in ((searches, ""), (found, ".found")):
+        with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: python -m llmpp_core searches"):
+            read("none", tmp_path)
+    with pytest.raises(ValueError, match=r"tests\.reversed\.jsonl is not there or empty; measure it with: python -m llmpp_core benchmark"):
+        measure(NAME, tmp_path, results=tmp_path, ground_truth=tmp_path)
+    assert not list(tmp_path.iterdir())
