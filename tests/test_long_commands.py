@@ -27,7 +27,7 @@ from llmpp_core.training import Recipe
 @register("mine")
 def mine():
     text = (["a dog sleeps", "the dog runs", "a cat runs"] * 30, ["ein Hund schläft", "der Hund läuft", "eine Katze läuft"] * 30)
-    recipe = Recipe(updates=40, batch_tokens=500, learning_rate=0.01, dropout=0.0)
+    recipe = Recipe(updates=100, batch_tokens=100, learning_rate=3e-3, dropout=0.0)
     return Task.from_text("mine", train=text, valid=text, test=text, space=TINY, recipe=recipe, supernet_recipe=recipe, subwords=60)
 """
 
@@ -48,7 +48,7 @@ def test_a_module_of_the_users_brings_a_task_to_every_process(tmp_path: Path) ->
         text=True,
         timeout=120,
     )
-    assert re.fullmatch(r"1 process\(es\), \w+\n40 of 40 updates, .* target tokens, .*\n", done.stdout), done
+    assert re.fullmatch(r"1 process\(es\), \w+\n100 of 100 updates, .* target tokens, .*\n", done.stdout), done
     assert (tmp_path / "net").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
