@@ -204,7 +204,7 @@ class Client:
             started = time.perf_counter()
             try:
                 if self.executor is not None:
-                    return ask_elsewhere(self.settings, self.cache, jobs, self.executor, self.counts, show_progress)
+                    return ask_elsewhere(self.settings, self.cache, jobs, self.executor, self.counts, self.budget, show_progress)
                 _in_thread(run, jobs, canary=self.counts.answered == self.counts.invalid)
             except Stop as stop:
                 left = sum(self.lookup(job.key) is None for job in jobs)

@@ -22,11 +22,12 @@ _TOGETHER = 50
 
 
 class Asked(NamedTuple):
-    """What a worker brings back: responses and reasons of failures by key, what happened, and why it stopped early, if it did."""
+    """What a worker brings back: responses and reasons of failures by key, what happened, tokens used, and why it stopped early, if so."""
 
     answers: dict[str, Stored]
     failures: dict[str, str]
     counts: Counts
+    tokens: tuple[int, int]
     stopped: str
 
 
@@ -42,18 +43,24 @@ def require_free(settings: Settings) -> None:
 
 def ask_here(settings: Settings, jobs: Sequence[Job]) -> Asked:
     """Ask some requests in this process, whose cache is only in memory."""
-    cache, counts, stopped = Cache(Path(":memory:")), Counts(), ""
-    run = Run(settings, cache, Budget(settings), Pace(settings), counts, lambda: None)
+    cache, budget, counts, stopped = Cache(Path(":memory:")), Budget(settings), Counts(), ""
+    run = Run(settings, cache, budget, Pace(settings), counts, lambda: None)
     try:
         run.settle(jobs, canary=True)
     except Stop as stop:
         stopped = str(stop)
     found = {job.key: stored for job in jobs if (stored := cache.get(job.key))}
-    return Asked(found, run.failures, counts, stopped)
+    return Asked(found, run.failures, counts, (budget.prompt_tokens, budget.answer_tokens), stopped)
 
 
 def ask_elsewhere(
-    settings: Settings, cache: Cache, jobs: Sequence[Job], executor: Executor, counts: Counts, on_settled: Callable[[], None]
+    settings: Settings,
+    cache: Cache,
+    jobs: Sequence[Job],
+    executor: Executor,
+    counts: Counts,
+    budget: Budget,
+    on_settled: Callable[[], None],
 ) -> dict[str, str]:
     """Have requests asked by an executor and keep the answers as they come in; returns reasons of failures by key, raises Stop."""
     by_key, failures, groups = {job.key: job for job in jobs}, dict[str, str](), range(0, len(jobs), _TOGETHER)
@@ -65,6 +72,7 @@ def ask_elsewhere(
             raise Stop(str(error)) from None
         for name in ("requests", "answered", "invalid", "failed", "retries", "estimated"):
             setattr(counts, name, getattr(counts, name) + getattr(asked.counts, name))
+        budget.settle((0, 0), asked.tokens)
         for _ in (*asked.answers, *asked.failures):
             on_settled()
         failures |= asked.failures

@@ -134,6 +134,7 @@ def test_labels_are_the_same_when_a_worker_is_killed(executor: Executor, tmp_pat
         killing.join()
     np.testing.assert_array_equal(found, expected)
     assert farm.counts.answered == farm.counts.requests == len(farm.cache) == 200
+    assert (farm.budget.prompt_tokens, farm.budget.answer_tokens) == (alone.budget.prompt_tokens, alone.budget.answer_tokens)
     # Nothing is asked twice.
     assert LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:]).tolist() == expected.tolist()
     assert farm.counts.requests == 200
