@@ -153,11 +153,14 @@ def _measure(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         # A table or checkpoint that is damaged or of something else; the message names it.
         raise InputError(str(error)) from error
-    if complete and args.measure == "benchmark" and away:
+    if complete and away:
         print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
-    elif complete and args.measure == "benchmark":
+    elif complete:
         # Alone, so that nothing of ours disturbs it.
-        benchmark.measure_latency(args.task, results=tfs, n=args.architectures, device=args.device, progress=True)
+        if args.measure == "searches":
+            search_benchmark.measure_latency(args.task, results=search, device=args.device, progress=True)
+        else:
+            benchmark.measure_latency(args.task, results=tfs, n=args.architectures, device=args.device, progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 

@@ -1,7 +1,7 @@
 """Searches of this project's own: schedules compared at equal limits and seeds, and what they find trained from scratch.
 
-`measure` fills results/search/TASK.jsonl, a row per search, and TASK.found.jsonl, a row per training, and goes on where it was
-stopped; `searches` and `found` read them.
+`measure` fills results/search/TASK.jsonl, a row per search, and TASK.found.jsonl, a row per training, and `measure_latency`
+TASK.latency.jsonl; both go on where they were stopped. `searches`, `found` and `llmpp_core.latency_tables.read_latency_table` read them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from llmpp_core.distill import DistilledPredictor, distill
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
-from llmpp_core.latency_tables import read_latency_table
+from llmpp_core.latency_tables import build_latency_table, read_latency_table
 from llmpp_core.llm import Client
 from llmpp_core.llm_predictor import LLMPredictor
 from llmpp_core.metrics import random_splits
 from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
 from llmpp_core.peers import RandomSearch
+from llmpp_core.profiler import LatencySettings
 from llmpp_core.schedule import predictors_of, schedule
 from llmpp_core.search import EvolutionarySearch, Search
 from llmpp_core.sources import SUPERNETS
@@ -211,6 +212,16 @@ def measure(
         ]
         run(train_from_scratch, trained, ".found")
     return all(complete)
+
+
+def measure_latency(
+    given: Task | str, *, results: Path = RESULTS, repeats: int = 7, device: str = "cpu", progress: bool = False
+) -> pd.DataFrame:
+    """Measure how long what the searches found takes, on a machine that does nothing else, and go on where it was stopped."""
+    task = load_task(given) if isinstance(given, str) else given
+    archs = list(dict.fromkeys(searches(task.name, results)["architecture"]))
+    settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
+    return build_latency_table(archs, task.space, settings, path, np.random.default_rng(0), repeats=repeats, progress=progress)
 
 
 def searches(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
