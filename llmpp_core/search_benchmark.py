@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "search"
 CHEAP, COSTLY = "distilled", "supernet"
 #: The schedules compared, by the names of `llmpp_core.schedule.schedule`, and random search with the supernet.
 SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "reversed", "random")
+#: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
+STOPPED = ("HS-NAS", "adaptive")
 #: Switch iterations beside 0 ("costly"), 15 ("HS-NAS") and 30 ("cheap").
 SWITCHES = ("switch 5", "switch 10", "switch 20", "switch 25")
 #: Quantiles of the latency of random architectures that are the limits; the middle one is searched with most seeds.
@@ -204,7 +206,8 @@ def measure(
             for name, limit, seed in plan(seeds)
         ]
         rows = run(search, jobs, "")
-        best = list(dict.fromkeys(Architecture.from_hat_dict(row["best"]) for row in rows))
+        ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
+        best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
         trained = [
             ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop))
             for seed in range(trainings)
@@ -217,11 +220,43 @@ def measure(
 def measure_latency(
     given: Task | str, *, results: Path = RESULTS, repeats: int = 7, device: str = "cpu", progress: bool = False
 ) -> pd.DataFrame:
-    """Measure how long what the searches found takes, on a machine that does nothing else, and go on where it was stopped."""
+    """Measure how long what was trained takes, on a machine that does nothing else, and go on where it was stopped."""
     task = load_task(given) if isinstance(given, str) else given
-    archs = list(dict.fromkeys(searches(task.name, results)["architecture"]))
+    archs = list(dict.fromkeys(found(task.name, results)["architecture"]))
     settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
     return build_latency_table(archs, task.space, settings, path, np.random.default_rng(0), repeats=repeats, progress=progress)
+
+
+def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the searches with the supernet alone as they were when it had scored as many architectures as in those of another schedule.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Searches.
+    name : str
+        The other schedule. What it found is compared with what the supernet alone finds at the same cost.
+
+    Returns
+    -------
+    list of dict
+        For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
+        supernet_score, evaluations of the supernet, of the last iteration that it could afford.
+    """
+    alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
+    found = []
+    for row in rows:
+        key, allowed = (row["limit_ms"], row["seed"]), row["evaluations"].get(COSTLY, 0)
+        if row["schedule"] != name or key not in alone:
+            continue
+        steps = alone[key]["iterations"]
+        asked = np.cumsum([step["evaluations"].get(COSTLY, 0) for step in steps])
+        if asked[0] > allowed:
+            continue
+        last = int(np.searchsorted(asked, allowed, side="right")) - 1
+        state = {"best": steps[last]["best"], "supernet_score": steps[last]["supernet_score"], "evaluations": int(asked[last])}
+        found.append({"limit_ms": key[0], "seed": key[1], **state})
+    return found
 
 
 def searches(task_name: str, results: Path = RESULTS) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from llmpp_core import __main__, benchmark, search_benchmark
 from llmpp_core.files import append_rows, read_rows
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search_benchmark import LIMITS, SCHEDULES, found, latency_predictor, limits, measure, plan, searches
+from llmpp_core.search_benchmark import LIMITS, SCHEDULES, found, latency_predictor, limits, measure, plan, searches, stopped
 
 PLANNED = plan
 #: Quick ones: the supernet has the last two iterations at most.
@@ -149,6 +149,18 @@ def test_the_command_on_a_cluster_comes_to_the_same_when_a_worker_is_killed(
     assert set(read_latency_table(latency)["architecture"]) == set(searches(NAME, measured)["architecture"])
     latency.unlink()
     assert without_times(tmp_path / "search") == without_times(measured)
+
+
+def test_the_supernet_alone_is_stopped_when_it_cost_as_much_as_another_schedule() -> None:
+    def row(name: str, seed: int, asked: list[int]) -> dict[str, Any]:
+        steps = [{"best": i, "supernet_score": -1.0 / (1 + i), "evaluations": {"supernet": n} if n else {}} for i, n in enumerate(asked)]
+        return {"schedule": name, "limit_ms": 1.0, "seed": seed, "evaluations": {"supernet": sum(asked)}, "iterations": steps}
+
+    rows = [row("costly", 0, [10, 5, 5]), row("costly", 1, [10, 5, 5]), row("costly", 2, [10])]
+    rows += [row("HS-NAS", 0, [0, 15]), row("HS-NAS", 1, [0, 19]), row("HS-NAS", 2, [9]), row("HS-NAS", 3, [99]), row("other", 0, [99])]
+    expected = {"limit_ms": 1.0, "best": 1, "supernet_score": -0.5, "evaluations": 15}
+    assert stopped(rows, "HS-NAS") == [{**expected, "seed": 0}, {**expected, "seed": 1}]
+    assert [state["best"] for state in stopped(rows, "other")] == [2]
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------------
