@@ -241,7 +241,7 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
     -------
     list of dict
         For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
-        supernet_score, evaluations of the supernet, of the last iteration that it could afford.
+        supernet_score, evaluations of the supernet and seconds, up to the last iteration that it could afford.
     """
     alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
     found = []
@@ -254,8 +254,9 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
         if asked[0] > allowed:
             continue
         last = int(np.searchsorted(asked, allowed, side="right")) - 1
-        state = {"best": steps[last]["best"], "supernet_score": steps[last]["supernet_score"], "evaluations": int(asked[last])}
-        found.append({"limit_ms": key[0], "seed": key[1], **state})
+        seconds = round(sum(step["seconds"] for step in steps[: last + 1]), 3)
+        state = {"best": steps[last]["best"], "supernet_score": steps[last]["supernet_score"]}
+        found.append({"limit_ms": key[0], "seed": key[1], **state, "evaluations": int(asked[last]), "seconds": seconds})
     return found
 
 

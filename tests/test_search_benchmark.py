@@ -153,12 +153,15 @@ def test_the_command_on_a_cluster_comes_to_the_same_when_a_worker_is_killed(
 
 def test_the_supernet_alone_is_stopped_when_it_cost_as_much_as_another_schedule() -> None:
     def row(name: str, seed: int, asked: list[int]) -> dict[str, Any]:
-        steps = [{"best": i, "supernet_score": -1.0 / (1 + i), "evaluations": {"supernet": n} if n else {}} for i, n in enumerate(asked)]
+        steps = [
+            {"best": i, "supernet_score": -1.0 / (1 + i), "evaluations": {"supernet": n} if n else {}, "seconds": 2.0}
+            for i, n in enumerate(asked)
+        ]
         return {"schedule": name, "limit_ms": 1.0, "seed": seed, "evaluations": {"supernet": sum(asked)}, "iterations": steps}
 
     rows = [row("costly", 0, [10, 5, 5]), row("costly", 1, [10, 5, 5]), row("costly", 2, [10])]
     rows += [row("HS-NAS", 0, [0, 15]), row("HS-NAS", 1, [0, 19]), row("HS-NAS", 2, [9]), row("HS-NAS", 3, [99]), row("other", 0, [99])]
-    expected = {"limit_ms": 1.0, "best": 1, "supernet_score": -0.5, "evaluations": 15}
+    expected = {"limit_ms": 1.0, "best": 1, "supernet_score": -0.5, "evaluations": 15, "seconds": 4.0}
     assert stopped(rows, "HS-NAS") == [{**expected, "seed": 0}, {**expected, "seed": 1}]
     assert [state["best"] for state in stopped(rows, "other")] == [2]
 
