@@ -270,6 +270,55 @@ def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     return _table(results / f"{task_name}.found.jsonl", "arch")
 
 
+def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
+    """Return the standard deviation of the mean score of an architecture over its trainings, pooled over architectures."""
+    scores = trained.groupby("architecture", sort=False)[score]
+    return float((scores.var(ddof=1).mean() / scores.size().min()) ** 0.5)
+
+
+def paired_difference(
+    ours: Sequence[Architecture],
+    theirs: Sequence[Architecture],
+    trained: pd.DataFrame,
+    rng: np.random.Generator,
+    score: str = "valid_bleu",
+    draws: int = 4000,
+) -> tuple[float, float, float]:
+    """Return the mean difference in score between what pairs of searches found, and its 95 % interval.
+
+    The interval resamples the pairs, and with them the noise of training, which searches that found the same architecture share.
+
+    Parameters
+    ----------
+    ours, theirs : sequence of Architecture
+        What the searches found, in pairs, such as those of equal limits and seeds.
+    trained : pandas.DataFrame
+        Trainings of all of these, as `found` returns them.
+    rng : numpy.random.Generator
+        Resamples.
+    score : str
+        Column of `trained`.
+    draws : int
+        How many resamples.
+
+    Returns
+    -------
+    tuple of float
+        Mean, and the 2.5 % and 97.5 % quantiles of the resamples, in units of the score.
+    """
+    if not len(ours) == len(theirs) > 0:
+        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}")
+    means = trained.groupby("architecture", sort=False)[score].mean()
+    numbers = {arch: i for i, arch in enumerate(means.index)}
+    first, second = (np.array([numbers[arch] for arch in archs]) for archs in (ours, theirs))
+    difference = means.to_numpy()[first] - means.to_numpy()[second]
+    picked = rng.integers(len(first), size=(draws, len(first)))
+    noise = rng.normal(0, uncertainty(trained, score), (draws, len(means)))
+    drawn = difference[picked] + np.take_along_axis(noise, first[picked], 1) - np.take_along_axis(noise, second[picked], 1)
+    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
+    return float(difference.mean()), float(low), float(high)
+
+
 def _table(path: Path, column: str) -> pd.DataFrame:
     rows = read_rows(path)
     if not rows:

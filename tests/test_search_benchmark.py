@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from dask import config
 from small_nets import reversed_task
@@ -26,7 +27,19 @@ from llmpp_core import __main__, benchmark, search_benchmark
 from llmpp_core.files import append_rows, read_rows
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search_benchmark import LIMITS, SCHEDULES, found, latency_predictor, limits, measure, plan, searches, stopped
+from llmpp_core.search_benchmark import (
+    LIMITS,
+    SCHEDULES,
+    found,
+    latency_predictor,
+    limits,
+    measure,
+    paired_difference,
+    plan,
+    searches,
+    stopped,
+    uncertainty,
+)
 
 PLANNED = plan
 #: Quick ones: the supernet has the last two iterations at most.
@@ -164,6 +177,30 @@ def test_the_supernet_alone_is_stopped_when_it_cost_as_much_as_another_schedule(
     expected = {"limit_ms": 1.0, "best": 1, "supernet_score": -0.5, "evaluations": 15, "seconds": 4.0}
     assert stopped(rows, "HS-NAS") == [{**expected, "seed": 0}, {**expected, "seed": 1}]
     assert [state["best"] for state in stopped(rows, "other")] == [2]
+
+
+def test_the_interval_of_a_difference_holds_noise_of_training_that_equal_results_share() -> None:
+    archs = benchmark.architectures(reversed_task(), 12)
+    rng = np.random.default_rng(0)
+
+    def trained(noise: float) -> pd.DataFrame:
+        rows = [{"architecture": a, "seed": s, "valid_bleu": i + noise * rng.normal()} for i, a in enumerate(archs) for s in range(4)]
+        return pd.DataFrame(rows)
+
+    # Nothing to tell apart: the same architectures, however uncertain their scores are.
+    assert paired_difference(archs, archs, trained(1.0), rng) == (0, 0, 0)
+    # No noise: only the pairs are resampled.
+    assert paired_difference(archs[1:], archs[:-1], trained(0.0), rng) == pytest.approx((1, 1, 1))
+    mean, low, high = paired_difference(archs[6:], archs[:6], trained(0.0), rng)
+    assert mean == low == high == pytest.approx(6)
+    # One pair: the noise of two means of four trainings each.
+    noisy = trained(1.0)
+    assert uncertainty(noisy) == pytest.approx(0.5, rel=0.2)
+    mean, low, high = paired_difference([archs[1]] * 5, [archs[0]] * 5, noisy, rng)
+    assert high - low == pytest.approx(2 * 1.96 * uncertainty(noisy) * 2**0.5, rel=0.1)
+    assert low < 1 < high
+    with pytest.raises(ValueError, match="expected pairs of architectures, got 2 and 1"):
+        paired_difference(archs[:2], archs[:1], noisy, rng)
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------------
