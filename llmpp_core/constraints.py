@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,23 @@ class Limit:
         The largest cost allowed. Infinity where a cost is to be recorded, or is an objective, without being limited.
     name, unit : str
         For records and errors.
+
+    Raises
+    ------
+    ValueError
+        If the limit is no number, or the cost neither callable nor a regressor.
     """
 
     cost: Any
     limit: float
     name: str = "cost"
     unit: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, Real) or self.limit != self.limit:
+            raise ValueError(f"{self.name}: a limit must be a number, got {self.limit!r}")
+        if not (callable(self.cost) or hasattr(self.cost, "predict")):
+            raise ValueError(f"{self.name}: expected a cost to call, or with a method predict, got {self.cost!r}")
 
     def costs(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return the costs of n architectures, shape (n,); raises ValueError if the cost is of another shape."""
@@ -122,8 +134,13 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
     if not violation(limits, all_costs(limits, genes.table(smallest))).any():
         return smallest
     starts = np.vstack([_every_depth(genes, smallest), genes.sample(_STARTS, np.random.default_rng(0))])
-    cheapest = []
+    cheapest = list[np.ndarray]()
     for limit in limits:
+        if cheapest and limit.kept(_costs(genes, limit, cheapest[-1])).all():
+            # What is cheap by one cost often is by the next, which may be slow, as one that measures.
+            if not violation(limits, all_costs(limits, genes.table(cheapest[-1]))).any():
+                return cheapest[-1]
+            continue
         row, cost = cheapest_row(genes, partial(_costs, genes, limit), starts)
         if not limit.kept(np.array(cost)):
             raise _explain(genes, limit, row, f"{genes.space.name} has no architecture within {limit.text(limit.limit)}")

@@ -38,8 +38,6 @@ class Feasible:
         names = [limit.name for limit in limits]
         if len(set(names)) < len(names):
             raise ValueError(f"constraints: every limit needs a name of its own, got {', '.join(names)}")
-        if any(np.isnan(limit.limit) for limit in limits):
-            raise ValueError("constraints: a limit must be a number, got nan")
         self.genes = genes
         self.limits = tuple(limits)
         self.seconds = 0.0

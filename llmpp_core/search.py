@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,24 @@ class Search(ABC):
     ):
         self.space = space
         self.schedule = list(schedule)
-        self.limits = (constraints,) if isinstance(constraints, Limit) else tuple(constraints)
+        self.limits = (
+            (constraints,) if isinstance(constraints, Limit) else tuple(constraints if isinstance(constraints, Iterable) else [constraints])
+        )
+        if not all(isinstance(limit, Limit) for limit in self.limits):
+            raise ValueError(f"constraints: expected a Limit, or several, got {constraints!r}")
+        for entry in self.schedule:
+            if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and _whole(entry[1])):
+                raise ValueError(f"schedule: expected pairs of predictor and number of iterations, or Adaptive, got {entry!r}")
+        for predictor in predictors_of(self.schedule):
+            if not hasattr(predictor, "predict"):
+                raise ValueError(f"schedule: expected predictors with a method predict, got {predictor!r}")
         self.seed = seed
         self.genes = Genes(space)
         counts = [entry.iterations if isinstance(entry, Adaptive) else entry[1] for entry in self.schedule]
         if not counts or min(counts) < 0 or not sum(counts):
             raise ValueError(f"schedule: expected entries of at least one iteration in all, got {counts} iterations")
-        if seed < 0:
-            raise ValueError(f"seed: expected an integer from 0, got {seed}")
+        if not _whole(seed) or seed < 0:
+            raise ValueError(f"seed: expected an integer from 0, got {seed!r}")
         self.iterations = sum(counts)
         predictors = predictors_of(self.schedule)
         self.names = list(names or default_names(predictors))
@@ -119,6 +130,8 @@ class Search(ABC):
         settings = self.settings()
         done = read_records(path, self.genes, settings) if path else []
         scores, feasible = Scores(self.genes), Feasible(self.genes, self.limits)
+        if done:
+            self._refuse_others(done[-1], path, scores)
         previous: Previous | None = None
         with tqdm(total=self.iterations, desc=settings["method"], disable=not progress) as bar:
             for entry in self.schedule:
@@ -149,6 +162,18 @@ class Search(ABC):
                     bar.update()
                     bar.set_postfix_str(f"score {record.score:.4g}")
                     yield record
+
+    def _refuse_others(self, record: Record, path: str | Path | None, scores: Scores) -> None:
+        """Ask predictor and costs about the best of a record; ValueError if they say something else than it does."""
+        predictor = next(p for p in predictors_of(self.schedule) if self._name[id(p)] == record.predictor)
+        said = {record.predictor: (record.score, scores.predict(record.predictor, predictor, self.genes.encode([record.best]))[0])}
+        said |= {limit.name: (record.best_costs[limit.name], limit.costs([record.best])[0]) for limit in self.limits}
+        for name, (before, now) in said.items():
+            # Wider than what rounding does to networks, which depends on how many are asked about at once.
+            if not np.isclose(before, now, rtol=1e-3):
+                raise ValueError(
+                    f"{path}: of another search: {name} of iteration {record.iteration} was {before:.6g} there and is {now:.6g} here"
+                )
 
     @abstractmethod
     def propose(self, rng: np.random.Generator, previous: Previous | None, feasible: Feasible, ask: Ask) -> Population:
@@ -223,6 +248,10 @@ class Search(ABC):
         return {"switch": bool(switch), "rule": finite, "probe": probed}
 
 
+def _whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
 class EvolutionarySearch(Search):
     """The evolutionary search of HAT, under a schedule of predictors.
 
@@ -258,6 +287,10 @@ class EvolutionarySearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, schedule, constraints, seed, names)
+        if not all(_whole(n) for n in (population, parents, mutants, crossovers)):
+            raise ValueError(
+                f"expected whole numbers, got population={population}, parents={parents}, mutants={mutants}, crossovers={crossovers}"
+            )
         if not 2 <= parents <= population or min(mutants, crossovers) < 0 or not mutants + crossovers:
             raise ValueError(
                 "expected 2 <= parents <= population and at least one mutant or crossover, got "

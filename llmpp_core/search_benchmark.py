@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from llmpp_core import benchmark
 from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_scratch
@@ -43,11 +44,11 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "search"
 #: What the two predictors are called in the rows. The first is distilled from the offline endpoint until a language model is recorded.
 CHEAP, COSTLY = "distilled", "supernet"
 #: The schedules compared, by the names of `llmpp_core.schedule.schedule`, and random search with the supernet.
-SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "reversed", "random")
+SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "random", "switch 25", "reversed")
 #: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
 STOPPED = ("HS-NAS", "adaptive")
-#: Switch iterations beside 0 ("costly"), 15 ("HS-NAS") and 30 ("cheap").
-SWITCHES = ("switch 5", "switch 10", "switch 20", "switch 25")
+#: Switch iterations beside 0 ("costly"), 15 ("HS-NAS"), 25 and 30 ("cheap").
+SWITCHES = ("switch 5", "switch 10", "switch 20")
 #: Quantiles of the latency of random architectures that are the limits; the middle one is searched with most seeds.
 LIMITS = (0.25, 0.5, 0.75)
 _LABELS = 2000
@@ -58,12 +59,13 @@ SENTENCES = 200
 def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
     """Return (schedule, quantile of the limit, seed) of every search.
 
-    The first four schedules have all `seeds` at the middle limit. Other schedules, limits and switch iterations have `others`.
+    All schedules but the reversed one have all `seeds` at the middle limit. It, the outer limits, where only the first four are
+    searched with, and other switch iterations have `others`.
     """
-    main = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES[:4]]
+    main = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES[:-1]]
     few = range(min(others, seeds))
     outer = [(name, limit, seed) for seed in few for limit in (LIMITS[0], LIMITS[2]) for name in SCHEDULES[:4]]
-    return main + [(name, LIMITS[1], seed) for seed in few for name in (*SCHEDULES[4:], *SWITCHES)] + outer
+    return main + [(name, LIMITS[1], seed) for seed in few for name in (*SCHEDULES[-1:], *SWITCHES)] + outer
 
 
 def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
@@ -280,13 +282,14 @@ def paired_difference(
     ours: Sequence[Architecture],
     theirs: Sequence[Architecture],
     trained: pd.DataFrame,
-    rng: np.random.Generator,
     score: str = "valid_bleu",
-    draws: int = 4000,
+    groups: Sequence[Any] | None = None,
 ) -> tuple[float, float, float]:
     """Return the mean difference in score between what pairs of searches found, and its 95 % interval.
 
-    The interval resamples the pairs, and with them the noise of training, which searches that found the same architecture share.
+    Two things make it uncertain: other seeds would have found something else, and other trainings would have scored otherwise, the
+    same for all searches that found the same architecture. The second is known from repeated trainings; of the variance over pairs,
+    what it does not explain is counted as the first.
 
     Parameters
     ----------
@@ -294,29 +297,40 @@ def paired_difference(
         What the searches found, in pairs, such as those of equal limits and seeds.
     trained : pandas.DataFrame
         Trainings of all of these, as `found` returns them.
-    rng : numpy.random.Generator
-        Resamples.
     score : str
         Column of `trained`.
-    draws : int
-        How many resamples.
+    groups : sequence, optional
+        Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
 
     Returns
     -------
     tuple of float
-        Mean, and the 2.5 % and 97.5 % quantiles of the resamples, in units of the score.
+        Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
     """
     if not len(ours) == len(theirs) > 0:
         raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}")
     means = trained.groupby("architecture", sort=False)[score].mean()
     numbers = {arch: i for i, arch in enumerate(means.index)}
-    first, second = (np.array([numbers[arch] for arch in archs]) for archs in (ours, theirs))
-    difference = means.to_numpy()[first] - means.to_numpy()[second]
-    picked = rng.integers(len(first), size=(draws, len(first)))
-    noise = rng.normal(0, uncertainty(trained, score), (draws, len(means)))
-    drawn = difference[picked] + np.take_along_axis(noise, first[picked], 1) - np.take_along_axis(noise, second[picked], 1)
-    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
+    # signs[pair, architecture]
+    signs = np.zeros((len(ours), len(means)))
+    for row, first, second in zip(signs, ours, theirs, strict=True):
+        row[numbers[first]] += 1
+        row[numbers[second]] -= 1
+    difference, noise = signs @ means.to_numpy(), uncertainty(trained, score) ** 2
+    members = [np.flatnonzero(np.array([g == name for g in groups or [0] * len(ours)])) for name in dict.fromkeys(groups or [0])]
+    weights = np.zeros(len(ours))
+    parts = [(0.0, float(len(trained) - len(means)))]
+    for rows in members:
+        weights[rows] = 1 / (len(members) * len(rows))
+        if len(rows) > 1:
+            centred = signs[rows] - signs[rows].mean(axis=0)
+            excess = difference[rows].var(ddof=1) - noise * (centred**2).sum() / (len(rows) - 1)
+            parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
+    parts[0] = (noise * ((weights @ signs) ** 2).sum(), parts[0][1])
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
+    mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
+    return mean, mean - half, mean + half
 
 
 def _table(path: Path, column: str) -> pd.DataFrame:

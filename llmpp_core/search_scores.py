@@ -79,9 +79,18 @@ def ranking(scores: np.ndarray) -> np.ndarray:
 
 
 def to_ten_digits(values: np.ndarray) -> np.ndarray:
-    """Return values rounded to ten digits of the largest of them, so that they compare alike wherever they were computed."""
-    scale = np.nanmax(np.abs(values), initial=0.0)
-    return np.round(values, 10 - int(np.ceil(np.log10(scale))) if 0 < scale < np.inf else 0)
+    """Return values rounded to ten digits, so that they compare alike wherever they were computed; infinite ones and nan stay.
+
+    What is small beside the other values, as a score near zero among larger ones, has no more decimals than these have.
+    """
+    size = np.abs(values)
+    known = size[np.isfinite(size) & (size > 0)]
+    if not len(known):
+        return values
+    # Not the largest of them: beside a penalty of a million, all else would look alike.
+    scale = np.maximum(np.where(np.isfinite(size), size, 1.0), np.quantile(known, 0.1))
+    digits = 10.0 ** (10 - np.ceil(np.log10(scale)))
+    return np.where(np.isfinite(values), np.round(values * digits) / digits, values)
 
 
 def spread(scores: np.ndarray) -> dict[str, float]:

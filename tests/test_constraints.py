@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,28 @@ def test_violation_is_zero_within_and_infinite_for_nan() -> None:
     limits = [Limit(len, 10.0, "a"), Limit(len, np.inf, "b")]
     costs = np.array([[10.0, 1e9], [15.0, 1.0], [np.nan, 1.0], [1.0, np.nan]])
     assert violation(limits, costs).tolist() == [0.0, 0.5, np.inf, np.inf]
+
+
+def test_a_slow_cost_is_asked_about_little_where_a_quick_one_before_it_can_be_kept() -> None:
+    asked: list[int] = []
+
+    def slow(archs: Any) -> np.ndarray:
+        asked.append(len(archs))
+        return np.array([arch.decoder_layers + 1.0 for arch in archs])
+
+    # The smallest architecture is not deep enough.
+    deep = Limit(lambda archs: np.array([-float(arch.decoder_layers) for arch in archs]), -3, "depth")
+    row = feasible_row(Genes(TINY), [deep, Limit(slow, 7.5, "measured")])
+    assert Genes(TINY).table(row)[0].decoder_layers >= 3
+    assert sum(asked) <= 4
+
+
+@pytest.mark.parametrize(
+    ("limit", "cost", "message"), [(None, len, "got None"), ("9", len, "got '9'"), (1.0, 3, "or with a method predict, got 3")]
+)
+def test_a_limit_that_is_none_is_refused(limit: Any, cost: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"price: .*{message}"):
+        Limit(cost, limit, "price")
 
 
 def test_a_cost_of_the_wrong_shape_is_refused() -> None:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from searches import MINI, Additive, everything
 
-from llmpp_core.constraints import InfeasibleError, parameter_limit
+from llmpp_core.constraints import InfeasibleError, Limit, parameter_limit
 from llmpp_core.cost import count_parameters
 from llmpp_core.genes import Genes
 from llmpp_core.peers import RandomSearch
 from llmpp_core.schedule import Adaptive, Candidates, Disagreement, Uncertainty, schedule
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.search_records import Record, SearchResult, read_records
+from llmpp_core.search_scores import ranking
 from llmpp_core.space import TINY
 
 LIMIT = parameter_limit(TINY, 250e3)
@@ -170,7 +171,8 @@ def test_resumed_at_any_iteration_a_search_is_the_same_and_asks_nothing_twice(tm
         assert told(result.records) == told(expected.records)
         assert told(read_records(part, Genes(TINY))) == told(expected.records)
         evaluated = sum(sum(record.evaluations.values()) for record in expected.records[done:])
-        assert sum(len(entry.asked) for entry in (search.schedule[0][0], search.schedule[2][0])) == evaluated
+        # One is asked again, to see whether the predictor is the same.
+        assert sum(len(entry.asked) for entry in (search.schedule[0][0], search.schedule[2][0])) == evaluated + (done > 0)
     assert part.read_bytes().startswith(whole.read_bytes())
 
 
@@ -220,6 +222,47 @@ def test_files_of_other_searches_and_damaged_ones_are_refused(tmp_path: Path) ->
         path.write_text("".join(lines[:2]) + json.dumps(spoiled) + "\n" + "".join(lines[3:]))
         with pytest.raises(ValueError, match=r"search.jsonl:3: "):
             adaptive().run(path)
+
+
+def test_a_search_does_not_go_on_with_another_predictor_or_cost_of_the_same_name(tmp_path: Path) -> None:
+    path, limit = tmp_path / "search.jsonl", Limit(Additive(seed=5), 5.0, "price")
+    EvolutionarySearch(TINY, [(Additive(), 3)], limit).run(path)
+    begun = path.read_bytes()
+    for entries, constraint, name in (
+        ([(Additive(seed=1), 3)], limit, "Additive"),
+        ([(Additive(), 3)], Limit(Additive(seed=6), 5.0, "price"), "price"),
+    ):
+        with pytest.raises(ValueError, match=rf"search.jsonl: of another search: {name} of iteration 2 was \S+ there and is \S+ here"):
+            EvolutionarySearch(TINY, entries, constraint).run(path)
+        assert path.read_bytes() == begun
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": [Additive()]}, "schedule: expected pairs of predictor and number of iterations, or Adaptive, got <"),
+        ({"schedule": (Additive(), 3)}, "schedule: expected pairs of predictor and number of iterations"),
+        ({"schedule": [(Additive(), 3.5)]}, "schedule: expected pairs of predictor and number of iterations"),
+        ({"schedule": [(None, 3)]}, "schedule: expected predictors with a method predict, got None"),
+        ({"constraints": 100.0}, r"constraints: expected a Limit, or several, got 100\.0"),
+        ({"constraints": ["a"]}, r"constraints: expected a Limit, or several, got \['a'\]"),
+        ({"seed": None}, "seed: expected an integer from 0, got None"),
+        ({"seed": 1.5}, "seed: expected an integer from 0, got 1.5"),
+        ({"population": 20.0}, "expected whole numbers, got population=20.0"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        EvolutionarySearch(**{"space": TINY, "schedule": [(Additive(), 3)], **settings})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("penalty", [-np.inf, -1e30, -1e12])
+def test_a_penalty_leaves_the_order_of_the_others_alone(penalty: float) -> None:
+    assert ranking(np.array([-1.3, penalty, -1.1, -1.2, np.nan])).tolist() == [2, 3, 0, 1, 4]
+    # Rounding does not decide, nor what is left of a difference that is zero.
+    assert ranking(np.array([1.0 - 1e-15, 1.0, 1.0 + 1e-15])).tolist() == [0, 1, 2]
+    assert ranking(np.array([5.0, 1e-17, 0.0, -1e-17, -5.0, 4.0, 3.0])).tolist() == [0, 5, 6, 1, 2, 3, 4]
 
 
 def test_lines_are_plain_json(tmp_path: Path) -> None:
