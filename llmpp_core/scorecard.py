@@ -23,7 +23,7 @@ from llmpp_core.status import DONE, Record, link, list_table
 
 #: Verdicts by kind of section: all checks pass, some, none, a number is missing.
 VERDICTS = {
-    "claims": ("reproduced", "partly reproduced", "not reproduced", "not reproduced yet"),
+    "claims": ("reproduced", "partly reproduced", "not reproduced", "not tested yet"),
     "questions": ("yes", "partly", "no", "not answered yet"),
 }
 _MARKS = ("✓ ", "± ", "✗ ", "")

@@ -59,8 +59,8 @@ GOOD = {"ch01_mae": "0.9752", "ch01_tau": "0.8", "ch01_other_tau": "0.7"}
         ({**GOOD, "ch01_tau": "0.69"}, "± partly reproduced"),
         ({**GOOD, "ch01_mae": "1.2", "ch01_tau": "0.69"}, "✗ not reproduced"),
         ({**GOOD, "ch01_mae": "nan", "ch01_tau": "nan"}, "✗ not reproduced"),
-        ({"ch01_mae": "0.98", "ch01_tau": "0.8"}, "not reproduced yet"),
-        ({}, "not reproduced yet"),
+        ({"ch01_mae": "0.98", "ch01_tau": "0.8"}, "not tested yet"),
+        ({}, "not tested yet"),
     ],
 )
 def test_the_verdict_follows_from_the_checks(values: dict[str, str], verdict: str, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
     paths = small_book(tmp_path)
     sections = read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}))
     page = scorecard_page(paths, sections, {})
-    assert "- Some: 2 not reproduced yet\n" in page
+    assert "- Some: 2 not tested yet\n" in page
     assert "{doc}" not in page, "a chapter that the book does not show is not linked"
     assert "- to come: a\n" in page
 
@@ -188,7 +188,7 @@ def test_the_claims_file_can_be_read_and_judged() -> None:
     assert {section.kind for section in sections} == set(VERDICTS)
     page = scorecard_page(Paths(), sections, {})
     claims = [claim for section in sections for claim in section.claims]
-    assert page.count("- not reproduced yet\n") + page.count("- not answered yet\n") == len(claims)
+    assert page.count("- not tested yet\n") + page.count("- not answered yet\n") == len(claims)
 
 
 def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:
