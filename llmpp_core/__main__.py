@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         description="Run notebooks in dependency order, several at a time, and only what changed. Pages go to book/notebooks.",
     )
     command.add_argument("notebooks", nargs="*", metavar="NN", help="notebook such as 03 or 03_baselines; all if none is given")
-    command.add_argument("--profile", default="smoke", help="smoke (default; CPU, minutes) or full (one GPU)")
+    command.add_argument("--profile", default="smoke", help="smoke (default; minutes) or full (larger samples, longer training)")
     command.add_argument("--jobs", type=int, metavar="N", help="how many notebooks run at a time (default: one per CPU)")
     command.add_argument("--force", action="store_true", help="run the named notebooks even if nothing changed")
     command.add_argument(
