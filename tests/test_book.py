@@ -142,6 +142,14 @@ def test_buttons_point_at_the_checkouts_own_github_repository(remote: str, addre
     assert extension["github_address"](remote) == address
 
 
+@needs_book
+def test_every_work_has_a_label_of_its_own() -> None:
+    page = (SITE / "references.html").read_text(encoding="utf-8")
+    labels = [re.sub("<[^>]+>", "", label) for label in re.findall(r'<span class="label">(.*?</span></span>)', page)]
+    assert all(re.fullmatch(r"\[.+, \d{4}[a-z]?\]", label) for label in labels)
+    assert len(set(labels)) == len(re.findall("^@", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.M))
+
+
 # In a browser.
 
 
