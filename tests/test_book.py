@@ -11,13 +11,16 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 ROOT = Path(__file__).parents[1]
@@ -114,16 +117,40 @@ def test_every_internal_link_and_anchor_resolves() -> None:
     assert dead_links(SITE) == []
 
 
+REPOSITORY = runpy.run_path(str(ROOT / "book" / "_ext" / "repository_links.py"))
+
+
 @needs_book
-def test_launch_buttons_open_committed_notebooks() -> None:
+def test_buttons_lead_to_the_repository_or_are_not_there() -> None:
+    address = REPOSITORY["remote_address"](ROOT) or yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
     pages = [page for page in PAGES if page.startswith("notebooks/")]
     assert pages
     for page in pages:
         notebook = page.removesuffix(".html") + ".ipynb"
-        launch = [link for link in scan(SITE / page).links if re.search(r"mybinder\.org|colab\.research", link)]
-        assert len(launch) == 2
+        links = scan(SITE / page).links
+        launch = [link for link in links if re.search(r"mybinder\.org|colab\.research", link)]
+        assert len(launch) == (2 if address else 0)
         assert all(link.endswith(f"/{notebook}") for link in launch)
         assert (ROOT / notebook).is_file()
+        assert [link for link in links if re.search(r"github\.com/[^/]+/[^/]+(/issues/new.*)?$", link)] == (
+            [address, f"{address}/issues/new?title=Issue%20on%20page%20%2F{page}&body=Your%20issue%20content%20here."] if address else []
+        )
+
+
+@pytest.mark.parametrize(("remote", "configured"), [("", ""), ("", "https://github.com/a/b"), ("git@github.com:some-one/book.git", "")])
+def test_buttons_are_there_where_there_is_an_address(tmp_path: Path, remote: str, configured: str) -> None:
+    for words in (["init", "-q"], *([["remote", "add", "origin", remote]] if remote else [])):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    launch = {"binderhub_url": "https://mybinder.org"}
+    options = {"repository_url": configured, "use_repository_button": False, "use_issues_button": False, "launch_buttons": launch}
+    REPOSITORY["set_buttons"](SimpleNamespace(srcdir=str(tmp_path)), SimpleNamespace(html_theme_options=options))
+    address = REPOSITORY["github_address"](remote) or configured
+    assert options == {
+        "repository_url": address,
+        "use_repository_button": bool(address),
+        "use_issues_button": bool(address),
+        "launch_buttons": launch if address else {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -138,8 +165,7 @@ def test_launch_buttons_open_committed_notebooks() -> None:
     ],
 )
 def test_buttons_point_at_the_checkouts_own_github_repository(remote: str, address: str | None) -> None:
-    extension = runpy.run_path(str(ROOT / "book" / "_ext" / "repository_links.py"))
-    assert extension["github_address"](remote) == address
+    assert REPOSITORY["github_address"](remote) == address
 
 
 @needs_book

@@ -1,10 +1,12 @@
 """Point the repository and launch buttons at the GitHub repository that this checkout came from.
 
-A fork's book then links to the fork. A checkout without a GitHub remote keeps the address in `_config.yml`.
+A fork's book then links to the fork. A checkout without a GitHub remote has the address in `_config.yml`, and without any
+address it has no such buttons.
 """
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -13,19 +15,25 @@ from sphinx.config import Config
 
 def setup(app: Sphinx) -> dict[str, Any]:
     # Early: the theme reads these options when it sets itself up.
-    app.connect("config-inited", use_remote, priority=100)
+    app.connect("config-inited", set_buttons, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def use_remote(app: Sphinx, config: Config) -> None:
+def set_buttons(app: Sphinx, config: Config) -> None:
+    options = config.html_theme_options
+    options["repository_url"] = address = remote_address(Path(app.srcdir)) or options.get("repository_url", "")
+    options["use_repository_button"] = options["use_issues_button"] = bool(address)
+    if not address:
+        options["launch_buttons"] = {}
+
+
+def remote_address(folder: Path) -> str | None:
+    """Return the web address of the GitHub repository that a folder's checkout came from, if any."""
+    command = ["git", "-C", str(folder), "remote", "get-url", "origin"]
     try:
-        command = ["git", "-C", str(app.srcdir), "remote", "get-url", "origin"]
-        remote = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return github_address(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     except (OSError, subprocess.CalledProcessError):
-        return
-    address = github_address(remote)
-    if address:
-        config.html_theme_options["repository_url"] = address
+        return None
 
 
 def github_address(remote: str) -> str | None:
