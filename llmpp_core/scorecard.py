@@ -21,29 +21,33 @@ import yaml
 from llmpp_core.runner_notebook import NOTICE, InputError, Paths, text
 from llmpp_core.status import DONE, Record, link, list_table
 
-#: Verdicts by kind of section: all checks pass, some, none, a number is missing.
+#: Verdicts by kind of section: all checks pass, some, none, an interval leaves it open, a number is missing.
 VERDICTS = {
-    "claims": ("reproduced", "partly reproduced", "not reproduced", "not tested yet"),
-    "questions": ("yes", "partly", "no", "not answered yet"),
+    "claims": ("reproduced", "partly reproduced", "not reproduced", "undecided", "not tested yet"),
+    "questions": ("yes", "partly", "no", "undecided", "not answered yet"),
 }
-_MARKS = ("✓ ", "± ", "✗ ", "")
+_ALL, _SOME, _NONE, _OPEN, _MISSING = range(5)
+_MARKS = ("✓ ", "± ", "✗ ", "? ", "")
 _COMPARISONS = ("equals", "at_most", "at_least")
 _KEY = re.compile(r"ch\d\d_[a-z0-9_]+")
 
 
 class Check(NamedTuple):
-    """One comparison of a glued value with a number or with another glued value."""
+    """One comparison of a glued value, or of both ends of a glued interval, with a number or with another glued value."""
 
-    value: str
+    ends: tuple[str, ...]
     comparison: str
     limit: float | str
     within: float
 
-    def passes(self, values: Mapping[str, Any]) -> bool:
-        """Return whether it holds; raises InputError if a value is no number."""
-        value, limit = (values[x] if isinstance(x, str) else x for x in (self.value, self.limit))
+    def outcomes(self, values: Mapping[str, Any]) -> set[bool]:
+        """Return whether it holds; an interval that the limit lies in gives both answers. Raises InputError if a value is no number."""
+        return {self._holds(end, values) for end in self.ends}
+
+    def _holds(self, key: str, values: Mapping[str, Any]) -> bool:
+        value, limit = (values[x] if isinstance(x, str) else x for x in (key, self.limit))
         if not all(isinstance(x, (int, float)) for x in (value, limit)):
-            raise InputError(f"{self.value} is {value!r}, compared with {limit!r}: expected two numbers")
+            raise InputError(f"{key} is {value!r}, compared with {limit!r}: expected two numbers")
         difference = value - limit
         # Rounding in the last digits decides nothing.
         slack = self.within + 1e-9 * max(1.0, abs(limit))
@@ -65,7 +69,7 @@ class Claim:
     @property
     def keys(self) -> set[str]:
         """Names of the glued values that it needs."""
-        checked = {key for check in self.checks for key in (check.value, check.limit) if isinstance(key, str)}
+        checked = {key for check in self.checks for key in (*check.ends, check.limit) if isinstance(key, str)}
         return checked | {name for _, name, _, _ in string.Formatter().parse(self.evidence) if name}
 
 
@@ -130,17 +134,22 @@ def _claim(where: str, position: str, entry: Any) -> Claim:
 
 
 def _check(where: str, entry: Any) -> Check:
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str) or not _KEY.fullmatch(entry["value"]):
-        raise InputError(f"{where}: expected value: a glue key such as ch03_hat_mae; got {entry!r}")
-    comparisons = [name for name in _COMPARISONS if name in entry]
+    value = entry.get("value") if isinstance(entry, dict) else None
+    ends: list[Any] = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(isinstance(end, str) and _KEY.fullmatch(end) for end in ends):
+        raise InputError(f"{where}: expected value: a glue key such as ch03_hat_mae, or a list of two; got {entry!r}")
+    where += f", {' to '.join(ends)}"
+    # An interval can equal nothing.
+    allowed = [name for name in _COMPARISONS if len(ends) == 1 or name != "equals"]
+    comparisons = [name for name in allowed if name in entry]
     if len(comparisons) != 1 or set(entry) - {"value", "within", *comparisons}:
-        raise InputError(f"{where}, {entry['value']}: expected one of {', '.join(_COMPARISONS)}, and at most within; got {entry!r}")
+        raise InputError(f"{where}: expected one of {', '.join(allowed)}, and at most within; got {entry!r}")
     limit, within = entry[comparisons[0]], entry.get("within", 0)
     if not _is_number(limit) and not (isinstance(limit, str) and _KEY.fullmatch(limit)):
-        raise InputError(f"{where}, {entry['value']}, {comparisons[0]}: expected a number or a glue key; got {limit!r}")
+        raise InputError(f"{where}, {comparisons[0]}: expected a number or a glue key; got {limit!r}")
     if not _is_number(within) or within < 0:
-        raise InputError(f"{where}, {entry['value']}, within: expected a number that is not negative; got {within!r}")
-    return Check(entry["value"], comparisons[0], limit, within)
+        raise InputError(f"{where}, within: expected a number that is not negative; got {within!r}")
+    return Check(tuple(ends), comparisons[0], limit, within)
 
 
 def _is_number(value: Any) -> bool:
@@ -208,8 +217,8 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
         rows = [[*heads, "Criterion", "Evidence", "Verdict"]]
         for claim, verdict in zip(section.claims, verdicts, strict=True):
             sources = sorted({origins[key] for key in claim.keys if key in origins} - {""})
-            note = f" *(from {' and '.join(sources)})*" if verdict != 3 and sources else ""
-            evidence = "" if verdict == 3 else f"{_evidence(claim, values)}{note}; see "
+            note = f" *(from {' and '.join(sources)})*" if verdict != _MISSING and sources else ""
+            evidence = "" if verdict == _MISSING else f"{_evidence(claim, values)}{note}; see "
             chapter = link(paths, claim.chapter)
             if not paths.page(claim.chapter).is_file():
                 chapter = f"to come: {claim.chapter.partition('_')[2].replace('_', ' ')}"
@@ -234,12 +243,15 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
 def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
     """Return the verdict's position in `VERDICTS`."""
     if not claim.keys <= values.keys():
-        return 3
+        return _MISSING
     try:
-        passed = sum(check.passes(values) for check in claim.checks)
+        outcomes = [check.outcomes(values) for check in claim.checks]
     except InputError as error:
         raise InputError(f"claims.yml, claim {claim.id}, checks: {error}") from None
-    return 0 if passed == len(claim.checks) else 1 if passed else 2
+    # What is open stays open only where it could change the verdict.
+    worst, best = (sum(extreme(outcome) for outcome in outcomes) for extreme in (min, max))
+    low, high = (_ALL if passed == len(outcomes) else _SOME if passed else _NONE for passed in (worst, best))
+    return low if low == high else _OPEN
 
 
 def _evidence(claim: Claim, values: Mapping[str, Any]) -> str:

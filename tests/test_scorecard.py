@@ -67,6 +67,46 @@ def test_the_verdict_follows_from_the_checks(values: dict[str, str], verdict: st
     assert card(tmp_path, values).endswith(f"| {verdict}")
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "at_most"),
+    [
+        ("-0.2", "1.0", "✓ reproduced", "✗ not reproduced"),
+        ("-0.3", "1.0", "✓ reproduced", "? undecided"),
+        ("-2.1", "1.9", "? undecided", "? undecided"),
+        ("-2.1", "-0.31", "✗ not reproduced", "✓ reproduced"),
+        ("nan", "nan", "✗ not reproduced", "✗ not reproduced"),
+    ],
+)
+def test_an_interval_decides_only_with_both_ends(low: str, high: str, at_least: str, at_most: str, tmp_path: Path) -> None:
+    values = GOOD | {"ch01_low": low, "ch01_high": high}
+    for comparison, verdict in (("at_least", at_least), ("at_most", at_most)):
+        check = {"value": ["ch01_low", "ch01_high"], comparison: -0.3}
+        assert card(tmp_path, values, checks=[check]).endswith(f"| {verdict}")
+        assert card(tmp_path, GOOD, checks=[check]).endswith("| 01_a | not tested yet")
+
+
+def test_what_is_open_stays_open_where_it_could_change_the_verdict(tmp_path: Path) -> None:
+    values = GOOD | {"ch01_low": "-2.1", "ch01_high": "1.9"}
+    open_check = {"value": ["ch01_low", "ch01_high"], "at_least": 0}
+    passing, failing = ({"value": "ch01_mae", "at_most": limit} for limit in (1, 0))
+    assert card(tmp_path, values, checks=[open_check, passing]).endswith("| ? undecided")
+    assert card(tmp_path, values, checks=[open_check, failing]).endswith("| ? undecided")
+    assert card(tmp_path, values, checks=[open_check, passing, failing]).endswith("| ± partly reproduced")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [("-0.29", "1.50", "✓ reproduced"), ("-1.90", "-0.50", "✗ not reproduced"), ("-1.90", "1.70", "? undecided")],
+)
+def test_the_quality_of_hs_nas_is_judged_by_its_interval(low: str, high: str, verdict: str, tmp_path: Path) -> None:
+    (claim,) = (c for part in yaml.safe_load(Paths().claims.read_text())["sections"] for c in part["claims"] if c["id"] == "same-bleu")
+    difference = {"ch10_bleu_difference": "-0.12"}
+    row = card(tmp_path, difference | {"ch10_bleu_low": low, "ch10_bleu_high": high}, **claim)
+    assert f"difference of -0.12 BLEU, 95 % interval {float(low):+.2f} to {float(high):+.2f}; see" in row
+    assert row.endswith(f"| {verdict}")
+    assert card(tmp_path, difference, **claim).endswith("| to come: searched architectures | not tested yet")
+
+
 def test_every_outcome_of_a_question_has_its_own_words(tmp_path: Path) -> None:
     assert card(tmp_path, GOOD, kind="questions").endswith("| ✓ yes")
     assert card(tmp_path, {}, kind="questions").endswith("| 01_a | not answered yet")
@@ -136,6 +176,9 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
         ({"verdict": "reproduced"}, "claims.yml, claim best, verdict: no such field; the fields are id, claim"),
         ({"id": 3}, "claims.yml, claim 'Some' entry 1, id: expected text; got 3"),
         ({"checks": [{"value": "best mae", "equals": 1}]}, "claim best, checks: expected value: a glue key"),
+        ({"checks": [{"value": ["ch01_low"], "at_most": 1}]}, "claim best, checks: expected value: a glue key such as ch03_hat_mae, or"),
+        ({"checks": [{"value": ["ch01_low", 3], "at_most": 1}]}, "claim best, checks: expected value: a glue key such as ch03_hat_mae, or"),
+        ({"checks": [{"value": ["ch01_low", "ch01_high"], "equals": 1}]}, "ch01_low to ch01_high: expected one of at_most, at_least, and"),
         ({"checks": [{"value": "ch01_mae"}]}, "claim best, checks, ch01_mae: expected one of equals, at_most, at_least"),
         ({"checks": [{"value": "ch01_mae", "equals": 1, "at_most": 2}]}, "claim best, checks, ch01_mae: expected one of"),
         ({"checks": [{"value": "ch01_mae", "at_most": "much"}]}, "ch01_mae, at_most: expected a number or a glue key; got 'much'"),
