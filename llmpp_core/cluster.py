@@ -9,11 +9,12 @@ back to this process, which alone writes files, and what jobs read is sent to th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 from dask import config
 from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import comm as comms
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
 from llmpp_core import jobs
@@ -68,8 +70,12 @@ def connect(
     """
     with _client(address, timeout, resources or {}) as client:
         check = _SameVersion(_versions()())
-        with suppress(ValueError):
-            # Left behind by a connection that was killed, it would send away the workers of a newer version.
+
+        def left_behind(dask_scheduler: Any = None) -> bool:
+            return _SameVersion.name in dask_scheduler.worker_plugins
+
+        if client.run_on_scheduler(left_behind):
+            # By a connection that was killed; it would send away the workers of a newer version.
             client.unregister_worker_plugin(check.name)
         try:
             client.wait_for_workers(1, timeout)
@@ -90,7 +96,8 @@ def connect(
             raise ClusterError(f"the cluster {address} had no worker for {patience:g} s; what is finished is kept") from None
         except KilledWorker as error:
             lost = f"{error.allowed_failures + 1} workers died of the same job, the last one {error.last_worker.address}"
-            raise ClusterError(f"{lost}; it may need more memory than they have; what is finished is kept") from None
+            why = "it may need more memory than they have, or more time than a queue gives them"
+            raise ClusterError(f"{lost}; {why}; what is finished is kept") from None
         finally:
             with suppress(Exception):
                 client.unregister_worker_plugin(check.name)
@@ -101,13 +108,8 @@ def connect(
 def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Iterator[Client]:
     kind, _, number = address.partition(":")
     if kind != "local":
-        try:
-            client = Client(address, timeout=timeout, set_as_default=False)
-        except OSError as error:
-            raise ClusterError(f"the scheduler {address} does not answer: {' '.join(str(error).split())}") from None
-        except ValueError as error:
-            raise ValueError(f"cluster address {address!r}: expected local:N or tcp://HOST:PORT ({error})") from None
-        with client:
+        _knock(address, timeout)
+        with Client(address, timeout=timeout, set_as_default=False) as client:
             yield client
         return
     if not number.isdecimal() or int(number) < 1:
@@ -126,6 +128,32 @@ def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Ite
     ):
         client.register_plugin(_NoInterrupts())
         yield client
+
+
+def _knock(address: str, timeout: float) -> None:
+    """Raise ClusterError unless a scheduler answers; a `Client` would wait for ever for one that hangs, or for something else."""
+
+    async def knock() -> None:
+        comm = await asyncio.wait_for(comms.connect(address, timeout=timeout), timeout + 1)
+        comm.abort()
+
+    if address.startswith("inproc://"):
+        # In this process, such as that of a `LocalCluster(processes=False)`.
+        return
+    try:
+        if not address.startswith("tcp://"):
+            raise ValueError("another kind of address")
+        comms.get_address_host_port(address, strict=True)
+    except ValueError as error:
+        raise ValueError(f"cluster address {address!r}: expected local:N or tcp://HOST:PORT ({error})") from None
+    # In a thread, since a notebook's own may have an event loop already.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(asyncio.run, knock()).result()
+        except TimeoutError:
+            raise ClusterError(f"the scheduler {address} does not answer within {timeout:g} s") from None
+        except (OSError, MemoryError, ValueError, TypeError) as error:
+            raise ClusterError(f"the scheduler {address} does not answer: {' '.join(str(error).split()) or 'it is none'}") from None
 
 
 def _versions() -> Callable[[], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,8 @@ def _measure(args: argparse.Namespace) -> int:
     _import(args.module)
     if args.task not in tasks.task_names():
         raise InputError(f"unknown task {args.task!r}; known are {', '.join(tasks.task_names())}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        raise InputError(f"--device: expected cpu or cuda, got {args.device!r}")
     away = args.cluster is not None and not args.cluster.startswith("local:")
     if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -59,8 +60,9 @@ def workers(executor: Any) -> dict[str, int]:
     return found
 
 
-def kill_when(done: Any, executor: Any, wait: float) -> threading.Thread:
-    """Kill a worker a random moment after `done()` holds, from a thread."""
+def kill_when(done: Any, executor: Any, wait: float, left: Any) -> tuple[threading.Thread, list[int]]:
+    """Kill a worker a random moment after `done()` holds, from a thread; returns it, and what `left()` was then, once it is over."""
+    found: list[int] = []
 
     def work() -> None:
         deadline = time.monotonic() + 120
@@ -68,11 +70,12 @@ def kill_when(done: Any, executor: Any, wait: float) -> threading.Thread:
             time.sleep(0.005)
         time.sleep(random.uniform(0, wait))
         os.kill(random.choice(list(pids.values())), signal.SIGKILL)
+        found.append(left())
 
     pids = workers(executor)
     thread = threading.Thread(target=work)
     thread.start()
-    return thread
+    return thread, found
 
 
 # --- killed ------------------------------------------------------------------------------------------------------------
@@ -87,11 +90,12 @@ def trace(i: int, folder: Path) -> dict[str, int]:
 def test_no_row_is_lost_or_doubled_when_a_worker_is_killed(executor: Executor, tmp_path: Path) -> None:
     path, folder = tmp_path / "rows.jsonl", tmp_path / "traces"
     folder.mkdir()
-    killing = kill_when(lambda: len(read_rows(path)) > 5, executor, 0.3)
+    killing, left = kill_when(lambda: len(read_rows(path)) > 5, executor, 0.3, lambda: 200 - len(read_rows(path)))
     # The disk is slow, so there are always jobs that are finished and not yet written.
     jobs_, slow = [({"i": i}, (i, folder)) for i in range(200)], lambda row: time.sleep(0.01)
     found = run_jobs(trace, jobs_, path, executor=executor, receive=slow)
     killing.join()
+    assert left[0] > 0
     assert found == [{"i": i, "square": i * i} for i in range(200)]
     assert sorted(row["i"] for row in read_rows(path)) == list(range(200))
     # No more ran twice than what the worker had under way or was just handing over.
@@ -113,31 +117,33 @@ def test_a_benchmark_comes_to_the_same_when_a_worker_is_killed(executor: Any, tm
     task = reversed_task()
     alone, farm = tmp_path / "alone", tmp_path / "farm"
     assert benchmark.measure(task, alone / "checkpoints", results=alone, **SMALL)
-    rows = farm / f"{task.name}.jsonl"
-    killing = kill_when(lambda: rows.exists(), executor, 2.0)
+    rows, total = farm / f"{task.name}.jsonl", sum(map(len, tables(alone).values()))
+    killing, left = kill_when(rows.exists, executor, 1.0, lambda: total - sum(map(len, tables(farm).values())))
     assert benchmark.measure(task, farm / "checkpoints", results=farm, executor=executor, **SMALL)
     killing.join()
+    assert left[0] > 0
     assert tables(farm) == tables(alone)
     assert len(list((farm / "checkpoints").iterdir())) == 4
     executor._client.unregister_worker_plugin("own-disk")
 
 
 def test_labels_are_the_same_when_a_worker_is_killed(executor: Executor, tmp_path: Path) -> None:
-    archs, scores = TINY.sample_balanced(210, np.random.default_rng(0)), np.linspace(20, 30, 10)
+    archs, scores = TINY.sample_balanced(1510, np.random.default_rng(0)), np.linspace(20, 30, 10)
     task = load_task("synthetic").prompt_task()
     with OfflineEndpoint() as url:
         alone = Client(offline_settings(url), cache=tmp_path / "alone.sqlite3")
         farm = Client(offline_settings(url), cache=tmp_path / "farm.sqlite3", executor=executor)
-        killing = kill_when(lambda: farm.counts.answered > 0, executor, 0.3)
+        killing, left = kill_when(lambda: farm.counts.answered > 0, executor, 0.3, lambda: 1500 - farm.counts.answered)
         expected = LLMPredictor(alone, task).fit(archs[:10], scores).predict(archs[10:])
         found = LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:])
         killing.join()
+    assert left[0] > 0
     np.testing.assert_array_equal(found, expected)
-    assert farm.counts.answered == farm.counts.requests == len(farm.cache) == 200
+    assert farm.counts.answered == farm.counts.requests == len(farm.cache) == 1500
     assert (farm.budget.prompt_tokens, farm.budget.answer_tokens) == (alone.budget.prompt_tokens, alone.budget.answer_tokens)
     # Nothing is asked twice.
     assert LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:]).tolist() == expected.tolist()
-    assert farm.counts.requests == 200
+    assert farm.counts.requests == 1500
 
 
 def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: Any, tmp_path: Path) -> None:
@@ -216,10 +222,32 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("address", ["local:0", "local:many", "local", "http://127.0.0.1:1", "nowhere"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises((ValueError, ClusterError), match=f"'?{address}'?"), connect(address, timeout=1):
+ADDRESSES = ["local:0", "local:many", "local", "http://127.0.0.1:1", "nowhere", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "tls://127.0.0.1:9"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_none_is_refused_at_once(address: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=rf"^cluster address '{address}': expected local:N .*or tcp://HOST:PORT"), connect(address):
         pass
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 20])
+def test_something_else_at_the_address_is_found_out(reply: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            other, _ = server.accept()
+            other.sendall(reply)
+            time.sleep(3)
+            other.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"^the scheduler {address} does not answer") as caught, connect(address, timeout=1):
+            pass
+    assert "\n" not in str(caught.value)
 
 
 def test_a_worker_with_another_version_is_refused_and_named(executor: Any) -> None:

@@ -86,6 +86,11 @@ def test_a_module_that_cannot_be_imported_is_one_line(
     assert not (tmp_path / "r").exists()
 
 
+def test_a_device_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "synthetic", "--device", "cpuu"]) == 2
+    assert capsys.readouterr().err == "--device: expected cpu or cuda, got 'cpuu'\n"
+
+
 #: Jobs that take a moment, in the pool of the commands.
 SCRIPT = """
 import sys, time
