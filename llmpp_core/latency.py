@@ -1,8 +1,8 @@
 """Latency predictors: what an architecture takes on a device, from measurements on it and, where these are few, on others.
 
 A pass of the network does a few kinds of work, each in proportion to a product of widths and depths. `LatencyPredictor` fits
-what each kind costs on one device. `LatencyPrior` is what tables of other devices say about these costs beforehand, so that
-twenty measurements on a new device do the work of hundreds.
+what each kind costs on one device. `LatencyPrior` is what other tables say about these costs beforehand, so that of a new task on
+a known device twenty measurements do the work of hundreds.
 """
 
 from __future__ import annotations
