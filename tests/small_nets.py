@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 import torch
 
 from llmpp_core.batches import Pairs
+from llmpp_core.files import read_rows
 from llmpp_core.space import SearchSpace
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.tasks import ParallelText, Task, register
@@ -118,6 +123,29 @@ def run_killed(
             return
         assert process.exitcode == -9
     raise AssertionError("the last process was not to be killed")
+
+
+def run_interrupted(script: str, folder: Path, number: int) -> list[int]:
+    """Run a script that adds rows to the file it is given, interrupt it after twenty, and return the numbers of the rows kept.
+
+    A script that is interrupted and not killed has to say so in one line. Either way all of its processes have to end.
+    """
+    source, table = folder / "script.py", folder / "rows.jsonl"
+    source.write_text(script)
+    process = subprocess.Popen([sys.executable, source, table], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(read_rows(table)) < 20 and process.poll() is None:
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        # To all of them, as a terminal does.
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    # The pipe is closed when the last of them has ended.
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err == "interrupted; what is finished is kept, and the same command goes on from there\n"
+    return [row["i"] for row in read_rows(table)]
 
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:

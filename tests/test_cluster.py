@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ import numpy as np
 import pytest
 from dask import config
 from distributed import LocalCluster, WorkerPlugin
-from small_nets import reversed_task
+from small_nets import reversed_task, run_interrupted
 from test_benchmark import tables
 
 from llmpp_core import __main__, benchmark, cluster, jobs
@@ -189,23 +187,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_ends_with_its_workers_and_keeps_what_is_finished(number: int, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    words = [sys.executable, script, tmp_path / "rows.jsonl"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(read_rows(tmp_path / "rows.jsonl")) < 20 and process.poll() is None:
-        time.sleep(0.01)
-    if number == signal.SIGINT:
-        # To all of them, as a terminal does.
-        os.killpg(process.pid, number)
-    else:
-        process.kill()
-    # The pipe is closed when the last of them has ended.
-    _, err = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == "interrupted; what is finished is kept, and the same command goes on from there\n"
-    kept = [row["i"] for row in read_rows(tmp_path / "rows.jsonl")]
+    kept = run_interrupted(SCRIPT, tmp_path, number)
     assert len(kept) == len(set(kept)) >= 20
 
 

@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from small_nets import run_interrupted
 
 from llmpp_core import benchmark
 from llmpp_core.__main__ import main
-from llmpp_core.files import read_rows
 from llmpp_core.long_commands import _pool
 from llmpp_core.tasks import load_task
 
@@ -115,20 +114,6 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_it_ends_at_once_with_its_processes_and_keeps_what_is_finished(number: int, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    words = [sys.executable, script, tmp_path / "rows.jsonl"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(read_rows(tmp_path / "rows.jsonl")) < 20 and process.poll() is None:
-        time.sleep(0.01)
-    if number == signal.SIGINT:
-        # To all of them, as a terminal does.
-        os.killpg(process.pid, number)
-    else:
-        process.kill()
-    # The pipe is closed when the last of them has ended; a job alone takes longer than this waits.
-    _, err = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert err == "interrupted; what is finished is kept, and the same command goes on from there\n"
-    assert sorted(row["i"] for row in read_rows(tmp_path / "rows.jsonl")) == list(range(20))
+    # A job alone takes longer than this waits.
+    kept = run_interrupted(SCRIPT, tmp_path, number)
+    assert sorted(kept) == list(range(20))
