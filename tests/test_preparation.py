@@ -162,10 +162,10 @@ def test_text_that_was_removed_is_made_again(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_corpus(corpus: Path, tmp_path: Path) -> None:
-    """Six times the pairs need far less additional memory than the text that is added."""
+    """Fifteen times the pairs need far less additional memory than the text that is added."""
     peaks, sizes = [], []
     words = ["".join(np.random.default_rng(i).choice(list("abcdefgh"), 60)) for i in range(40)]
-    for n in (10_000, 60_000):
+    for n in (10_000, 150_000):
         folder = Path(shutil.copytree(corpus, tmp_path / str(n)))
         for language in ("en", "de"):
             rows = np.random.default_rng(0).integers(len(words), size=(n, 5))
