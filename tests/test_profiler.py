@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -110,12 +111,14 @@ def test_the_slowest_and_fastest_tenth_and_the_warm_up_do_not_count(machine: dic
     assert found.calibration_ms == 1.0
 
 
-def test_deeper_decoders_take_longer_and_encoders_are_measured_apart() -> None:
+def test_deeper_decoders_take_longer_and_encoders_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The thread's own time, which other processes leave alone.
+    monkeypatch.setattr(time, "perf_counter_ns", time.thread_time_ns)
     settings = LatencySettings(vocab_size=300, source_length=23, target_length=23, runs=10)
     shallow = replace_decoder(TINY.largest(), 1)
     few, many = measure(shallow, TINY, settings), measure(TINY.largest(), TINY, settings)
-    # Six times the layers; a factor of two leaves room for a slow spell between the two.
-    assert many.decoder_ms / many.calibration_ms > 2 * few.decoder_ms / few.calibration_ms
+    # Six times the layers; a factor of two leaves room for caches that other processes have emptied.
+    assert many.decoder_ms > 2 * few.decoder_ms
     assert few.decoder_ms > few.encoder_ms > 0
 
 
