@@ -29,8 +29,11 @@ Result = TypeVar("Result")
 
 def processes() -> PartialState:
     """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one."""
+    import torch.distributed.nn  # noqa: F401
     from accelerate import PartialState
 
+    # After the import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default
+    # argument, and so would keep its threads alive beyond the handler below.
     place = PartialState(cpu=not torch.cuda.is_available())
     if place.num_processes > 1:
         # The threads of the connection must end before the process does, or it may abort after all its work is done.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -118,6 +120,13 @@ def everything(folder: Path) -> None:
         (folder / "found.json").write_text(json.dumps(found))
 
 
+def name_threads(folder: Path) -> None:
+    """Write down which threads there are, one line each."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text() for task in tasks.iterdir()] if tasks.exists() else []
+    (folder / f"{os.getpid()}.threads").write_text("".join(names))
+
+
 def fail() -> None:
     """Fail in the third update of the second process; the first then waits for gradients that never come."""
     place, update = processes(), training._update
@@ -137,4 +146,8 @@ if __name__ == "__main__":
         # The command's first update, then the same with another seed.
         main([*sys.argv[1:], "--minutes", "0"])
         sys.exit(main([*sys.argv[1:], "--seed", "1"]))
-    everything(Path(sys.argv[1])) if len(sys.argv) > 1 else fail()
+    if len(sys.argv) == 1:
+        fail()
+    # What is registered first runs last.
+    atexit.register(name_threads, Path(sys.argv[1]))
+    everything(Path(sys.argv[1]))

@@ -100,6 +100,12 @@ def test_only_the_first_shows_a_bar_and_its_clock_counts(found: list[dict[str, A
     assert [mine["updates"] for mine in found] == [1, 1]
 
 
+def test_the_threads_of_the_connection_end_before_the_process(found: list[dict[str, Any]], folder: Path) -> None:
+    written = list(folder.glob("*.threads"))
+    assert len(written) == 2
+    assert not [name for path in written for name in path.read_text().split() if "gloo" in name]
+
+
 def test_candidates_split_over_two_processes_score_as_on_one(found: list[dict[str, Any]]) -> None:
     archs, pairs = candidates()
     expected = {kind: SupernetPredictor(new_supernet(kind), pairs).predict(archs) for kind in KINDS}
