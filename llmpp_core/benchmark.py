@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import cache
@@ -21,13 +22,13 @@ import pandas as pd
 import torch
 
 from llmpp_core.batches import Pairs
-from llmpp_core.checkpoints import load_network
+from llmpp_core.checkpoints import digest, load_network, space_record
 from llmpp_core.cost import count_flops, count_parameters
 from llmpp_core.decoding import translate
 from llmpp_core.evaluation import Scores, evaluate, validation_loss
 from llmpp_core.files import read_rows, replace_file, writable
 from llmpp_core.jobs import here, run_jobs
-from llmpp_core.latency_tables import build_latency_table, read_latency_table
+from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.profiler import LatencySettings
 from llmpp_core.proxies import PROXIES, ZeroCostPredictor
 from llmpp_core.sources import SUPERNETS
@@ -197,15 +198,21 @@ def measure(
     archs = architectures(task, n)
     common = (folder, device, threads, stop)
 
+    data_sha256 = task_digest(task)
+
     def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, receive: Any = None) -> list[dict[str, Any]]:
         path = results / f"{task.name}{table}.jsonl"
-        _refuse_other_recipes(path, asdict(task.recipe if table == "" else task.supernet_recipe))
+        refuse_others(path, data_sha256, asdict(task.recipe if table == "" else task.supernet_recipe))
         title = f"{task.name}{table}" if progress else None
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive)
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive or label)
         complete.append(len(rows) == len(jobs))
         return rows
 
+    def label(row: dict[str, Any]) -> None:
+        row["data_sha256"] = data_sha256
+
     def keep_checkpoint(row: dict[str, Any]) -> None:
+        label(row)
         path, data = supernet_path(folder, task.name, row["supernet"], row["seed"]), row.pop("checkpoint")
         if not path.exists() or path.read_bytes() != data:
             replace_file(path, data)
@@ -224,8 +231,18 @@ def measure(
     return all(complete)
 
 
-def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
+def task_digest(task: Task) -> str:
+    """Return a sha256 of all tokens of a task, which text and vocabulary decide, and of its search space."""
+    parts = {side: digest(pairs) for side, pairs in task.pairs.items()}
+    return hashlib.sha256(json.dumps([parts, space_record(task.space)], sort_keys=True).encode()).hexdigest()
+
+
+def refuse_others(path: Path, data_sha256: str, recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError if a row of a table says that it comes from other data (see `task_digest`) or another recipe."""
     for number, row in enumerate(read_rows(path), 1):
+        # Earlier rows do not say what they were measured on.
+        if row.get("data_sha256", data_sha256) != data_sha256:
+            raise ValueError(f"{path}:{number}: measured when the task had another text, vocabulary or search space; move the file away")
         # Earlier rows do not say that an update is one batch.
         there = {"accumulate": 1} | row.get("recipe", recipe)
         different = [name for name in recipe if there.get(name) != recipe[name]]
@@ -234,23 +251,38 @@ def _refuse_other_recipes(path: Path, recipe: dict[str, Any]) -> None:
             raise ValueError(f"{path}:{number}: measured with {name}={there.get(name)}, not {recipe[name]}; move the file away")
 
 
+def given_up(path: Path) -> list[str]:
+    """Return one line for each training in a table that was given up, with the reason."""
+    rows = [row for row in read_rows(path) if row.get("diverged") is not None]
+    names = [f"{row['supernet'] if 'supernet' in row else Architecture.from_hat_dict(row['arch'])}, seed {row['seed']}" for row in rows]
+    return [f"{name}: {row['diverged']}" for name, row in zip(names, rows, strict=True)]
+
+
 def measure_latency(
-    given: Task | str, *, results: Path = RESULTS, n: int = ARCHITECTURES, repeats: int = 7, device: str = "cpu", progress: bool = False
-) -> pd.DataFrame:
+    given: Task | str,
+    *,
+    results: Path = RESULTS,
+    n: int = ARCHITECTURES,
+    repeats: int = 7,
+    device: str = "cpu",
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> bool:
     """Measure how long the architectures of a benchmark take, on a machine that does nothing else, and go on where it was stopped.
 
     Then they are measured again, in turns with `CHECKED` others, into a table of its own: to check how well latency repeats, and
-    whether what predicts it is right about architectures that it was not fitted to.
+    whether what predicts it is right about architectures that it was not fitted to. Returns whether the tables are complete.
     """
+    stop = time.time() + seconds
     task = load_task(given) if isinstance(given, str) else given
     settings = LatencySettings(len(task.vocabulary), device=device)
     known = architectures(task, n)
     others = [arch for arch in task.space.sample(n + CHECKED, np.random.default_rng(1)) if arch not in known][:CHECKED]
-    tables = []
+    complete = []
     for archs, name in ((known, "latency"), ([*known, *others], "latency-check")):
-        path, rng = results / f"{task.name}.{name}.jsonl", np.random.default_rng(0)
-        tables.append(build_latency_table(archs, task.space, settings, path, rng, repeats=repeats, progress=progress))
-    return tables[0]
+        path, rng, left = results / f"{task.name}.{name}.jsonl", np.random.default_rng(0), stop - time.time()
+        complete.append(extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=left, progress=progress))
+    return all(complete)
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:

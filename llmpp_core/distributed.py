@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 def processes() -> PartialState:
     """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one."""
-    import torch.distributed.nn  # noqa: F401
+    import torch.distributed.nn
     from accelerate import PartialState
 
     # After the import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default

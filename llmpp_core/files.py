@@ -74,6 +74,10 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], di
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        raise OSError(f"{path}: {error}") from None
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file: {' '.join(str(error).split())}") from None
     if f"llmpp.{kind}" not in metadata:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import cache
@@ -34,6 +35,22 @@ def build_latency_table(
     repeats: int = 3,
     progress: bool = False,
 ) -> pd.DataFrame:
+    """Do as `extend_latency_table` to the end, and return the whole table, as `read_latency_table` gives it."""
+    extend_latency_table(archs, space, settings, path, rng, repeats=repeats, progress=progress)
+    return read_latency_table(path)
+
+
+def extend_latency_table(
+    archs: Sequence[Architecture],
+    space: SearchSpace,
+    settings: LatencySettings,
+    path: Path,
+    rng: np.random.Generator,
+    *,
+    repeats: int = 3,
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> bool:
     """Measure as `llmpp_core.profiler.measure_many` does what a table lacks; rows hold plain times of one round.
 
     A call that was stopped, at any moment, is made again and goes on. Architectures and rounds can become more later.
@@ -44,11 +61,13 @@ def build_latency_table(
         As for `measure_many`.
     path : path
         The JSONL file.
+    seconds : float
+        Stop after so long.
 
     Returns
     -------
-    pandas.DataFrame
-        The whole table, as `read_latency_table` gives it.
+    bool
+        Whether the table is complete.
 
     Raises
     ------
@@ -56,18 +75,21 @@ def build_latency_table(
         As `measure_many`; or if the file is damaged, or was measured in another space, with other settings, on another device or
         with another PyTorch.
     """
+    stop = time.time() + seconds
     order = turns(archs, space, repeats, rng)
     origin = _origin(space, settings)
     _read_alike(path, origin)
-    warn_if_busy(space, settings)
+    if seconds > 0:
+        warn_if_busy(space, settings)
 
-    def work(arch: Architecture) -> dict[str, Any]:
+    def work(arch: Architecture) -> dict[str, Any] | None:
+        if time.time() > stop:
+            return None
         measured = asdict(measure(arch, space, settings))
         return {**{name: measured[name] for name in _MEASURED}, **origin, "commit": _commit()}
 
     jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
-    run_jobs(work, jobs, path, progress=path.stem if progress else None)
-    return read_latency_table(path)
+    return len(run_jobs(work, jobs, path, progress=path.stem if progress else None)) == len(jobs)
 
 
 def read_latency_table(path: Path) -> pd.DataFrame:
@@ -138,6 +160,8 @@ class MeasuredLatency:
             try:
                 self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
                 self._pace = float(row["pace_ms"])
+                if not all(0 < value < math.inf for value in (row["latency_ms"], row["pace_ms"])):
+                    raise ValueError("expected positive times")
             except KeyError as error:
                 raise ValueError(f"{path}:{number}: the row has no {error}") from None
             except (TypeError, ValueError) as error:
@@ -163,12 +187,14 @@ class MeasuredLatency:
 def _origin(space: SearchSpace, settings: LatencySettings) -> dict[str, Any]:
     """Return what the rows of one file have in common."""
     device, library = device_name(settings.device), str(torch.__version__)
-    return {"space": space.name, "settings": asdict(settings), "device_name": device, "torch": library}
+    return {"space": space.name, "qkv_dim": space.qkv_dim, "settings": asdict(settings), "device_name": device, "torch": library}
 
 
 def _read_alike(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
+        # Earlier rows do not say how wide attention is inside, which no architecture says either.
+        row.setdefault("qkv_dim", origin["qkv_dim"])
         for name, value in origin.items():
             if row.get(name) != value:
                 raise ValueError(f"{path}:{number}: measured with {name} {_difference(row.get(name), value)}; use another file")

@@ -63,9 +63,9 @@ def _with_clear_errors(command: Callable[[argparse.Namespace], int]) -> Callable
 
         try:
             return command(arguments)
-        except (ValueError, LLMStopped, CacheError, SourceError, OSError) as error:
+        except (ValueError, LLMStopped, CacheError, SourceError, OSError, OverflowError) as error:
             print(" ".join(str(error).split()), file=sys.stderr)
-            return 2 if isinstance(error, ValueError) else 1
+            return 2 if isinstance(error, (ValueError, OverflowError)) else 1
 
     return run
 

@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def add_commands(commands: Any) -> None:
     which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
     command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
-    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     command.set_defaults(command=_train)
 
 
@@ -75,10 +76,17 @@ def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
     where.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
     where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    command.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
     command.add_argument("--results", type=Path, metavar="FOLDER", help="where the tables are, in tfs and search (default: this project's)")
     command.set_defaults(command=_measure, measure=measure)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not minutes >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
+    return minutes
 
 
 def _add_task(command: argparse.ArgumentParser, examples: str) -> None:
@@ -135,6 +143,7 @@ def _measure(args: argparse.Namespace) -> int:
     for name in ("architectures", "seeds", "trainings", "jobs"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
+    stop = time.time() + 60 * args.minutes
     folder = args.checkpoints or sources.cache_dir() / "checkpoints"
     tfs = args.results / "tfs" if args.results else benchmark.RESULTS
     search = args.results / "search" if args.results else search_benchmark.RESULTS
@@ -144,13 +153,13 @@ def _measure(args: argparse.Namespace) -> int:
                 "device": args.device,
                 # A worker elsewhere knows best how many threads are its own.
                 "threads": None if away else max(1, torch.get_num_threads() // side_by_side),
-                "seconds": 60 * args.minutes,
+                "seconds": stop - time.time(),
                 "progress": True,
                 "executor": executor,
             }
             if args.measure == "searches":
-                tables: dict[str, Any] = {"results": search, "ground_truth": tfs}
-                complete = search_benchmark.measure(args.task, folder, **tables, seeds=args.seeds, trainings=args.trainings, **common)
+                where: dict[str, Any] = {"results": search, "ground_truth": tfs}
+                complete = search_benchmark.measure(args.task, folder, **where, seeds=args.seeds, trainings=args.trainings, **common)
             else:
                 complete = benchmark.measure(args.task, folder, results=tfs, n=args.architectures, seeds=args.seeds, **common)
     except (ValueError, OSError) as error:
@@ -160,10 +169,14 @@ def _measure(args: argparse.Namespace) -> int:
         print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
     elif complete:
         # Alone, so that nothing of ours disturbs it.
+        last = {"device": args.device, "seconds": stop - time.time(), "progress": True}
         if args.measure == "searches":
-            search_benchmark.measure_latency(args.task, results=search, device=args.device, progress=True)
+            complete = search_benchmark.measure_latency(args.task, results=search, **last)
         else:
-            benchmark.measure_latency(args.task, results=tfs, n=args.architectures, device=args.device, progress=True)
+            complete = benchmark.measure_latency(args.task, results=tfs, n=args.architectures, **last)
+    tables = [tfs / f"{args.task}{table}.jsonl" for table in ("", ".supernets")] if args.measure == "benchmark" else []
+    for line in [line for table in tables for line in benchmark.given_up(table)]:
+        print(f"given up: {line}")
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 
@@ -229,7 +242,7 @@ def _prepare(args: argparse.Namespace) -> int:
     folder = args.out or preparation.prepared_folder(args.task)
     with _pool(args.jobs) as pool:
         try:
-            settings = preparation.Settings(args.subwords or preparation.SUBWORDS[args.task], sample=args.sample)
+            settings = preparation.Settings(preparation.SUBWORDS[args.task] if args.subwords is None else args.subwords, sample=args.sample)
             executor = pool if args.jobs > 1 else None
             manifest = preparation.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
             signature = tasks.prepared_task(args.task, folder).bleu_signature()
@@ -250,8 +263,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     """Train one network of a task, on as many processes as ``accelerate launch`` started."""
-    import time
-
     from llmpp_core.benchmark import SUPERNET_KINDS, prepare
     from llmpp_core.distributed import all_or_none, processes
     from llmpp_core.evaluation import evaluate
@@ -262,6 +273,8 @@ def _train(args: argparse.Namespace) -> int:
     from llmpp_core.transformer import Transformer
 
     _import(args.module)
+    if args.seed < 0:
+        raise InputError(f"--seed: expected a number from 0, got {args.seed}")
     place = processes()
     first = place.is_main_process
 

@@ -15,7 +15,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # type: ig
 from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.genes import Genes
-from llmpp_core.search import Search
+from llmpp_core.search import Search, whole
 from llmpp_core.search_records import Population, Previous, Record
 from llmpp_core.search_scores import Ask, to_ten_digits
 from llmpp_core.space import SearchSpace
@@ -60,8 +60,10 @@ class ParetoSearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, [(predictor, iterations)], costs, seed, names)
-        if not self.limits or population < 2:
+        if not self.limits or not whole(population) or population < 2:
             raise ValueError(f"expected at least one cost and a population of at least 2, got {len(self.limits)} and {population}")
+        if not 0 <= mutation_probability <= 1:
+            raise ValueError(f"mutation_probability: expected 0 to 1, got {mutation_probability}")
         self.population, self.mutation_probability = population, mutation_probability
         self._algorithm = NSGA2(pop_size=population)
         self._problem = Problem(n_var=len(self.genes), n_obj=1 + len(self.limits))

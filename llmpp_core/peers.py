@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.features import CostFeatures, HATFeatures, LayerFeatures
-from llmpp_core.search import Search
+from llmpp_core.search import Search, whole
 from llmpp_core.search_records import Population, Previous
 from llmpp_core.search_scores import Ask, ranking
 from llmpp_core.space import SearchSpace
@@ -62,8 +62,8 @@ class BatchSearch(Search):
         seed: int = 0,
         names: Sequence[str] | None = None,
     ):
-        if evaluations < 1 or batch < 1:
-            raise ValueError(f"evaluations and batch: expected positive numbers, got {evaluations} and {batch}")
+        if not (whole(evaluations) and whole(batch)) or evaluations < 1 or batch < 1:
+            raise ValueError(f"evaluations and batch: expected positive integers, got {evaluations} and {batch}")
         super().__init__(space, [(predictor, math.ceil(evaluations / batch))], constraints, seed, names)
         self.evaluations, self.batch = evaluations, batch
 

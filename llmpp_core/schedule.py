@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,6 +169,8 @@ class Adaptive:
     last: int = 5
 
     def __post_init__(self) -> None:
+        if not all(isinstance(number, Integral) for number in (self.iterations, self.last)) or self.iterations < 2:
+            raise ValueError(f"iterations, last: expected whole numbers, the first from 2, got {self.iterations} and {self.last}")
         if not 1 <= self.last < self.iterations:
             raise ValueError(f"last: expected 1 to {self.iterations - 1}, for {self.iterations} iterations in all, got {self.last}")
 

@@ -9,6 +9,7 @@ HS-NAS, the search of the paper, is the evolutionary search under the schedule `
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +64,7 @@ class Search(ABC):
         if not all(isinstance(limit, Limit) for limit in self.limits):
             raise ValueError(f"constraints: expected a Limit, or several, got {constraints!r}")
         for entry in self.schedule:
-            if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and _whole(entry[1])):
+            if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and whole(entry[1])):
                 raise ValueError(f"schedule: expected pairs of predictor and number of iterations, or Adaptive, got {entry!r}")
         for predictor in predictors_of(self.schedule):
             if not hasattr(predictor, "predict"):
@@ -73,7 +74,7 @@ class Search(ABC):
         counts = [entry.iterations if isinstance(entry, Adaptive) else entry[1] for entry in self.schedule]
         if not counts or min(counts) < 0 or not sum(counts):
             raise ValueError(f"schedule: expected entries of at least one iteration in all, got {counts} iterations")
-        if not _whole(seed) or seed < 0:
+        if not whole(seed) or seed < 0:
             raise ValueError(f"seed: expected an integer from 0, got {seed!r}")
         self.iterations = sum(counts)
         predictors = predictors_of(self.schedule)
@@ -100,7 +101,8 @@ class Search(ABC):
         ]
         # Infinity is no JSON.
         limits = [{"name": x.name, "limit": float(x.limit) if np.isfinite(x.limit) else None, "unit": x.unit} for x in self.limits]
-        return {"method": type(self).__name__, "space": self.space.name, "seed": int(self.seed), "schedule": entries, "limits": limits}
+        space = {"space": self.space.name, "choices_sha256": hashlib.sha256(repr(self.space).encode()).hexdigest()}
+        return {"method": type(self).__name__, **space, "seed": int(self.seed), "schedule": entries, "limits": limits}
 
     def __iter__(self) -> Iterator[Record]:
         return self.iterate()
@@ -248,7 +250,8 @@ class Search(ABC):
         return {"switch": bool(switch), "rule": finite, "probe": probed}
 
 
-def _whole(number: Any) -> bool:
+def whole(number: Any) -> bool:
+    """Return whether this is an integer, of Python or NumPy."""
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
@@ -287,7 +290,7 @@ class EvolutionarySearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, schedule, constraints, seed, names)
-        if not all(_whole(n) for n in (population, parents, mutants, crossovers)):
+        if not all(whole(n) for n in (population, parents, mutants, crossovers)):
             raise ValueError(
                 f"expected whole numbers, got population={population}, parents={parents}, mutants={mutants}, crossovers={crossovers}"
             )

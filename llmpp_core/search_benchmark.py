@@ -6,10 +6,13 @@ TASK.latency.jsonl; both go on where they were stopped. `searches`, `found` and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,13 @@ from scipy.stats import t as student
 
 from llmpp_core import benchmark
 from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_scratch
-from llmpp_core.checkpoints import load_network
+from llmpp_core.checkpoints import load_network, space_record
 from llmpp_core.constraints import Limit
 from llmpp_core.distill import DistilledPredictor, distill
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
-from llmpp_core.latency_tables import build_latency_table, read_latency_table
+from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.llm import Client
 from llmpp_core.llm_predictor import LLMPredictor
 from llmpp_core.metrics import random_splits
@@ -80,33 +83,44 @@ def limits(task: Task, latency: LatencyPredictor) -> dict[float, float]:
     return {quantile: round(float(np.quantile(drawn, quantile)), 1) for quantile in LIMITS}
 
 
-def distilled_predictor(task: Task, path: Path, results: Path = benchmark.RESULTS) -> DistilledPredictor:
-    """Return the cheap predictor, from `path` if it is there.
+def distilled_predictor(task: Task, folder: Path, results: Path = benchmark.RESULTS) -> tuple[DistilledPredictor, Path]:
+    """Return the cheap predictor and its file in `folder`, whose name tells what it was made from; it is made if it is not there.
 
     Its teacher sees ten architectures of the benchmark and nothing else. The teacher is the offline endpoint, which is not a
     language model, asked through the whole path that a language model would be.
     """
-    path = here(path)
+    records = benchmark.records(task.name, results)
+    split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
+    shown, bleu = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
+    seen = [[arch.to_hat_dict() for arch in shown], bleu.tolist(), asdict(task.prompt_task()), space_record(task.space), _LABELS]
+    digest = hashlib.sha256(json.dumps(seen, sort_keys=True, default=lambda function: function.__qualname__).encode()).hexdigest()
+    path = folder / f"{task.name}-distilled-{digest[:12]}.safetensors"
     if not path.exists():
-        records = benchmark.records(task.name, results)
-        split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
-        shown, bleu = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
         with OfflineEndpoint() as url:
             teacher = LLMPredictor(Client(offline_settings(url)), task.prompt_task(), form="json", batch_size=20).fit(shown, bleu)
             student = distill(teacher, task.space, _LABELS, np.random.default_rng(0), name="offline endpoint")
         path.parent.mkdir(parents=True, exist_ok=True)
         student.save(path)
-    return DistilledPredictor.load(path)
+    return DistilledPredictor.load(path), path
 
 
 def search(
-    given: Task | str, name: str, limit: float, seed: int, folder: Path, results: Path, device: str, threads: int | None, stop: float
+    given: Task | str,
+    name: str,
+    limit: float,
+    seed: int,
+    distilled: Path,
+    folder: Path,
+    results: Path,
+    device: str,
+    threads: int | None,
+    stop: float,
 ) -> dict[str, Any] | None:
     """Run one search from the beginning, asking a supernet of its own, and return its row; None if the clock reached `stop`."""
     if time.time() > stop:
         return None
     task, pairs = prepare(given, device, threads)
-    cheap = distilled_predictor(task, folder / f"{task.name}-distilled.safetensors", results)
+    cheap = DistilledPredictor.load(here(distilled))
     supernet = load_network(here(supernet_path(folder, task.name, SUPERNETS[0], 0)), task.space, device)
     costly = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
     limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
@@ -188,26 +202,32 @@ def measure(
 
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
-    # Made here once, so that the jobs find it.
-    distilled = folder / f"{task.name}-distilled.safetensors"
-    distilled_predictor(task, distilled, ground_truth)
-    read = [distilled, supernet_path(folder, task.name, SUPERNETS[0], 0), ground_truth / f"{task.name}.latency.jsonl"]
+    data_sha256 = benchmark.task_digest(task)
+    supernet = _trained_supernet(task, folder, ground_truth, data_sha256)
     allowed = limits(task, latency_predictor(task, ground_truth))
+    _refuse_other_limits(results / f"{task.name}.jsonl", allowed)
+    # Made here once, so that the jobs find it.
+    distilled = distilled_predictor(task, folder, ground_truth)[1]
+    read = [distilled, supernet, ground_truth / f"{task.name}.latency.jsonl"]
     complete: list[bool] = []
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str) -> list[dict[str, Any]]:
-        title = f"{task.name} {table or 'searches'}" if progress else None
-        rows = run_jobs(work, jobs, results / f"{task.name}{table}.jsonl", executor=executor, progress=title)
+    def label(row: dict[str, Any]) -> None:
+        row["data_sha256"] = data_sha256
+
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+        path, title = results / f"{task.name}{table}.jsonl", f"{task.name} {table or 'searches'}" if progress else None
+        benchmark.refuse_others(path, data_sha256, recipe)
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label)
         complete.append(len(rows) == len(jobs))
         return rows
 
-    common = (folder, ground_truth, device, threads, stop)
+    common = (distilled, folder, ground_truth, device, threads, stop)
     with sent(executor, given, task, read) as passed:
         jobs = [
             ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (passed, name, allowed[limit], seed, *common))
             for name, limit, seed in plan(seeds)
         ]
-        rows = run(search, jobs, "")
+        rows = run(search, jobs, "", {})
         ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
         best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
         trained = [
@@ -215,18 +235,43 @@ def measure(
             for seed in range(trainings)
             for arch in best
         ]
-        run(train_from_scratch, trained, ".found")
+        run(train_from_scratch, trained, ".found", asdict(task.recipe))
     return all(complete)
 
 
+def _trained_supernet(task: Task, folder: Path, ground_truth: Path, data_sha256: str) -> Path:
+    """Return the checkpoint of the supernet that scores candidates; ValueError if there is none that was trained to the end."""
+    table, path, name = ground_truth / f"{task.name}.supernets.jsonl", supernet_path(folder, task.name, SUPERNETS[0], 0), SUPERNETS[0]
+    benchmark.refuse_others(table, data_sha256, asdict(task.supernet_recipe))
+    row = next((row for row in read_rows(table) if (row["supernet"], row["seed"]) == (name, 0)), None)
+    if row is None:
+        raise ValueError(f"{table} has no {name}, seed 0; measure the benchmark first: python -m llmpp_core benchmark {task.name}")
+    if row["diverged"] is not None:
+        raise ValueError(f"{table}: the training of {name}, seed 0, which is to score candidates, was given up: {row['diverged']}")
+    if not path.exists():
+        raise ValueError(f"{path} is gone; remove the row of {name}, seed 0, from {table.name} and measure the benchmark to train it again")
+    return path
+
+
+def _refuse_other_limits(path: Path, allowed: Mapping[float, float]) -> None:
+    there = {row["limit_ms"] for row in read_rows(path)}
+    if there - set(allowed.values()):
+        had, now = (", ".join(f"{limit:g}" for limit in sorted(values)) for values in (there, allowed.values()))
+        raise ValueError(f"{path}: searched under limits of {had} ms; by the latency table of today they are {now}; move the file away")
+
+
 def measure_latency(
-    given: Task | str, *, results: Path = RESULTS, repeats: int = 7, device: str = "cpu", progress: bool = False
-) -> pd.DataFrame:
-    """Measure how long what was trained takes, on a machine that does nothing else, and go on where it was stopped."""
+    given: Task | str, *, results: Path = RESULTS, repeats: int = 7, device: str = "cpu", seconds: float = math.inf, progress: bool = False
+) -> bool:
+    """Measure how long what was trained takes, on a machine that does nothing else, and go on where it was stopped.
+
+    Returns whether the table is complete.
+    """
     task = load_task(given) if isinstance(given, str) else given
     archs = list(dict.fromkeys(found(task.name, results)["architecture"]))
     settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
-    return build_latency_table(archs, task.space, settings, path, np.random.default_rng(0), repeats=repeats, progress=progress)
+    rng = np.random.default_rng(0)
+    return extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=seconds, progress=progress)
 
 
 def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:

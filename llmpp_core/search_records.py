@@ -178,6 +178,8 @@ def read_records(path: str | Path, genes: Genes, settings: Mapping[str, Any] | N
     for number, row in enumerate(read_rows(Path(path)), 1):
         try:
             found = row.pop("search", {})
+            # Earlier records name the space only.
+            found.setdefault("choices_sha256", (settings or {}).get("choices_sha256"))
             different = [name for name in settings or () if found.get(name) != (settings or {})[name]]
             if different:
                 name = different[0]

@@ -97,6 +97,8 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
     def _scores(self, archs: Sequence[Architecture]) -> list[float]:
         if self.supernet.training:
             raise ValueError("supernet: expected one in evaluation mode; call supernet.eval()")
+        if not len(self.pairs):
+            raise ValueError("pairs: expected at least one")
         batches = [self.pairs.batch(rows) for rows in self.pairs.batches(self.batch_tokens)]
         # Neighbours share the longest beginnings of their encoders.
         ordered = sorted(archs, key=_encoder_key)

@@ -21,6 +21,7 @@ from llmpp_core.checkpoints import load_network
 from llmpp_core.cost import count_flops, count_parameters
 from llmpp_core.decoding import translate
 from llmpp_core.evaluation import validation_loss
+from llmpp_core.files import read_rows
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.proxies import PROXIES
 from llmpp_core.sources import SUPERNETS
@@ -238,13 +239,28 @@ def test_a_table_of_another_recipe_is_refused(measured: Path, task: Task, tmp_pa
         benchmark.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
 
 
+@pytest.mark.parametrize("what", ["text", "space"])
+def test_a_table_of_another_text_or_space_is_refused(what: str, measured: Path, task: Task, tmp_path: Path) -> None:
+    (tmp_path / f"{task.name}.jsonl").write_bytes((measured / f"{task.name}.jsonl").read_bytes())
+    if what == "text":
+        other = replace(task, pairs={**task.pairs, "valid": task.pairs["valid"].first(5)})
+    else:
+        other = replace(task, space=replace(task.space, decoder_ffn_dims=(*task.space.decoder_ffn_dims, 8)))
+    with pytest.raises(ValueError, match=r"jsonl:1: measured when the task had another text, vocabulary or search space; move the file"):
+        benchmark.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
+    # Rows that do not say what they were measured on pass, as before there was a word for it.
+    rows = [{k: v for k, v in row.items() if k != "data_sha256"} for row in read_rows(measured / f"{task.name}.jsonl")]
+    (tmp_path / "earlier.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark.refuse_others(tmp_path / "earlier.jsonl", benchmark.task_digest(other), asdict(task.recipe))
+
+
 @pytest.mark.parametrize("table", ["", ".supernets"])
 def test_the_stored_tables_are_of_the_recipes_of_today(table: str) -> None:
     task, path = load_task("synthetic"), benchmark.RESULTS / f"synthetic{table}.jsonl"
     recipe = task.supernet_recipe if table else task.recipe
-    benchmark._refuse_other_recipes(path, asdict(recipe))
+    benchmark.refuse_others(path, benchmark.task_digest(task), asdict(recipe))
     with pytest.raises(ValueError, match=r"jsonl:1: measured with accumulate=1, not 2; move the file away"):
-        benchmark._refuse_other_recipes(path, asdict(replace(recipe, accumulate=2)))
+        benchmark.refuse_others(path, benchmark.task_digest(task), asdict(replace(recipe, accumulate=2)))
 
 
 def test_the_curve_of_a_training_that_broke_off_is_json() -> None:

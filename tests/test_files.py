@@ -93,6 +93,8 @@ def test_files_that_are_cut_off_or_something_else_are_refused(tmp_path: Path) ->
         load_tensors(path, "test")
     with pytest.raises(FileNotFoundError):
         load_tensors(tmp_path / "none", "test")
+    with pytest.raises(OSError, match=f"^{tmp_path}: "):
+        load_tensors(tmp_path, "test")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

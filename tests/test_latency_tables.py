@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from llmpp_core.constraints import Limit
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.files import read_rows
 from llmpp_core.latency import LatencyPredictor, latency_terms
-from llmpp_core.latency_tables import MeasuredLatency, build_latency_table, read_latency_table
+from llmpp_core.latency_tables import MeasuredLatency, build_latency_table, extend_latency_table, read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.space import SMALL, TINY, Architecture
@@ -78,6 +79,14 @@ def test_a_table_killed_at_any_moment_goes_on_without_loss_or_doubles(bench: dic
     build(path)
     assert keys(path) == keys(tmp_path / "whole.jsonl")
     assert len(set(keys(path))) == 36
+
+
+def test_it_stops_when_its_time_is_over_and_goes_on(bench: dict[str, Any], tmp_path: Path) -> None:
+    path, rng = tmp_path / "table.jsonl", np.random.default_rng
+    assert not extend_latency_table(ARCHS, TINY, SETTINGS, path, rng(2), seconds=0)
+    assert not bench["measured"]
+    assert extend_latency_table(ARCHS, TINY, SETTINGS, path, rng(2), seconds=100)
+    assert sum(bench["measured"].values()) == 36
 
 
 def test_what_is_there_is_not_measured_again(bench: dict[str, Any], tmp_path: Path) -> None:
@@ -190,6 +199,12 @@ def test_latencies_of_another_kind_are_refused(bench: dict[str, Any], tmp_path: 
         MeasuredLatency(TINY, SETTINGS, tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="repeats: expected a positive number, got 0"):
         MeasuredLatency(TINY, SETTINGS, path, repeats=0)
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: measured with qkv_dim 64, not 128; use another file"):
+        MeasuredLatency(replace(TINY, qkv_dim=128), SETTINGS, path)
+    for wrong in (-1.0, math.nan):
+        (tmp_path / "c.jsonl").write_text("".join(json.dumps({**row, "latency_ms": wrong}) + "\n" for row in read_rows(path)))
+        with pytest.raises(ValueError, match=r"c\.jsonl:1: expected positive times"):
+            MeasuredLatency(TINY, SETTINGS, tmp_path / "c.jsonl")
 
 
 def test_a_table_of_real_measurements(tmp_path: Path) -> None:

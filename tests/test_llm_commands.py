@@ -137,6 +137,7 @@ def test_every_bad_line_is_named_and_nothing_already_answered_is_lost(
             1,
             "set the environment variable NO_SUCH_KEY",
         ),
+        (("serve-offline", "--port", "99999"), 2, "port must be 0-65535"),
         (("prompts", "import", "no-such-file.jsonl"), 1, "No such file or directory: 'no-such-file.jsonl'"),
     ],
 )

@@ -85,6 +85,13 @@ def test_a_module_that_cannot_be_imported_is_one_line(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("minutes", ["nan", "-1", "soon"])
+def test_a_time_that_is_none_is_refused(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["benchmark", "synthetic", "--minutes", minutes])
+    assert "--minutes" in capsys.readouterr().err
+
+
 def test_a_device_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "synthetic", "--device", "cpuu"]) == 2
     assert capsys.readouterr().err == "--device: expected cpu or cuda, got 'cpuu'\n"

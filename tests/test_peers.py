@@ -79,7 +79,12 @@ def test_each_ends_with_the_whole_of_a_space_that_has_no_more(method: type[Batch
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"evaluations": 0}, "expected positive numbers"), ({"climbers": 200}, "climbers: expected 1 to 100")]
+    ("settings", "message"),
+    [
+        ({"evaluations": 0}, "expected positive integers"),
+        ({"batch": 2.5}, "expected positive integers"),
+        ({"climbers": 200}, "climbers: expected 1 to 100"),
+    ],
 )
 def test_bad_settings_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

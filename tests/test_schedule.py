@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,3 +130,9 @@ def test_uncertainty_looks_at_parents_only() -> None:
 def test_both_predictors_have_a_part_in_an_adaptive_entry(last: int) -> None:
     with pytest.raises(ValueError, match=f"last: expected 1 to 3, for 4 iterations in all, got {last}"):
         Adaptive(Additive(), Additive(), 4, last=last)
+
+
+@pytest.mark.parametrize(("iterations", "last"), [(8.5, 2), (8, 2.5), (1, 1)])
+def test_an_adaptive_entry_counts_in_whole_numbers(iterations: Any, last: Any) -> None:
+    with pytest.raises(ValueError, match=f"whole numbers, the first from 2, got {iterations} and {last}$"):
+        Adaptive(Additive(), Additive(), iterations, last=last)

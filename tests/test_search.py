@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from llmpp_core.schedule import Adaptive, Candidates, Disagreement, Uncertainty,
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.search_records import Record, SearchResult, read_records
 from llmpp_core.search_scores import ranking
-from llmpp_core.space import TINY
+from llmpp_core.space import TINY, SearchSpace
 
 LIMIT = parameter_limit(TINY, 250e3)
 SMALL: dict[str, Any] = {"population": 20, "parents": 6, "mutants": 8, "crossovers": 8}
@@ -35,10 +36,10 @@ def two() -> tuple[Additive, Additive]:
     return Additive(noise=0.3), Additive()
 
 
-def adaptive(seed: int = 0) -> EvolutionarySearch:
+def adaptive(space: SearchSpace = TINY, seed: int = 0) -> EvolutionarySearch:
     cheap, costly = two()
     schedule = [(costly, 2), Adaptive(cheap, costly, 6, Disagreement(3, 0.2, 2), 1), (cheap, 2)]
-    return EvolutionarySearch(TINY, schedule, LIMIT, seed=seed, names=["costly", "cheap"], **SMALL)
+    return EvolutionarySearch(space, schedule, LIMIT, seed=seed, names=["costly", "cheap"], **SMALL)
 
 
 def told(records: list[Record]) -> list[dict[str, Any]]:
@@ -208,6 +209,9 @@ def test_files_of_other_searches_and_damaged_ones_are_refused(tmp_path: Path) ->
     adaptive().run(path)
     with pytest.raises(ValueError, match=r"search.jsonl:1: of another search, whose seed is 0 and not 1"):
         adaptive(seed=1).run(path)
+    other = replace(TINY, decoder_ffn_dims=(*TINY.decoder_ffn_dims, 8))
+    with pytest.raises(ValueError, match=r"search.jsonl:1: of another search, whose choices_sha256 is"):
+        adaptive(other).run(path)
     lines = path.read_text().splitlines(keepends=True)
     row = json.loads(lines[2])
     for spoiled in (

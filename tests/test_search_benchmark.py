@@ -225,10 +225,46 @@ def test_the_difference_of_equal_results_is_certain_and_groups_count_alike() -> 
 # --- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
+def test_a_supernet_that_cannot_score_is_refused(ground: Path, tmp_path: Path) -> None:
+    shutil.copytree(ground / "tfs", tmp_path / "tfs")
+    where = {"results": tmp_path, "ground_truth": tmp_path / "tfs", "threads": 1}
+    with pytest.raises(ValueError, match=r"hat-0\.safetensors is gone; remove the row of HAT, seed 0, from .* to train it again$"):
+        measure(NAME, tmp_path / "checkpoints", **where)
+    table = tmp_path / "tfs" / f"{NAME}.supernets.jsonl"
+    rows = [{**row, "diverged": "the loss is 9"} if row["supernet"] == "HAT" else row for row in read_rows(table)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert benchmark.given_up(table) == ["HAT, seed 0: the loss is 9"]
+    with pytest.raises(ValueError, match="HAT, seed 0, which is to score candidates, was given up: the loss is 9"):
+        measure(NAME, ground / "checkpoints", **where)
+
+
+def test_searches_under_other_limits_are_refused(measured: Path, ground: Path, tmp_path: Path) -> None:
+    rows = read_rows(measured / f"{NAME}.jsonl")
+    append_rows(tmp_path / f"{NAME}.jsonl", [{**row, "limit_ms": 0.5} for row in rows[:1]])
+    with pytest.raises(
+        ValueError, match=r"searched under limits of 0\.5 ms; by the latency table of today they are .*; move the file away"
+    ):
+        measure(NAME, ground / "checkpoints", results=tmp_path, ground_truth=ground / "tfs", threads=1)
+
+
+def test_the_cheap_predictor_is_made_again_when_its_demonstrations_change(ground: Path, tmp_path: Path) -> None:
+    task = reversed_task()
+    shutil.copytree(ground / "tfs", tmp_path / "tfs")
+    first, path = search_benchmark.distilled_predictor(task, tmp_path, tmp_path / "tfs")
+    assert search_benchmark.distilled_predictor(task, tmp_path, tmp_path / "tfs")[1] == path
+    table = tmp_path / "tfs" / f"{NAME}.jsonl"
+    rows = [{**row, "valid_bleu": 100 - row["valid_bleu"]} for row in read_rows(table)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second, other = search_benchmark.distilled_predictor(task, tmp_path, tmp_path / "tfs")
+    assert other != path
+    archs = benchmark.architectures(task, 12)
+    assert np.corrcoef(first.predict(archs), second.predict(archs))[0, 1] < 0
+
+
 def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:
     for read, table in ((searches, ""), (found, ".found")):
         with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: python -m llmpp_core searches"):
             read("none", tmp_path)
-    with pytest.raises(ValueError, match=r"tests\.reversed\.jsonl is not there or empty; measure it with: python -m llmpp_core benchmark"):
+    with pytest.raises(ValueError, match=r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first: python -m"):
         measure(NAME, tmp_path, results=tmp_path, ground_truth=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -163,3 +163,5 @@ def test_what_cannot_be_scored_is_refused(pairs: Pairs, archs: list[Architecture
         predictor.predict([archs[0], TINY.largest()])
     with pytest.raises(ValueError, match=r"supernet: expected one in evaluation mode; call supernet\.eval\(\)"):
         SupernetPredictor(new_supernet().train(), pairs).predict(archs[:1])
+    with pytest.raises(ValueError, match="pairs: expected at least one"):
+        SupernetPredictor(new_supernet(), pairs.first(0)).predict(archs[:1])
