@@ -243,7 +243,8 @@ def test_a_table_of_another_recipe_is_refused(measured: Path, task: Task, tmp_pa
 def test_a_table_of_another_text_or_space_is_refused(what: str, measured: Path, task: Task, tmp_path: Path) -> None:
     (tmp_path / f"{task.name}.jsonl").write_bytes((measured / f"{task.name}.jsonl").read_bytes())
     if what == "text":
-        other = replace(task, pairs={**task.pairs, "valid": task.pairs["valid"].first(5)})
+        valid = task.text["valid"]
+        other = replace(task, text={**task.text, "valid": replace(valid, src=valid.src[::-1], tgt=valid.tgt[::-1])})
     else:
         other = replace(task, space=replace(task.space, decoder_ffn_dims=(*task.space.decoder_ffn_dims, 8)))
     with pytest.raises(ValueError, match=r"jsonl:1: measured when the task had another text, vocabulary or search space; move the file"):
