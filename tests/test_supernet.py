@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -23,8 +22,6 @@ from llmpp_core.transformer import Transformer
 
 MIXTURES = KINDS[1:]
 ARCHS = MICRO.sample(8, np.random.default_rng(0))
-# One output of a network of HAT's size takes up to half a second; LLMPP_EXHAUSTIVE=1 computes all 200 in every space.
-OUTPUTS = {} if os.environ.get("LLMPP_EXHAUSTIVE") else {"SMALL": 20, "HAT_WMT": 2, "HAT_IWSLT": 2}
 
 
 def tokens(n: int = 1, source: int = 5, target: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,19 +30,6 @@ def tokens(n: int = 1, source: int = 5, target: int = 5, seed: int = 0) -> tuple
 
 
 # --- extraction -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_an_extracted_subnet_computes_what_the_supernet_does(space: SearchSpace, kind: str) -> None:
-    supernet, (src, tgt) = new_supernet(kind, space), tokens()
-    with torch.no_grad():
-        for arch in space.sample(OUTPUTS.get(space.name, 200), np.random.default_rng(1)):
-            subnet = supernet.subnet(arch)
-            sizes = {name: parameter.numel() for name, parameter in subnet.named_parameters()}
-            del sizes["embedding.weight"]
-            assert sum(sizes.values()) == count_parameters(arch, space.qkv_dim)
-            torch.testing.assert_close(supernet(src, tgt, arch), subnet(src, tgt), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
