@@ -20,14 +20,17 @@ from llmpp_core.llm import Client
 from llmpp_core.llm_answers import Answer, read_answer
 from llmpp_core.llm_recordings import Recording, Row, open_recording, read_recording, recording_path, write_recording
 from llmpp_core.llm_settings import Settings
+from llmpp_core.metrics import random_splits
 from llmpp_core.prompts import FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, example_pairs
 from llmpp_core.sources import TFS_SPLITS, TFS_TASKS, TFSSplit, tfs_splits
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core.space import HAT_WMT, Architecture, SearchSpace
 
 #: Where recordings are kept.
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "llm"
 #: Architectures per request of the batched form.
 BATCH = 10
+#: Splits of the synthetic benchmark.
+SYNTHETIC_SPLITS = 3
 
 
 def _wmt_task(name: str, vocab_size: int, target: str, pairs: str) -> PromptTask:
@@ -92,6 +95,7 @@ def ask_test_sets(
     anonymous: bool = False,
     demonstrations: int | None = None,
     score: str = "bleu",
+    shuffled: bool = False,
 ) -> list[Question]:
     """Return questions about the test architectures of some splits, given their demonstrations.
 
@@ -109,12 +113,15 @@ def ask_test_sets(
         Show only the first so many demonstrations.
     score : str
         Column that holds the score, higher is better.
+    shuffled : bool
+        Permute the scores of the demonstrations (see `shuffle`): a model that reads them is misled, one that remembers is not.
     """
     questions = []
     for split in splits:
         task = tasks[split.task].anonymous() if anonymous else tasks[split.task]
         shown = split.demonstrations.iloc[:demonstrations]
-        pairs = list(zip(shown["architecture"], shown[score], strict=True))
+        scores = shuffle(shown[score], split.seed) if shuffled else shown[score].tolist()
+        pairs = list(zip(shown["architecture"], scores, strict=True))
         labels = {
             "task": split.task,
             "split": split.seed,
@@ -122,10 +129,16 @@ def ask_test_sets(
             "form": form,
             "anonymous": anonymous,
             "demonstrations": len(shown),
+            **({"shuffled": True} if shuffled else {}),
         }
         archs, true = list(split.test["architecture"]), split.test[score].tolist()
         questions += _ask(task, pairs, archs, true, level, form, labels)
     return questions
+
+
+def shuffle(scores: Sequence[float], seed: int) -> list[float]:
+    """Return the scores of a split's demonstrations in the order in which the experiments show them shuffled."""
+    return np.asarray(scores, dtype=float)[np.random.default_rng(seed).permutation(len(scores))].tolist()
 
 
 def _ask(
@@ -146,38 +159,79 @@ def _ask(
     return questions
 
 
-def _distill(n: int) -> list[Question]:
-    archs = HAT_WMT.sample_balanced(n, np.random.default_rng(2024))
-    questions = []
-    for split in tfs_splits():
-        if split.seed == TFS_SPLITS[0]:
-            pairs = list(zip(split.demonstrations["architecture"], split.demonstrations["bleu"], strict=True))
-            labels = {
-                "task": split.task,
-                "split": split.seed,
-                "level": FULL,
-                "form": "batched",
-                "anonymous": False,
-                "demonstrations": len(pairs),
-            }
-            questions += _ask(WMT_TASKS[split.task], pairs, archs, [math.nan] * n, FULL, "batched", labels)
-    return questions
+def _distill(splits: Iterable[TFSSplit], tasks: Mapping[str, PromptTask], space: SearchSpace, n: int) -> list[Question]:
+    """Return questions about `n` architectures of a space without known scores, ten per request."""
+    archs = space.sample_balanced(n, np.random.default_rng(2024))
+    unlabelled = pd.DataFrame({"architecture": archs, "bleu": math.nan})
+    return ask_test_sets([split._replace(test=unlabelled) for split in splits], tasks, form="batched")
 
 
 def _wmt(**changes: Any) -> list[Question]:
     return ask_test_sets(tfs_splits(), WMT_TASKS, **changes)
 
 
+def _wmt_first() -> list[TFSSplit]:
+    return [split for split in tfs_splits() if split.seed == TFS_SPLITS[0]]
+
+
+def _wmt_distill(n: int) -> list[Question]:
+    return _distill(_wmt_first(), WMT_TASKS, HAT_WMT, n)
+
+
+def synthetic_splits(n: int = SYNTHETIC_SPLITS) -> list[TFSSplit]:
+    """Return random splits of this project's synthetic benchmark: ten demonstrations each, and 38 test architectures."""
+    # Loads torch, which most experiments do without.
+    from llmpp_core import benchmark
+
+    return random_splits({"synthetic": benchmark.records("synthetic")}, np.random.default_rng(0), n)
+
+
+def _synthetic(**changes: Any) -> list[Question]:
+    from llmpp_core.tasks import load_task
+
+    return ask_test_sets(synthetic_splits(), {"synthetic": load_task("synthetic").prompt_task()}, form="batched", **changes)
+
+
+def _synthetic_distill(n: int) -> list[Question]:
+    from llmpp_core.tasks import load_task
+
+    task = load_task("synthetic")
+    return _distill(synthetic_splits(1), {"synthetic": task.prompt_task()}, task.space, n)
+
+
+_NAMES = (False, True)
 _ALL = [
     Experiment("wmt-test", "the nine test sets, one architecture per request and ten", lambda: _wmt() + _wmt(form="batched")),
+    Experiment("wmt-repeat", "two answers to every question about the nine test sets, ten per request", lambda: _wmt(form="batched"), 2),
+    Experiment("wmt-samples", "five answers to every question about the nine test sets, one per request", _wmt, samples=5),
     Experiment("wmt-ablation", "the nine test sets at every level of the prompt", lambda: [q for lv in LEVELS for q in _wmt(level=lv)]),
-    Experiment("wmt-anonymous", "the nine test sets without the names of task, data set and paper", lambda: _wmt(anonymous=True)),
-    Experiment("wmt-samples", "five answers to every question about the nine test sets", _wmt, samples=5),
+    Experiment(
+        "wmt-ablation-batched",
+        "the first test set of each task at every level of the prompt but the full one, ten per request",
+        lambda: [q for lv in LEVELS if lv != FULL for q in ask_test_sets(_wmt_first(), WMT_TASKS, level=lv, form="batched")],
+    ),
     Experiment(
         "wmt-demos", "the nine test sets with 1 to 10 demonstrations", lambda: [q for n in range(1, 11) for q in _wmt(demonstrations=n)]
     ),
-    Experiment("wmt-distill", "labels of 500 architectures per task, ten per request", lambda: _distill(500)),
-    Experiment("wmt-distill-3000", "labels of 3,000 architectures per task, those of wmt-distill first", lambda: _distill(3000)),
+    Experiment(
+        "wmt-demos-batched",
+        "the first test set of each task with 1, 3, 5 and 8 demonstrations, ten per request",
+        lambda: [q for n in (1, 3, 5, 8) for q in ask_test_sets(_wmt_first(), WMT_TASKS, form="batched", demonstrations=n)],
+    ),
+    Experiment("wmt-anonymous", "the nine test sets without the names of task, data set and paper", lambda: _wmt(anonymous=True)),
+    Experiment("wmt-anonymous-batched", "the same, ten per request", lambda: _wmt(form="batched", anonymous=True)),
+    Experiment(
+        "wmt-shuffled-batched",
+        "the nine test sets with the demonstrations' scores permuted, with and without names, ten per request",
+        lambda: [q for hidden in _NAMES for q in _wmt(form="batched", anonymous=hidden, shuffled=True)],
+    ),
+    Experiment("wmt-distill", "labels of 500 architectures per task, ten per request", lambda: _wmt_distill(500)),
+    Experiment("wmt-distill-3000", "labels of 3,000 architectures per task, those of wmt-distill first", lambda: _wmt_distill(3000)),
+    Experiment("synthetic-test", "three test sets of the synthetic task, which no model has seen, ten per request", _synthetic),
+    Experiment("synthetic-repeat", "two answers to every question of synthetic-test", _synthetic, 2),
+    Experiment("synthetic-anonymous", "those of synthetic-test without names", lambda: _synthetic(anonymous=True)),
+    Experiment("synthetic-shuffled", "those of synthetic-test with the demonstrations' scores permuted", lambda: _synthetic(shuffled=True)),
+    Experiment("synthetic-distill", "labels of 500 architectures of the synthetic task, ten per request", lambda: _synthetic_distill(500)),
 ]
 #: The experiments by name.
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
