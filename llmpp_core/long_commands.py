@@ -52,6 +52,12 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
     command.add_argument("--trainings", type=int, default=3, metavar="N", help="how many trainings of each result (default 3)")
+    command.add_argument(
+        "--teacher",
+        default="offline",
+        metavar="NAME",
+        help="who taught the cheap predictor: offline (default), the endpoint that is no language model, or a recording of TASK-distill",
+    )
     _add_measuring(command, "searches")
 
     command = commands.add_parser(
@@ -159,7 +165,8 @@ def _measure(args: argparse.Namespace) -> int:
             }
             if args.measure == "searches":
                 where: dict[str, Any] = {"results": search, "ground_truth": tfs}
-                complete = search_benchmark.measure(args.task, folder, **where, seeds=args.seeds, trainings=args.trainings, **common)
+                numbers = {"seeds": args.seeds, "trainings": args.trainings}
+                complete = search_benchmark.measure(args.task, folder, **where, **numbers, teacher=args.teacher, **common)
             else:
                 complete = benchmark.measure(args.task, folder, results=tfs, n=args.architectures, seeds=args.seeds, **common)
     except (ValueError, OSError) as error:

@@ -1,7 +1,8 @@
 """Searches of this project's own: schedules compared at equal limits and seeds, and what they find trained from scratch.
 
-`measure` fills results/search/TASK.jsonl, a row per search, and TASK.found.jsonl, a row per training, and `measure_latency`
-TASK.latency.jsonl; both go on where they were stopped. `searches`, `found` and `llmpp_core.latency_tables.read_latency_table` read them.
+`measure` fills results/search/TASK.jsonl, a row per search (TASK.RECORDING.jsonl where a language model's recorded answers taught the
+cheap predictor), and TASK.found.jsonl, a row per training, and `measure_latency` TASK.latency.jsonl; both go on where they were
+stopped. `searches`, `found` and `llmpp_core.latency_tables.read_latency_table` read them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from llmpp_core import benchmark
 from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_scratch
 from llmpp_core.checkpoints import load_network, space_record
 from llmpp_core.constraints import Limit
-from llmpp_core.distill import DistilledPredictor, distill
+from llmpp_core.distill import DistilledPredictor
+from llmpp_core.experiments import answers, recordings
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
@@ -44,8 +47,10 @@ from llmpp_core.tasks import Task, load_task
 
 #: Where the tables are, in a checkout of this project.
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "search"
-#: What the two predictors are called in the rows. The first is distilled from the offline endpoint until a language model is recorded.
+#: What the two predictors are called in the rows. The first is distilled from a teacher.
 CHEAP, COSTLY = "distilled", "supernet"
+#: The teacher that is not a language model; others are names of recordings of the experiment TASK-distill.
+OFFLINE = "offline"
 #: The schedules compared, by the names of `llmpp_core.schedule.schedule`, and random search with the supernet.
 SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "random", "switch 25", "reversed")
 #: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
@@ -63,12 +68,13 @@ def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
     """Return (schedule, quantile of the limit, seed) of every search.
 
     All schedules but the reversed one have all `seeds` at the middle limit. It, the outer limits, where only the first four are
-    searched with, and other switch iterations have `others`.
+    searched with, and other switch iterations have `others`. Random search, which takes longest and asks no cheap predictor, is last.
     """
-    main = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES[:-1]]
+    main = [(name, LIMITS[1], seed) for seed in range(seeds) for name in SCHEDULES[:-1] if name != "random"]
     few = range(min(others, seeds))
     outer = [(name, limit, seed) for seed in few for limit in (LIMITS[0], LIMITS[2]) for name in SCHEDULES[:4]]
-    return main + [(name, LIMITS[1], seed) for seed in few for name in (*SCHEDULES[-1:], *SWITCHES)] + outer
+    main += [(name, LIMITS[1], seed) for seed in few for name in (*SCHEDULES[-1:], *SWITCHES)]
+    return main + outer + [("random", LIMITS[1], seed) for seed in range(seeds)]
 
 
 def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
@@ -83,25 +89,40 @@ def limits(task: Task, latency: LatencyPredictor) -> dict[float, float]:
     return {quantile: round(float(np.quantile(drawn, quantile)), 1) for quantile in LIMITS}
 
 
-def distilled_predictor(task: Task, folder: Path, results: Path = benchmark.RESULTS) -> tuple[DistilledPredictor, Path]:
+def distilled_predictor(
+    task: Task, folder: Path, results: Path = benchmark.RESULTS, teacher: str = OFFLINE
+) -> tuple[DistilledPredictor, Path]:
     """Return the cheap predictor and its file in `folder`, whose name tells what it was made from; it is made if it is not there.
 
-    Its teacher sees ten architectures of the benchmark and nothing else. The teacher is the offline endpoint, which is not a
-    language model, asked through the whole path that a language model would be.
+    Its teacher sees ten architectures of the benchmark and nothing else. The teacher is `OFFLINE`, the endpoint that is not a
+    language model, asked through the whole path that a language model would be; or a language model, by the name of its recorded
+    answers to the experiment TASK-distill.
     """
-    records = benchmark.records(task.name, results)
-    split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
-    shown, bleu = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
-    seen = [[arch.to_hat_dict() for arch in shown], bleu.tolist(), asdict(task.prompt_task()), space_record(task.space), _LABELS]
-    digest = hashlib.sha256(json.dumps(seen, sort_keys=True, default=lambda function: function.__qualname__).encode()).hexdigest()
-    path = folder / f"{task.name}-distilled-{digest[:12]}.safetensors"
+    archs, labels = (_offline_labels if teacher == OFFLINE else partial(_recorded_labels, teacher))(task, results)
+    seen = [[arch.to_hat_dict() for arch in archs], [None if np.isnan(label) else label for label in labels], space_record(task.space)]
+    digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+    path = folder / f"{task.name}-{teacher}-{digest[:12]}.safetensors"
     if not path.exists():
-        with OfflineEndpoint() as url:
-            teacher = LLMPredictor(Client(offline_settings(url)), task.prompt_task(), form="json", batch_size=20).fit(shown, bleu)
-            student = distill(teacher, task.space, _LABELS, np.random.default_rng(0), name="offline endpoint")
         path.parent.mkdir(parents=True, exist_ok=True)
-        student.save(path)
+        DistilledPredictor(space=task.space).fit(archs, labels, teacher=teacher).save(path)
     return DistilledPredictor.load(path), path
+
+
+def _offline_labels(task: Task, results: Path) -> tuple[list[Architecture], np.ndarray]:
+    split = random_splits({task.name: benchmark.records(task.name, results)}, np.random.default_rng(0), 1)[0]
+    shown = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
+    archs = task.space.sample_balanced(_LABELS, np.random.default_rng(0))
+    with OfflineEndpoint() as url:
+        asked = LLMPredictor(Client(offline_settings(url)), task.prompt_task(), form="json", batch_size=20).fit(*shown)
+        return archs, asked.predict(archs)
+
+
+def _recorded_labels(recording: str, task: Task, results: Path) -> tuple[list[Architecture], np.ndarray]:
+    name = f"{task.name}-distill"
+    if recording not in (there := recordings(name)):
+        raise ValueError(f"no teacher {recording!r} is recorded for {name}; there are {', '.join([OFFLINE, *there])}")
+    frame = answers(name, recording)
+    return list(frame["architecture"]), frame["predicted"].to_numpy()
 
 
 def search(
@@ -132,9 +153,9 @@ def search(
         entries = schedule(name, cheap, costly)
         names = {id(cheap): CHEAP, id(costly): COSTLY}
         run = EvolutionarySearch(task.space, entries, limited, seed=seed, names=_names(entries, names))
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     found = run.run()
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, time.process_time() - used
     # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
     bests = [record.best for record in found.records]
     said = costly.predict(bests)
@@ -145,6 +166,7 @@ def search(
         "latency_ms": found.costs["latency"],
         "evaluations": found.evaluations,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(used, 3),
         "parts": {part: round(value, 3) for part, value in found.seconds.items()},
         "iterations": [
             {
@@ -170,6 +192,7 @@ def measure(
     ground_truth: Path = benchmark.RESULTS,
     seeds: int = 5,
     trainings: int = 3,
+    teacher: str = OFFLINE,
     device: str = "cpu",
     threads: int | None = None,
     seconds: float = math.inf,
@@ -190,6 +213,8 @@ def measure(
         Searches per schedule at the middle limit.
     trainings : int
         Trainings of each architecture found.
+    teacher : str
+        Who taught the cheap predictor, see `distilled_predictor`; each teacher has a table of searches of its own.
     device, threads, seconds, executor, progress
         As for `llmpp_core.benchmark.measure`.
 
@@ -205,9 +230,10 @@ def measure(
     data_sha256 = benchmark.task_digest(task)
     supernet = _trained_supernet(task, folder, ground_truth, data_sha256)
     allowed = limits(task, latency_predictor(task, ground_truth))
-    _refuse_other_limits(results / f"{task.name}.jsonl", allowed)
+    table = _table_name(teacher)
+    _refuse_other_limits(results / f"{task.name}{table}.jsonl", allowed)
     # Made here once, so that the jobs find it.
-    distilled = distilled_predictor(task, folder, ground_truth)[1]
+    distilled = distilled_predictor(task, folder, ground_truth, teacher)[1]
     read = [distilled, supernet, ground_truth / f"{task.name}.latency.jsonl"]
     complete: list[bool] = []
 
@@ -227,7 +253,7 @@ def measure(
             ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (passed, name, allowed[limit], seed, *common))
             for name, limit, seed in plan(seeds)
         ]
-        rows = run(search, jobs, "", {})
+        rows = run(search, jobs, table, {})
         ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
         best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
         trained = [
@@ -307,9 +333,9 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
     return found
 
 
-def searches(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Read the searches of a task, one row each; column architecture holds what was found."""
-    return _table(results / f"{task_name}.jsonl", "best")
+def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
+    """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
+    return _table(results / f"{task_name}{_table_name(teacher)}.jsonl", "best")
 
 
 def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -376,6 +402,10 @@ def paired_difference(
     freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
     mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
     return mean, mean - half, mean + half
+
+
+def _table_name(teacher: str) -> str:
+    return "" if teacher == OFFLINE else f".{teacher}"
 
 
 def _table(path: Path, column: str) -> pd.DataFrame:
