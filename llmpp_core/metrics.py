@@ -211,6 +211,37 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
     return result
 
 
+class Interval(NamedTuple):
+    """A value and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Interval]:
+    """Return the difference in MAE and tau between two predictors on the same architectures, paired (see `bootstrap`).
+
+    Parameters
+    ----------
+    ours, theirs : pandas.DataFrame
+        Frames of `evaluate` over the same splits.
+    rng : numpy.random.Generator
+        Source of randomness.
+    resamples : int
+        Number of bootstrap samples.
+
+    Returns
+    -------
+    dict of str to Interval
+        "MAE" and "tau", ours minus theirs.
+    """
+    draws = bootstrap([ours, theirs], rng, resamples)
+    whole = [summarise(frame).loc["mean"].xs("mean", level=1) for frame in (ours, theirs)]
+    ends = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
+    return {name: Interval(float(whole[0][name] - whole[1][name]), *map(float, ends[:, j])) for j, name in enumerate(("MAE", "tau"))}
+
+
 class SeedNoise(NamedTuple):
     """How much of the differences between trainings is chance.
 

@@ -225,6 +225,17 @@ def test_bootstrap_covers_the_estimate_pairs_predictors_and_is_deterministic(pre
     assert values == pytest.approx(again, rel=1e-9)
 
 
+def test_compare_pairs_architectures(predictions: pd.DataFrame) -> None:
+    worse = predictions.assign(predicted=predictions["true"] + 2 + 0.1 * (predictions["predicted"] > predictions["true"]))
+    found = metrics.compare(worse, predictions, np.random.default_rng(5), resamples=300)
+    means = [metrics.summarise(frame).loc["mean"].xs("mean", level=1) for frame in (worse, predictions)]
+    for measure, interval in found.items():
+        assert interval.value == pytest.approx(means[0][measure] - means[1][measure])
+        assert interval.low < interval.value < interval.high
+    same = metrics.compare(predictions, predictions, np.random.default_rng(5), resamples=50)
+    assert set(same.values()) == {metrics.Interval(0.0, 0.0, 0.0)}, "what both share must not widen the interval"
+
+
 def test_bootstrap_weights_equal_repeated_rows(rng: np.random.Generator) -> None:
     y, p = rng.integers(0, 9, size=(2, 15)).astype(float)
     weights = rng.multinomial(15, np.full(15, 1 / 15), size=20).astype(float)
