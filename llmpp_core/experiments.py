@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from llmpp_core.cost import count_flops
 from llmpp_core.llm import Client
@@ -136,9 +137,9 @@ def ask_test_sets(
     return questions
 
 
-def shuffle(scores: Sequence[float], seed: int) -> list[float]:
+def shuffle(scores: ArrayLike, seed: int) -> list[float]:
     """Return the scores of a split's demonstrations in the order in which the experiments show them shuffled."""
-    return np.asarray(scores, dtype=float)[np.random.default_rng(seed).permutation(len(scores))].tolist()
+    return np.random.default_rng(seed).permutation(np.asarray(scores, dtype=float)).tolist()
 
 
 def _ask(

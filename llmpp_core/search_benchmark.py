@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llmpp_core.distill import DistilledPredictor
 from llmpp_core.experiments import answers, recordings
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import here, run_jobs
+from llmpp_core.kept_scores import KeptScores
 from llmpp_core.latency import LatencyPredictor
 from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.llm import Client
@@ -40,6 +42,7 @@ from llmpp_core.peers import RandomSearch
 from llmpp_core.profiler import LatencySettings
 from llmpp_core.schedule import predictors_of, schedule
 from llmpp_core.search import EvolutionarySearch, Search
+from llmpp_core.search_records import Record, SearchResult
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
 from llmpp_core.supernet_predictor import SupernetPredictor
@@ -142,8 +145,10 @@ def search(
         return None
     task, pairs = prepare(given, device, threads)
     cheap = DistilledPredictor.load(here(distilled))
-    supernet = load_network(here(supernet_path(folder, task.name, SUPERNETS[0], 0)), task.space, device)
-    costly = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
+    checkpoint = here(supernet_path(folder, task.name, SUPERNETS[0], 0))
+    supernet = load_network(checkpoint, task.space, device)
+    asked = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
+    costly = KeptScores(asked, folder / f"{task.name}-scores-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}-{SENTENCES}.jsonl")
     limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
     run: Search
     if name == "random":
@@ -153,9 +158,13 @@ def search(
         entries = schedule(name, cheap, costly)
         names = {id(cheap): CHEAP, id(costly): COSTLY}
         run = EvolutionarySearch(task.space, entries, limited, seed=seed, names=_names(entries, names))
-    began, used = time.perf_counter(), time.process_time()
-    found = run.run()
-    seconds, used = time.perf_counter() - began, time.process_time() - used
+    began, records, saved = time.perf_counter(), list[Record](), [0.0]
+    for record in run.iterate():
+        records.append(record)
+        saved.append(costly.saved_)
+    found = SearchResult(records)
+    # What the search would take alone: a score that was there already counts as long as it took when it was made.
+    seconds = time.perf_counter() - began + saved[-1]
     # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
     bests = [record.best for record in found.records]
     said = costly.predict(bests)
@@ -166,19 +175,18 @@ def search(
         "latency_ms": found.costs["latency"],
         "evaluations": found.evaluations,
         "seconds": round(seconds, 3),
-        "cpu_seconds": round(used, 3),
-        "parts": {part: round(value, 3) for part, value in found.seconds.items()},
+        "parts": {part: round(value + saved[-1] * (part == "score"), 3) for part, value in found.seconds.items()},
         "iterations": [
             {
                 "predictor": record.predictor,
                 "score": record.score,
                 "supernet_score": round(float(score), 5),
                 "evaluations": record.evaluations,
-                "seconds": round(sum(record.seconds.values()), 3),
+                "seconds": round(sum(record.seconds.values()) + later - earlier, 3),
                 "best": record.best.to_hat_dict(),
                 "rule": record.rule,
             }
-            for record, score in zip(found.records, said, strict=True)
+            for record, score, (earlier, later) in zip(found.records, said, pairwise(saved), strict=True)
         ],
         **provenance(device),
     }
