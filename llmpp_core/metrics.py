@@ -238,7 +238,8 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, 
     """
     draws = bootstrap([ours, theirs], rng, resamples)
     measures = ["MAE", "tau"]
-    whole = [summarise(frame).loc["mean", [(measure, "mean") for measure in measures]].to_numpy(dtype=float) for frame in (ours, theirs)]
+    tables = [summarise(frame).loc["mean"] for frame in (ours, theirs)]
+    whole = [np.array([table[measure, "mean"] for measure in measures], dtype=float) for table in tables]
     ends = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
     return {name: Interval(*map(float, three)) for name, three in zip(measures, np.vstack([whole[0] - whole[1], ends]).T, strict=True)}
 
