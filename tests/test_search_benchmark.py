@@ -27,18 +27,8 @@ from llmpp_core import __main__, benchmark, search_benchmark
 from llmpp_core.files import append_rows, read_rows
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search_benchmark import (
-    LIMITS,
-    SCHEDULES,
-    found,
-    latency_predictor,
-    limits,
-    measure,
-    paired_difference,
-    plan,
-    searches,
-    stopped,
-)
+from llmpp_core.search_benchmark import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
+from llmpp_core.search_tables import found, paired_difference, searches, stopped
 from llmpp_core.space import TINY
 
 PLANNED = plan
