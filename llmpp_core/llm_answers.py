@@ -30,6 +30,10 @@ class ReplyError(ValueError):
         self.code = code
 
 
+class ServerFailed(ReplyError):
+    """A reply whose choice says that the server failed while it answered."""
+
+
 class Reply(NamedTuple):
     """What one response holds.
 
@@ -102,16 +106,18 @@ def read_reply(raw: str) -> Reply:
         raise ReplyError(f"the response is not JSON: {' '.join(raw[:80].split())!r}") from None
     if not isinstance(body, dict):
         raise ReplyError(f"the response is no JSON object: {raw[:80]!r}")
-    _raise_error(body, "an error with status 200")
+    if error := body.get("error"):
+        raise ReplyError(*_read_error(error, "an error with status 200"))
     try:
         choice = body["choices"][0]
         message, finish_reason = choice["message"], choice.get("finish_reason")
         content, refusal = message.get("content"), message.get("refusal")
     except (TypeError, KeyError, IndexError, AttributeError):
         raise ReplyError("the response has no choices") from None
-    _raise_error(choice, "an error inside the reply")
+    if error := choice.get("error"):
+        raise ServerFailed(*_read_error(error, "an error inside the reply"))
     if isinstance(finish_reason, str) and finish_reason.lower() in _SERVER_FAILED:
-        raise ReplyError(f"the server gave up: finish_reason {finish_reason!r}")
+        raise ServerFailed(f"the server gave up: finish_reason {finish_reason!r}")
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     in_parts = isinstance(content, list)
@@ -120,14 +126,13 @@ def read_reply(raw: str) -> Reply:
     text = text if isinstance(text, str) else refusal if isinstance(refusal, str) else ""
     sent, received = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if received == 0 and not text.strip() and not has_reasoning and finish_reason not in ("length", "content_filter"):
-        raise ReplyError("an empty reply of 0 tokens: the server gave up")
+        raise ServerFailed("an empty reply of 0 tokens: the server gave up")
     return Reply(printable(text), finish_reason, sent, received, in_parts, has_reasoning)
 
 
-def _raise_error(holder: dict[str, Any], what: str) -> None:
-    if error := holder.get("error"):
-        message, code = (error.get("message", error), error.get("code")) if isinstance(error, dict) else (error, None)
-        raise ReplyError(f"{what}: {printable(str(message))[:200]}", str(code or ""))
+def _read_error(error: Any, what: str) -> tuple[str, str]:
+    message, code = (error.get("message", error), error.get("code")) if isinstance(error, dict) else (error, None)
+    return f"{what}: {printable(str(message))[:200]}", str(code or "")
 
 
 def _join(parts: list[Any]) -> tuple[str, bool]:
