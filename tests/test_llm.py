@@ -22,8 +22,9 @@ import pytest
 from fake_llm_server import Act, FakeLLM, answer_to, completion, ok, prompt
 
 from llmpp_core.llm import Client, LLMStopped, MissingAnswers, Price, Settings
+from llmpp_core.llm_batches import write_batches
 from llmpp_core.llm_cache import Cache, Stored
-from llmpp_core.llm_recordings import Recording, Row, load, write_batches, write_recording
+from llmpp_core.llm_recordings import Recording, Row, load, write_recording
 from llmpp_core.llm_settings import LOCAL_SERVERS
 
 
