@@ -22,7 +22,7 @@ NUMBERS: dict[str, tuple[bool, bool, float]] = {
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-math.inf < value < math.inf)  # type: ignore[operator]
 
 
 def number(name: str, value: Any) -> float:
