@@ -281,9 +281,10 @@ class Run:
             if sent != self.settings.token_limit_field or not (other := other_limit_field(error, sent)):
                 raise
             self.server.token_limit_field = other
-            text = f"the server of {self.settings.model} does not know {sent}: {other} was sent instead; set token_limit_field to it"
-            self.server.note("field", text)
-            return await self._send(job, other)
+            raw = await self._send(job, other)
+            said = f"the server of {self.settings.model} does not know {sent}: {other} was sent instead; set token_limit_field to it"
+            self.server.note("field", said)
+            return raw
 
     async def _send(self, job: Job, token_limit_field: str) -> str:
         body = self.settings.body(job.prompt)

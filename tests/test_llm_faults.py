@@ -125,6 +125,13 @@ TRANSIENT = {
     "null choices": Act(200, {"choices": None}),
     "no choices": Act(200, {"choices": []}),
     "null message": Act(200, {"choices": [{"message": None}]}),
+    "generation failed": Act(424, error("Request failed during generation")),
+    "client left": Act(499, error("gave up")),
+    "no code": Act(200, {"error": "overloaded"}),
+    "429 of a gateway inside 200": Act(200, {"error": {"message": "rate limited", "code": 429}}),
+    # The choice says that the server failed.
+    **{f"finish_reason {reason}": Act(200, completion("", reason)) for reason in ("error", "abort", "load")},
+    "nothing in no tokens": Act(200, completion(None, usage={"prompt_tokens": 20, "completion_tokens": 0})),
 }
 
 
@@ -202,7 +209,7 @@ def test_an_allowance_spent_on_reasoning_is_named_not_cached_and_stops_the_run(t
 
 
 INVALID = {
-    "prose": completion("About 25.3 BLEU."),
+    "prose": completion("Somewhere between 25.3 and 26.1, I think."),
     "nan": completion("nan"),
     "infinity": completion("inf"),
     "comma": completion("25,3"),
