@@ -45,17 +45,17 @@ def refuse(numbers: range, act: Act) -> Any:
 
 
 @pytest.mark.parametrize("vendor", FILTERS)
-@pytest.mark.parametrize("refused", [range(1), range(3, 4), range(30)], ids=["first", "later", "many in a row"])
+@pytest.mark.parametrize("refused", [range(1), range(3, 4), range(8)], ids=["first", "later", "many in a row"])
 def test_prompts_that_meet_a_content_filter_fail_alone(tmp_path: Path, vendor: str, refused: range) -> None:
-    prompts = [prompt(i) for i in range(40)]
+    prompts = [prompt(i) for i in range(12)]
     with FakeLLM(refuse(refused, FILTERS[vendor])) as server:
         client = make_client(server, tmp_path, max_failures=5)
         for _ in range(2):  # Again, the one that was refused comes first.
             answers = [answer for (answer,) in client.ask(prompts)]
-            assert [answer.status for answer in answers] == ["failed" if i in refused else "answered" for i in range(40)]
+            assert [answer.status for answer in answers] == ["failed" if i in refused else "answered" for i in range(12)]
             assert answers[refused[0]].reason.endswith(FILTERS[vendor].body["error"]["message"])
-        assert len(server.calls) == 40 + len(refused)  # Each once: the filter would refuse it again.
-        assert len(client.cache) == 40 - len(refused)
+        assert len(server.calls) == 12 + len(refused)  # Each once: the filter would refuse it again.
+        assert len(client.cache) == 12 - len(refused)
         # What was refused may have been charged.
         assert client.counts.estimated == 2 * len(refused)
 
