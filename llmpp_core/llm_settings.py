@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmpp_core.llm_values import NUMBERS, address, canonical, is_number, number
+from llmpp_core.llm_values import NUMBERS, RESERVED, address, canonical, is_number, number
 from llmpp_core.prompts import Prompt
 
 #: Part of every cache key: raise it when the meaning of a key changes.
@@ -34,8 +34,6 @@ SCHEMA_VERSION = 1
 _IDENTITY = ("endpoint", "model", "temperature", "reasoning_effort", "answer_tokens", "token_limit_field", "extra")
 #: Ports on which local servers listen unless told otherwise.
 LOCAL_SERVERS = {"vllm": 8000, "ollama": 11434, "llama-server": 8080}
-# Fields of the request that have a setting of their own, on which keys, the budget and the reading of replies depend.
-_RESERVED = ("model", "messages", "temperature", "reasoning_effort", "max_tokens", "max_completion_tokens", "n", "stream")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Settings:
         for name in NUMBERS:
             if (value := getattr(self, name)) is not None or type(self).__dataclass_fields__[name].default is not None:
                 object.__setattr__(self, name, number(name, value))
-        if not isinstance(self.extra, Mapping) or (taken := [name for name in self.extra if name in _RESERVED]):
+        if not isinstance(self.extra, Mapping) or (taken := [name for name in self.extra if name in RESERVED]):
             got = f"{taken[0]}, which other settings decide" if isinstance(self.extra, Mapping) else f"a {type(self.extra).__name__}"
             raise ValueError(f"extra: expected further fields of the request, got {got}")
         object.__setattr__(self, "extra", canonical(self.extra))

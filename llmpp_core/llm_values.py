@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 _PORTS = {"http": 80, "https": 443}
-# What each number may be: whether it must be whole, whether 0 is allowed, and the most that it may be.
+#: Fields of the request that have a setting of their own, on which keys, the budget and the reading of replies depend.
+RESERVED = ("model", "messages", "temperature", "reasoning_effort", "max_tokens", "max_completion_tokens", "n", "stream")
+#: What each number may be: whether it must be whole, whether 0 is allowed, and the most that it may be.
 NUMBERS: dict[str, tuple[bool, bool, float]] = {
     **dict.fromkeys(("answer_tokens", "concurrency", "max_failures", "token_cap"), (True, False, math.inf)),
     **dict.fromkeys(("deadline", "requests_per_minute", "tokens_per_minute"), (False, False, math.inf)),

@@ -209,7 +209,7 @@ def test_an_allowance_spent_on_reasoning_is_named_not_cached_and_stops_the_run(t
 
 
 INVALID = {
-    "prose": completion("Somewhere between 25.3 and 26.1, I think."),
+    "prose": completion("Somewhere above 25.3 BLEU."),
     "nan": completion("nan"),
     "infinity": completion("inf"),
     "comma": completion("25,3"),
