@@ -251,6 +251,25 @@ def test_the_cheap_predictor_is_made_again_when_its_demonstrations_change(ground
     assert np.corrcoef(first.predict(archs), second.predict(archs))[0, 1] < 0
 
 
+def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archs = benchmark.architectures(reversed_task(), 30)
+    labels = pd.DataFrame({"architecture": archs, "predicted": [10.0 * arch.decoder_layers for arch in archs]})
+    monkeypatch.setattr(search_benchmark, "recordings", lambda name: ["a-model"] if name == f"{NAME}-distill" else [])
+    monkeypatch.setattr(search_benchmark, "answers", lambda name, recording: labels)
+    student, path = search_benchmark.distilled_predictor(reversed_task(), tmp_path, ground / "tfs", "a-model")
+    assert (student.teacher_, student.n_labels_) == ("a-model", 30)
+    assert np.corrcoef(student.predict(archs), labels["predicted"])[0, 1] > 0.9
+    control = search_benchmark.distilled_predictor(reversed_task(), tmp_path, ground / "tfs")[1]
+    assert path != control
+    monkeypatch.setattr(search_benchmark, "plan", lambda seeds: PLAN[:1])
+    where = {"results": tmp_path, "ground_truth": ground / "tfs", "seeds": 1, "trainings": 1, "threads": 1}
+    assert measure(NAME, ground / "checkpoints", **where, teacher="a-model")
+    assert len(searches(NAME, tmp_path, "a-model")) == 1
+    assert not (tmp_path / f"{NAME}.jsonl").exists(), "each teacher has a table of its own"
+    with pytest.raises(ValueError, match=r"no teacher 'nobody' is recorded for tests\.reversed-distill; there are offline, a-model"):
+        measure(NAME, ground / "checkpoints", **where, teacher="nobody")
+
+
 def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:
     for read, table in ((searches, ""), (found, ".found")):
         with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: python -m llmpp_core searches"):
