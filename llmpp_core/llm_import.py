@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmpp_core.experiments import EXPERIMENTS, RESULTS, Question, expected
+from llmpp_core.experiments import RESULTS, Question, expected
 from llmpp_core.llm_answers import read_answer
 from llmpp_core.llm_batches import BatchLine, read_batches
 from llmpp_core.llm_cache import Stored
@@ -68,25 +68,26 @@ def import_answers(paths: Iterable[Path], results: Path = RESULTS) -> ImportRepo
     Parameters
     ----------
     paths : iterable of pathlib.Path
-        Files as `llm_recordings.read_batches` describes them.
+        Files as `llm_batches.read_batches` describes them.
     results : pathlib.Path
         Folder of the recordings; each one that was begun by an export takes the answers whose ids it expects.
 
     Warns
     -----
     UserWarning
-        If a file among the recordings is damaged or none; it is left as it is.
+        If a file among the recordings is damaged, is none, or answers an unknown experiment; it is left as it is.
     """
     recordings = []
-    for recording in read_recordings(results.glob("*/*.jsonl")):
-        if recording.experiment in EXPERIMENTS:
-            recordings.append(recording)
-        else:
-            warnings.warn(f"left out: {recording.path} answers an unknown experiment, {recording.experiment!r}", stacklevel=2)
     wanted: dict[str, list[tuple[Recording, Question, int]]] = {}
     totals: Counter[str] = Counter()
-    for recording in recordings:
-        for key, (question, sample) in expected(recording.experiment, recording.settings).items():
+    for recording in read_recordings(results.glob("*/*.jsonl")):
+        try:
+            questions = expected(recording.experiment, recording.settings)
+        except ValueError as error:
+            warnings.warn(f"left out: {recording.path}: {error}", stacklevel=2)
+            continue
+        recordings.append(recording)
+        for key, (question, sample) in questions.items():
             wanted.setdefault(key, []).append((recording, question, sample))
             totals[_name(recording)] += 1
     report = ImportReport()

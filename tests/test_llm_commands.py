@@ -104,7 +104,7 @@ def test_every_bad_line_is_named_and_nothing_already_answered_is_lost(
         {"custom_id": exported[21]["custom_id"], "text": "2150"},
         {"custom_id": exported[22]["custom_id"], "error": {"code": "batch_expired"}, "response": None},
         {"custom_id": exported[23]["custom_id"], "text": "21 or 22"},
-        {"custom_id": exported[24]["custom_id"], "text": "BLEU: 21.50"},
+        {"custom_id": exported[24]["custom_id"], "text": "Score: 21.50"},
     ]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bad) + "not json\n")
     assert run("prompts", "import", tmp_path / "bad.jsonl") == 1
@@ -163,7 +163,7 @@ def test_a_foreign_file_among_the_recordings_stops_no_command(
     (results / "gone" / "old.jsonl").write_text(known.replace('"own-test"', '"gone"'))
     with pytest.warns(UserWarning, match="foreign") as caught:
         assert run("prompts", "import", tmp_path / "good.jsonl") == 0
-    assert any("unknown experiment, 'gone'" in str(warning.message) for warning in caught)
+    assert any("old.jsonl: unknown experiment 'gone'" in str(warning.message) for warning in caught)
     assert "88 answers recorded" in capsys.readouterr().out
     with pytest.warns(UserWarning, match="foreign"):
         assert run("prompts", "list") == 0

@@ -165,7 +165,7 @@ NEITHER_SEVERAL = [
         ROWS.replace("26.20", "below 26"),
         ROWS.replace("26.20", "26.2 (was 25)"),
         ROWS.replace("2:", "2: 3:"),
-        ROWS.replace("\n2", "\nhm\n2"),
+        ROWS.replace("\n2", "\nDeeper.\n2"),
     ),
     *(
         "1: 25 or 26\n" + ROWS,
