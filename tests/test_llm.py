@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import multiprocessing
@@ -206,6 +207,16 @@ def test_recorded_answers_are_not_paid_for_again(tmp_path: Path) -> None:
         write_recording(Recording(tmp_path / "results" / "x" / "fake.jsonl", "x", client.settings, {job.key: row}))
         other = Client(client.settings, cache=tmp_path / "other", recordings=load(tmp_path / "results", client.settings))
         assert other.ask([prompt(0)]) == client.ask([prompt(0)])
+        assert len(server.calls) == 1
+
+
+def test_what_an_earlier_version_took_for_an_answer_is_asked_again(tmp_path: Path) -> None:
+    failed = {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}
+    with FakeLLM() as server:
+        client = make_client(server.url, tmp_path / "c")
+        job = client.job(prompt(0))
+        client.cache.put(job.key, {}, job.prompt, 0, Stored(json.dumps(failed), 1.0))
+        assert client.ask([prompt(0)])[0][0].values == (expected(0),)
         assert len(server.calls) == 1
 
 
