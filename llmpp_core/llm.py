@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmpp_core.llm_answers import Answer, ReplyError, read_answer, read_reply
+from llmpp_core.llm_answers import Answer, read_answer
 from llmpp_core.llm_cache import FILE_NAME, Cache, Stored
 from llmpp_core.llm_limits import Budget, Pace, Stop
 from llmpp_core.llm_run import Counts, Job, Run, Server
@@ -155,12 +155,7 @@ class Client:
             return self._recordings[key]
         if self.mode == "replay" and not self._cache_path.exists():
             return None
-        stored = self.cache.get(key)
-        try:
-            return stored and read_reply(stored.response) and stored
-        except ReplyError:
-            # Kept by an earlier version that took a server's failure for an answer of the model; it is asked again.
-            return None
+        return self.cache.get(key)
 
     def pending(self, prompts: Sequence[Prompt], samples: int = 1) -> list[Job]:
         """Return the requests that are not answered yet, each once."""

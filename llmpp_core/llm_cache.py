@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from llmpp_core.llm_answers import ReplyError, ServerFailed, read_reply
 from llmpp_core.prompts import Prompt
 
 # The prefix that many prompts share is stored once, in texts.
@@ -109,7 +110,7 @@ class Cache:
             warnings.warn(f"the cache {self.path} is damaged ({error}): {done}", stacklevel=2)
 
     def get(self, key: str) -> Stored | None:
-        """Return what is kept under a key, or None; a row whose checksum is wrong counts as absent."""
+        """Return what is kept under a key, or None; a row whose checksum is wrong or that says that the server failed counts as absent."""
         with self._transaction() as db:
             return _get(db, key)
 
@@ -270,7 +271,16 @@ def _foreign_file_system(folder: Path) -> str | None:
 
 def _get(db: sqlite3.Connection, key: str) -> Stored | None:
     row = db.execute("SELECT response, seconds, sha256 FROM answers WHERE key = ?", (key,)).fetchone()
-    return Stored(row[0], row[1]) if row and _checksum(key, row[0]) == row[2] else None
+    return Stored(row[0], row[1]) if row and _checksum(key, row[0]) == row[2] and not _is_failure(row[0]) else None
+
+
+def _is_failure(response: str) -> bool:
+    """Return whether an earlier version kept a server's failure as an answer of the model; it is asked again."""
+    try:
+        read_reply(response)
+    except ReplyError as error:
+        return isinstance(error, ServerFailed)
+    return False
 
 
 def _set_aside(path: Path) -> Path:
