@@ -1,0 +1,35 @@
+"""Language models on one's own machine: how the servers of `LOCAL_SERVERS` are started, and whether one is there.
+
+All of them speak Chat Completions and want neither key nor money. Each line gives the model a context that holds these prompts (about 3,000
+tokens with ten demonstrations): the default of Ollama (num_ctx) and LM Studio can be shorter, and num_ctx cannot be set through Chat
+Completions. llama-server divides its context by the number of slots, -np. LM Studio lists its models with ``lms ls``.
+"""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from llmpp_core.llm_settings import Settings
+
+#: The commands that start the servers, by the names of `llm_settings.LOCAL_SERVERS`.
+START = {
+    "llama-server": "llama-server -m MODEL.gguf -c 65536 -np 4",
+    "vllm": "vllm serve MODEL --max-model-len 16384",
+    "ollama": "OLLAMA_CONTEXT_LENGTH=16384 ollama serve",
+    "lm-studio": "lms load MODEL --context-length 16384 && lms server start --port 1234",
+    "transformers": "transformers serve FOLDER",
+}
+#: Seconds for one answer of a local server. On a laptop's processor the first prompt alone takes minutes, and others wait for their turn.
+DEADLINE = 900.0
+_PATIENCE = 5.0
+
+
+def require_server(settings: Settings, server: str) -> None:
+    """Raise ConnectionError, naming the command that starts the server, if nothing listens at the address of some settings."""
+    url = urlsplit(settings.base_url)
+    try:
+        socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), _PATIENCE).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConnectionError(f"no {server} answers at {settings.base_url} ({reason}); start it with: {START[server]}") from None
