@@ -114,7 +114,7 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
                 f"log-probabilities are read with samples=1 and form='single', got samples={self.samples} and form={self.form!r}"
             )
         if return_std and self.samples < 2 and not expected:
-            raise ValueError(f"return_std needs samples of at least 2, or log-probabilities, got {self.samples}")
+            raise ValueError(f"return_std needs samples of at least 2, got {self.samples}, or requests that ask for log-probabilities")
         size = 1 if self.form == "single" else self.batch_size
         groups = [list(archs[i : i + size]) for i in range(0, len(archs), size)]
         prompts = [build_prompt(self.task, self.demonstrations_, group, self.level, self.form) for group in groups]
