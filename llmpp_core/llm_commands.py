@@ -1,13 +1,15 @@
-"""The commands ``prompts list|ask|export|import`` and ``serve-offline`` of ``python -m llmpp_core``."""
+"""The commands ``prompts list|ask|export|import``, ``serve-offline`` and ``serve-model`` of ``python -m llmpp_core``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import math
 import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ def add_commands(subparsers: Any) -> None:
     serve = subparsers.add_parser("serve-offline", help="serve the endpoint that is not a language model on 127.0.0.1")
     serve.add_argument("--port", type=int, default=8123, help="port to listen on (default: %(default)s)")
     serve.set_defaults(command=_with_clear_errors(_serve))
+    model = subparsers.add_parser("serve-model", help="serve a language model in a GGUF file on 127.0.0.1")
+    model.add_argument("file", type=Path, metavar="FILE.gguf", help="the model; needs the extra 'local'")
+    model.add_argument("--port", type=int, default=8080, help="port to listen on (default: that of llama-server, %(default)s)")
+    model.set_defaults(command=_with_clear_errors(_serve_model))
     prompts = subparsers.add_parser("prompts", help="list, ask, export and import the prompts of experiments")
     commands = prompts.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the experiments and their recordings")
@@ -128,18 +134,34 @@ def _settings(arguments: argparse.Namespace) -> Any:
 def _serve(arguments: argparse.Namespace) -> int:
     from llmpp_core.offline_llm import MODEL, OfflineEndpoint
 
-    try:
+    with _clear_port(arguments.port):
         endpoint = OfflineEndpoint(arguments.port)
+    print(f"{MODEL}, which is not a language model, answers at {endpoint.url}; stop with Ctrl-C", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        endpoint.serve_forever()
+    return 0
+
+
+def _serve_model(arguments: argparse.Namespace) -> int:
+    from llmpp_core.llm_local import serve
+
+    with _clear_port(arguments.port):
+        server = serve(arguments.file, arguments.port)
+    print(f"{arguments.file.name} answers at {server.listening_address}/v1; stop with Ctrl-C", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    return 0
+
+
+@contextlib.contextmanager
+def _clear_port(port: int) -> Iterator[None]:
+    """Say which port is in use and which flag chooses another."""
+    try:
+        yield
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise OSError(f"port {arguments.port} of 127.0.0.1 is in use: choose another with --port, or any free one with --port 0") from None
-    print(f"{MODEL}, which is not a language model, answers at {endpoint.url}; stop with Ctrl-C", flush=True)
-    try:
-        endpoint.serve_forever()
-    except KeyboardInterrupt:
-        return 0
-    return 0
+        raise OSError(f"port {port} of 127.0.0.1 is in use: choose another with --port") from None
 
 
 def _list(arguments: argparse.Namespace) -> int:

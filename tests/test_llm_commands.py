@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -281,11 +282,32 @@ def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recordi
     assert [path.name for path in results.glob("*/*")] == ["m.jsonl"]
 
 
-def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [("serve-offline",), ("serve-model", "model.gguf")])
+def test_a_port_in_use_is_named(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "xllamacpp", ModuleType("xllamacpp"))
+    Path("model.gguf").write_bytes(b"GGUF")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run("serve-offline", "--port", port) == 1
-    assert capsys.readouterr().err == (f"port {port} of 127.0.0.1 is in use: choose another with --port, or any free one with --port 0\n")
+        assert run(*words, "--port", port) == 1
+    assert capsys.readouterr().err == f"port {port} of 127.0.0.1 is in use: choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("installed", "code", "message"),
+    [
+        (ModuleType("xllamacpp"), 2, "test_llm_commands.py is no GGUF file"),
+        (None, 2, "the server of language models is not installed: pip install xllamacpp"),
+    ],
+)
+def test_what_cannot_be_served_is_named(
+    installed: ModuleType | None, code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", installed)
+    assert run("serve-model", __file__) == code
+    assert message in capsys.readouterr().err
 
 
 def test_asking_records_the_answers(
