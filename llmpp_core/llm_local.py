@@ -59,6 +59,8 @@ def serve(path: Path, port: int) -> Any:
     parameters.model.path = str(path)
     parameters.hostnames, parameters.port = ["127.0.0.1"], port
     parameters.n_ctx, parameters.n_parallel = _CONTEXT, _SLOTS
+    # Threads that poll for work stand in each other's way where other programs compute too.
+    parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0
     # Errors only: it would log every request, with parts of the prompts.
     parameters.verbosity = 1
     return xllamacpp.Server(parameters)

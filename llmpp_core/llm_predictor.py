@@ -109,13 +109,14 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         expected = asks_log_probabilities(self.client.settings)
-        if expected and (self.samples, self.form) != (1, "single"):
+        size = 1 if self.form == "single" else self.batch_size
+        if expected and (self.samples, size) != (1, 1):
             raise ValueError(
-                f"log-probabilities are read with samples=1 and form='single', got samples={self.samples} and form={self.form!r}"
+                "log-probabilities are read from one answer about one architecture: expected samples=1 and form='single' or batch_size=1, "
+                f"got samples={self.samples}, form={self.form!r} and batch_size={self.batch_size}"
             )
         if return_std and self.samples < 2 and not expected:
             raise ValueError(f"return_std needs samples of at least 2, got {self.samples}, or requests that ask for log-probabilities")
-        size = 1 if self.form == "single" else self.batch_size
         groups = [list(archs[i : i + size]) for i in range(0, len(archs), size)]
         prompts = [build_prompt(self.task, self.demonstrations_, group, self.level, self.form) for group in groups]
         self.answers_ = self.client.ask(prompts, self.samples)

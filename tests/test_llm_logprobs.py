@@ -66,13 +66,16 @@ def read(*tokens: Token, prompt: Prompt = PROMPT, **more: Any) -> Any:
         # Left out: what is no number, what is out of range, and what would move the digits that follow.
         ([("25", 0.5, {"The": 0.2, "250": 0.1, "": 0.1})], {25: 0.5}),
         ([("2", 0.5, {"25": 0.3, ".": 0.1, "3": 0.1}), ("5", 1.0, {})], {25: 0.5, 35: 0.1}),
+        # A JSON object of one number; what stands around it stays.
+        ([('{"1": ', 1.0, {}), ("2", 0.5, {"3": 0.5}), ("5", 1.0, {}), ("}", 1.0, {})], {25: 0.5, 35: 0.5}),
         # Nothing follows: the length may differ.
         ([("9", 0.5, {"10": 0.5}), (".", 1.0, {}), ("5", 1.0, {})], {9.5: 0.5, 10.5: 0.5}),
     ],
 )
 def test_the_distribution_is_over_whole_numbers(tokens: list[Token], weights: dict[float, float]) -> None:
     text = "".join(token for token, *_ in tokens).replace("Ġ", " ").replace("▁", " ").removesuffix("</s>")
-    found = read(*tokens, text=text)
+    prompt = Prompt("", "q", "json" if text.startswith("{") else "single", 1, 0.0, 100.0)
+    found = read(*tokens, prompt=prompt, text=text)
     values, p = np.array(list(weights)), np.array(list(weights.values()))
     mean = (p @ values) / p.sum()
     assert found.mean == pytest.approx(mean)
@@ -197,6 +200,6 @@ def test_other_forms_are_refused_before_anything_is_sent(tmp_path: Path, rng: np
     archs = TINY.sample(4, rng)
     with FakeLLM() as server:
         predictor = asking(server.url, tmp_path, **parameters).fit(archs[:3], [1, 2, 3])
-        with pytest.raises(ValueError, match="log-probabilities are read with samples=1 and form='single', got samples="):
+        with pytest.raises(ValueError, match="log-probabilities are read from one answer about one architecture"):
             predictor.predict(archs[3:])
         assert not server.calls
