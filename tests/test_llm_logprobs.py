@@ -66,6 +66,7 @@ def read(*tokens: Token, prompt: Prompt = PROMPT, **more: Any) -> Any:
         # Left out: what is no number, what is out of range, and what would move the digits that follow.
         ([("25", 0.5, {"The": 0.2, "250": 0.1, "": 0.1})], {25: 0.5}),
         ([("2", 0.5, {"25": 0.3, ".": 0.1, "3": 0.1}), ("5", 1.0, {})], {25: 0.5, 35: 0.1}),
+        ([("1", 1.0, {}), (".", 1.0, {}), ("2", 0.6, {"99": 0.4}), ("5", 1.0, {})], {1.25: 0.6}),
         # A JSON object of one number; what stands around it stays.
         ([('{"1": ', 1.0, {}), ("2", 0.5, {"3": 0.5}), ("5", 1.0, {}), ("}", 1.0, {})], {25: 0.5, 35: 0.5}),
         # Nothing follows: the length may differ.

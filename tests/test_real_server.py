@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmpp_core.llm import Client, LLMStopped, Settings
+from llmpp_core.llm import Answer, Client, LLMStopped, Settings
 from llmpp_core.llm_local import DEADLINE
 from llmpp_core.llm_logprobs import with_log_probabilities
 from llmpp_core.llm_predictor import LLMPredictor
@@ -57,9 +57,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def client(url: str, folder: Path, log_probabilities: bool = False, **changes: Any) -> Client:
-    settings = Settings.local(
-        "llama-server", "smollm2", base_url=url, deadline=DEADLINE, temperature=0.0, concurrency=1, answer_tokens=12, **changes
-    )
+    settings = Settings.local("llama-server", "smollm2", base_url=url, deadline=DEADLINE, temperature=0.0, concurrency=1, **changes)
     return Client(with_log_probabilities(settings, 10) if log_probabilities else settings, cache=folder / "c")
 
 
@@ -67,13 +65,17 @@ def prompts(form: str) -> list[Prompt]:
     return [build_prompt(TASK, [(ARCHS[0], 21.5)], [arch], "demonstrations", form) for arch in ARCHS[1:]]
 
 
+def ask(asked: Client, form: str) -> list[tuple[Answer, ...]]:
+    try:
+        return asked.ask(prompts(form))
+    except LLMStopped:  # An invalid answer to the first request; the next run goes on from there.
+        assert asked.counts.invalid == asked.counts.requests == 1
+        return asked.ask(prompts(form))
+
+
 def test_every_answer_is_kept_counted_and_asked_once(url: str, tmp_path: Path) -> None:
     asked = client(url, tmp_path)
-    try:
-        asked.ask(prompts("single"))
-    except LLMStopped:  # Prose at the first request; the next run goes on from there.
-        assert asked.counts.invalid == asked.counts.requests == 1
-    answers = asked.ask(prompts("single"))
+    answers = ask(asked, "single")
     assert {answer.status for (answer,) in answers} <= {"answered", "invalid"}
     assert all(answer.text and answer.prompt_tokens and answer.answer_tokens and answer.seconds for (answer,) in answers)
     assert asked.counts.requests == asked.counts.answered == 2
@@ -86,7 +88,7 @@ def test_every_answer_is_kept_counted_and_asked_once(url: str, tmp_path: Path) -
 
 def test_a_schema_makes_it_answer_with_numbers(url: str, tmp_path: Path) -> None:
     asked = client(url, tmp_path)
-    texts = [answer.text for (answer,) in asked.ask(prompts("json"))]
+    texts = [answer.text for (answer,) in ask(asked, "json")]
     assert all(text.strip().startswith("{") for text in texts)
     assert asked.counts.requests == 2
 
