@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 if it was interrupted."""
+    """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 or 128 and the signal's number if interrupted."""
     args = parser().parse_args(argv)
     from llmpp_core.runner_notebook import InputError
 
@@ -152,9 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+        return getattr(interruption, "code", 130)
     except RuntimeError as error:
         from llmpp_core.jobs import JobsLost
         from llmpp_core.sources import SourceError

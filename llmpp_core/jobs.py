@@ -17,9 +17,9 @@ from threading import Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from llmpp_core.files import append_rows, read_rows
+from llmpp_core.progress import progress_bar
 
 
 class JobsLost(RuntimeError):
@@ -79,7 +79,7 @@ def run_jobs(
     with _alone(path):
         done = {_hashable({name: row.get(name) for name in fields[0]}): row for row in read_rows(path)} if fields else {}
         open_ = [(key, arguments) for key, (_, arguments) in zip(keys, listed, strict=True) if key not in done]
-        with tqdm(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
+        with progress_bar(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
             for key, result in results(work, open_, executor):
                 if result is not None:
                     done[key] = {**named[key], **result}

@@ -28,6 +28,7 @@ from llmpp_core.llm_limits import Budget, Pace, Stop
 from llmpp_core.llm_run import Counts, Job, Run, Server
 from llmpp_core.llm_settings import Price, Settings, estimate_tokens
 from llmpp_core.llm_workers import ask_elsewhere, require_free
+from llmpp_core.progress import progress_bar
 from llmpp_core.prompts import Prompt
 from llmpp_core.sources import cache_dir
 
@@ -216,7 +217,7 @@ class Client:
             first = jobs[0].prompt.query.splitlines()[0]
             raise MissingAnswers(f"{len(jobs)} answers of {self.settings.model} are not recorded, the first: {jobs[0].key} ({first})", jobs)
         self.settings.require_limit()
-        with self._one_at_a_time, tqdm(total=len(jobs), disable=not self.progress, unit="request") as bar:
+        with self._one_at_a_time, progress_bar(total=len(jobs), disable=not self.progress, unit="request") as bar:
 
             def show_progress() -> None:
                 bar.set_postfix(answered=self.counts.answered, invalid=self.counts.invalid, spent=self._spent(), refresh=False)

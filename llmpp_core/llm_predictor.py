@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,7 +12,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.llm import Client
-from llmpp_core.prompts import FULL, PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.llm_logprobs import Distribution, asks_log_probabilities, read_distribution
+from llmpp_core.prompts import FULL, Prompt, PromptTask, build_prompt, choose_demonstrations
 from llmpp_core.space import Architecture
 
 
@@ -45,6 +47,8 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         What is shown, in order.
     answers_ : list of tuple of Answer
         What was answered to the last `predict`, per request.
+    covered_ : numpy.ndarray of shape (n,)
+        Where the client's requests ask for log-probabilities: the probability that the last `predict` accounts for, see `llm_logprobs`.
     """
 
     def __init__(
@@ -98,16 +102,45 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         Returns
         -------
         numpy.ndarray of shape (n,), or a pair of them with `return_std`
-            The median of the valid answers, nan where there is none; and their population standard deviation.
+            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's
+            requests ask for log-probabilities (`llm_logprobs.with_log_probabilities`), one answer is enough: the expected number under
+            the model's own distribution, and its standard deviation. Without the log-probabilities asked for, a warning says so, and
+            these are the number as written, and nan.
         """
         check_is_fitted(self)
-        if return_std and self.samples < 2:
-            raise ValueError(f"return_std needs samples of at least 2, got {self.samples}")
+        expected = asks_log_probabilities(self.client.settings)
         size = 1 if self.form == "single" else self.batch_size
+        if expected and (self.samples, size) != (1, 1):
+            raise ValueError(
+                "log-probabilities are read from one answer about one architecture: expected samples=1 and form='single' or batch_size=1, "
+                f"got samples={self.samples}, form={self.form!r} and batch_size={self.batch_size}"
+            )
+        if return_std and self.samples < 2 and not expected:
+            raise ValueError(f"return_std needs samples of at least 2, got {self.samples}, or requests that ask for log-probabilities")
         groups = [list(archs[i : i + size]) for i in range(0, len(archs), size)]
         prompts = [build_prompt(self.task, self.demonstrations_, group, self.level, self.form) for group in groups]
         self.answers_ = self.client.ask(prompts, self.samples)
+        if expected:
+            mean, std = self._distributions(prompts)
+            return (mean, std) if return_std else mean
         columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
         values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
         median = np.ma.median(values, axis=0).filled(np.nan)
         return (median, values.std(axis=0).filled(np.nan)) if return_std else median
+
+    def _distributions(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the expected number and the spread of each answer to the last `predict`."""
+        rows, lacking = [], 0
+        for prompt, (answer,) in zip(prompts, self.answers_, strict=True):
+            stored = self.client.lookup(answer.key)
+            found = read_distribution(prompt, stored.response) if stored else None
+            lacking += found is None and answer.status == "answered"
+            rows.append(found or Distribution(answer.values[0], np.nan, np.nan))
+        if lacking:
+            warnings.warn(
+                f"{lacking} of {len(rows)} answers came without the log-probabilities of their number, which not every server gives: "
+                "it is taken as written, with a spread of nan",
+                stacklevel=3,
+            )
+        mean, std, self.covered_ = np.array(rows, dtype=float).reshape(len(rows), 3).T
+        return mean, std

@@ -1,15 +1,7 @@
 """Which model is asked, how, how fast, and for how much money at most.
 
 `Settings` is everything a run depends on except the key, which is read from the environment when a request is about to
-be sent and is neither stored nor passed on. Lines that start a local server with a context long enough for these prompts,
-and the settings that ask it (the shape of the requests is tested, the servers themselves are not part of the tests)::
-
-    vllm serve MODEL --max-model-len 16384          # Settings.local("vllm", "MODEL")
-    OLLAMA_CONTEXT_LENGTH=16384 ollama serve        # Settings.local("ollama", "MODEL")
-    llama-server -m MODEL.gguf -c 65536 -np 4       # Settings.local("llama-server", "MODEL")
-
-Ollama's default context (num_ctx) can be shorter than a prompt with ten demonstrations, and it drops the rest in
-silence; num_ctx cannot be set through Chat Completions, hence the variable. llama-server divides its context by the number of slots.
+be sent and is neither stored nor passed on. `Settings.local` is for a server of one's own; `llm_local` says how each is started.
 """
 
 from __future__ import annotations
@@ -33,7 +25,7 @@ SCHEMA_VERSION = 1
 # The settings that answers depend on.
 _IDENTITY = ("endpoint", "model", "temperature", "reasoning_effort", "answer_tokens", "token_limit_field", "extra")
 #: Ports on which local servers listen unless told otherwise.
-LOCAL_SERVERS = {"vllm": 8000, "ollama": 11434, "llama-server": 8080}
+LOCAL_SERVERS = {"vllm": 8000, "ollama": 11434, "llama-server": 8080, "lm-studio": 1234, "transformers": 8000}
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llmpp_core.batches import Pairs
 from llmpp_core.corpora import ParallelText, clean
 from llmpp_core.corpus_readers import held_out, open_corpus
 from llmpp_core.files import need_disk, replace_file
+from llmpp_core.progress import progress_bar
 from llmpp_core.shards import read_shard, stored_tokens, write_shard
 from llmpp_core.sources import cache_dir
 from llmpp_core.vocabulary import Vocabulary
@@ -135,7 +135,7 @@ def prepare(
 def clean_text(reader: Any, folder: Path, settings: Settings, progress: bool = False) -> None:
     """Write the shards of text, those that are not there yet, each from where the one before it ends."""
     k, position, last, blocks = 0, None, False, None
-    with tqdm(desc="clean", unit=" pairs", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(desc="clean", unit=" pairs", unit_scale=True, disable=not progress) as bar:
         while not last:
             path = folder / f"text-{k:05}.arrow"
             if path.exists():
@@ -179,7 +179,7 @@ def tokenise(folder: Path, settings: Settings, executor: Executor | None = None,
     need_disk(folder, sum(shard.stat().st_size for shard in missing) * 7 // 10, "the tokens")
     arguments = missing, [settings] * len(missing)
     done = executor.map(_tokenise, *arguments) if executor else map(_tokenise, *arguments)
-    with tqdm(desc="tokens", unit=" pairs", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(desc="tokens", unit=" pairs", unit_scale=True, disable=not progress) as bar:
         for pairs in done:
             bar.update(pairs)
 

@@ -20,8 +20,8 @@ from functools import cache
 import numpy as np
 import torch
 from scipy.stats import iqr, trimboth
-from tqdm import tqdm
 
+from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.status import processor
 from llmpp_core.transformer import MAX_LENGTH, UNK, Cache, Transformer
@@ -178,7 +178,7 @@ def measure_many(
     order = turns(archs, space, repeats, rng)
     warn_if_busy(space, settings)
     found: dict[Architecture, list[LatencyMeasurement]] = {arch: [] for arch in archs}
-    for _, arch in tqdm(order, desc="latency", disable=not progress):
+    for _, arch in progress_bar(order, desc="latency", disable=not progress):
         found[arch].append(measure(arch, space, settings))
     steady = dict(zip(found, at_one_pace(list(found.values())), strict=True))
     return [steady[arch] for arch in archs]

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs
+from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.training import smoothed_loss
 from llmpp_core.transformer import PAD, CrossAttention, Memory, SelfAttention, Transformer
@@ -185,7 +185,7 @@ class ZeroCostPredictor(RegressorMixin, BaseEstimator):
         new = [arch for arch in dict.fromkeys(archs) if arch not in known]
         if new:
             batches = self._draw_batches()
-            known |= {arch: self._score(arch, batches) for arch in tqdm(new, desc=self.proxy, disable=not self.progress)}
+            known |= {arch: self._score(arch, batches) for arch in progress_bar(new, desc=self.proxy, disable=not self.progress)}
         return np.array([known[arch] for arch in archs], dtype=float)
 
     def _draw_batches(self) -> list[Batch]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llmpp_core.constraints import Limit
 from llmpp_core.feasible import Feasible
 from llmpp_core.files import append_rows
 from llmpp_core.genes import Genes
+from llmpp_core.progress import progress_bar
 from llmpp_core.schedule import Adaptive, Candidates, Entry, default_names, predictors_of
 from llmpp_core.search_records import Population, Previous, Record, SearchResult, read_records
 from llmpp_core.search_scores import Ask, Scores, ranking, spread
@@ -135,7 +135,7 @@ class Search(ABC):
         if done:
             self._refuse_others(done[-1], path, scores)
         previous: Previous | None = None
-        with tqdm(total=self.iterations, desc=settings["method"], disable=not progress) as bar:
+        with progress_bar(total=self.iterations, desc=settings["method"], disable=not progress) as bar:
             for entry in self.schedule:
                 cheap, iterations, rule, costly, last = (
                     (entry.cheap, entry.iterations, entry.rule, entry.costly, entry.last)

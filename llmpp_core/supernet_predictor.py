@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from torch import Tensor
-from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs
 from llmpp_core.decoding import translate
 from llmpp_core.distributed import gathered
 from llmpp_core.evaluation import chunked_loss
+from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.transformer import PAD, Memory, Transformer
@@ -107,7 +107,7 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
         rank, ranks = (self.place.process_index, self.place.num_processes) if self.place else (0, 1)
         mine = ordered[len(ordered) * rank // ranks : len(ordered) * (rank + 1) // ranks]
         shares = [mine[len(mine) * i // cores : len(mine) * (i + 1) // cores] for i in range(cores)]
-        with tqdm(total=len(mine), desc="supernet", disable=not self.progress or rank > 0) as bar, _one_thread_each(cores) as pool:
+        with progress_bar(total=len(mine), desc="supernet", disable=not self.progress or rank > 0) as bar, _one_thread_each(cores) as pool:
             found = [score for part in pool.map(lambda share: self._share(share, batches, bar), shares) for score in part]
         scores = dict(zip(ordered, gathered(found, self.place), strict=True))
         return [scores[arch] for arch in archs]

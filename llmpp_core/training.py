@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from llmpp_core.batches import Batch, Pairs, epochs
 from llmpp_core.checkpoints import digest, read_checkpoint, space_record, write_checkpoint
 from llmpp_core.distributed import add_gradients, all_or_none, first_decides, refuse_different, share
+from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.transformer import PAD, Transformer
@@ -214,7 +214,7 @@ def train(
     network = torch.compile(model, dynamic=True) if recipe.compile else model
     model.train()
     title = progress if isinstance(progress, str) else None
-    bar = tqdm(total=recipe.updates, initial=history.updates, desc=title, disable=not (progress and first))
+    bar = progress_bar(total=recipe.updates, initial=history.updates, desc=title, disable=not (progress and first))
     groups = zip(*[epochs(pairs, recipe.batch_tokens, seed)] * recipe.accumulate, strict=True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
         for group in islice(groups, history.updates, None):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import socket
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_llm_server import Act, FakeLLM, completion, ok
 from test_experiments import own  # noqa: F401  (a fixture)
 
 from llmpp_core import experiments
 from llmpp_core.experiments import Experiment
 from llmpp_core.llm import Settings
 from llmpp_core.llm_commands import add_commands
+from llmpp_core.llm_local import START
 from llmpp_core.llm_recordings import read_recording
+from llmpp_core.llm_settings import LOCAL_SERVERS
 from llmpp_core.metrics import summarise
 from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt
 
@@ -25,7 +31,10 @@ from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt
 def run(*arguments: str | Path) -> int:
     parser = argparse.ArgumentParser()
     add_commands(parser.add_subparsers(required=True))
-    found = parser.parse_args([str(argument) for argument in arguments])
+    try:
+        found = parser.parse_args([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
     return int(found.command(found))
 
 
@@ -185,15 +194,27 @@ def test_half_a_character_and_fields_for_people_are_imported(exported: Any, resu
     ("arguments", "code", "message"),
     [
         (("prompts", "export", "nothing", "--out", "x"), 2, "unknown experiment 'nothing'; allowed are own-test"),
-        (("prompts", "ask", "own-test", "--model", "m"), 2, "the price of m is not given"),
-        (("prompts", "ask", "own-test", "--model", "m", "--price", "1", "2", "x", "--budget", "1"), 2, "--price: price date: expected"),
-        (("prompts", "ask", "own-test", "--base-url", "ftp://x", "--token-cap", "5"), 2, "base_url: expected http"),
+        (("prompts", "ask", "own-test"), 2, "the following arguments are required: --model"),
+        (("prompts", "ask", "own-test", "--model", "m"), 2, "nothing limits what m may cost: give --token-cap, or --price and --budget"),
         (
-            ("prompts", "ask", "own-test", "--token-cap", "99999999", "--key-variable", "NO_SUCH_KEY"),
+            ("prompts", "ask", "own-test", "--model", "m", "--local", "mine"),
+            2,
+            "unknown server 'mine'; allowed are vllm, ollama, llama-server",
+        ),
+        (("prompts", "ask", "own-test", "--model", "m", "--price", "1", "2", "x", "--budget", "1"), 2, "--price: price date: expected"),
+        (("prompts", "ask", "own-test", "--model", "m", "--base-url", "ftp://x", "--token-cap", "5"), 2, "--base-url: expected http"),
+        (
+            ("prompts", "ask", "own-test", "--model", "m", "--token-cap", "99999999", "--key-variable", "NO_SUCH_KEY"),
             1,
             "set the environment variable NO_SUCH_KEY",
         ),
         (("serve-offline", "--port", "99999"), 2, "port must be 0-65535"),
+        (("prompts", "export", "own-test", "--out", __file__), 2, "test_llm_commands.py is a file; expected a folder"),
+        (
+            ("prompts", "export", "own-test", "--out", "x", "--log-probabilities", "21"),
+            2,
+            "expected 1 to 20 alternatives per token, got 21",
+        ),
         (("prompts", "import", "no-such-file.jsonl"), 1, "No such file or directory: 'no-such-file.jsonl'"),
     ],
 )
@@ -211,6 +232,138 @@ def test_bad_input_is_one_clear_line(
     assert run(*arguments) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
+    assert not list(results.glob("*/*"))
+
+
+LIMITS = ("--budget", "--token-cap", "--concurrency", "--deadline", "--requests-per-minute", "--tokens-per-minute", "--answer-tokens")
+
+
+@pytest.mark.parametrize("value", ["-3", "0", "nan", "inf", "many"])
+@pytest.mark.parametrize("flag", [*LIMITS, "--log-probabilities"])
+def test_limits_are_positive_numbers(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prompts", "ask", "own-test", "--model", "m", flag, value) == 2
+    assert re.search(rf"argument {flag}: expected (a positive .*number|at most one argument)", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("server", LOCAL_SERVERS)
+def test_a_server_that_is_not_there_is_named_with_what_starts_it(
+    server: str,
+    own: Experiment,  # noqa: F811
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    assert run("prompts", "ask", "own-test", "--model", "m", "--local", server, "--base-url", url) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"no {server} answers at {url} (Connection refused); start it with: {START[server]}"
+    # Nothing is sent, so nothing need be there.
+    assert run("prompts", "ask", "own-test", "--model", "m", "--local", server, "--base-url", url, "--dry-run") == 0
+
+
+def test_a_local_server_needs_no_limit_and_has_time(
+    own: Experiment,  # noqa: F811
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    with FakeLLM() as server:
+        common = ("prompts", "ask", "own-test", "--model", "m", "--local", "ollama", "--base-url", server.url, "--log-probabilities", "5")
+        # The batched prompts get single answers, which are invalid.
+        assert run(*common) == 0
+        assert {body["top_logprobs"] for body, _ in server.calls} == {5}
+        asked = len(server.calls)
+        assert run(*common) == 0
+        assert len(server.calls) == asked == 88
+    recorded = read_recording(results / "own-test" / "m.jsonl")
+    assert recorded.settings.identity()["endpoint"] == "ollama"
+    assert len(recorded.rows) == 88
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (("--price", "1", "1", "2026-01-01", "--budget", "0.01"), "this exceeds --budget 0.01 by up to 0."),
+        (("--token-cap", "7"), "this exceeds --token-cap 7 by up to "),
+        (("--price", "1", "1", "2026-01-01", "--budget", "100", "--token-cap", "100000000"), ""),
+    ],
+)
+def test_a_dry_run_says_when_a_limit_is_too_low(
+    limits: tuple[str, ...],
+    message: str,
+    own: Experiment,  # noqa: F811
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    assert run("prompts", "ask", "own-test", "--model", "m", "--dry-run", *limits) == 0
+    estimate, *rest = capsys.readouterr().out.splitlines()
+    assert "88 requests to send" in estimate
+    assert bool(rest) == bool(message)
+    assert message in "".join(rest)
+
+
+def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recording(
+    own: Experiment,  # noqa: F811
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def script(body: dict[str, Any], number: int) -> Act:
+        text = body["messages"][0]["content"]
+        empty = server.prompts()[2:3] == [text]
+        return Act(body=completion("", finish="length", prompt=text)) if empty else ok(body, number)
+
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    with FakeLLM(script) as server:
+        assert run("prompts", "ask", "own-test", "--model", "m", "--local", "vllm", "--base-url", server.url, "--concurrency", "1") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("2 requests failed, the first: ")  # both samples of one prompt
+    assert "--answer-tokens" in last
+
+    def fail(*arguments: Any) -> list[Path]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("llmpp_core.llm_recordings.write_batches", fail)
+    assert run("prompts", "export", "own-test", "--model", "n", "--out", tmp_path / "out") == 1
+    assert run("prompts", "export", "own-test", "--model", "m", "--endpoint", "vllm", "--out", tmp_path / "out") == 1
+    # What was there before stays.
+    assert [path.name for path in results.glob("*/*")] == ["m.jsonl"]
+
+
+@pytest.mark.parametrize("words", [("serve-offline",), ("serve-model", "model.gguf")])
+def test_a_port_in_use_is_named(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "xllamacpp", ModuleType("xllamacpp"))
+    Path("model.gguf").write_bytes(b"GGUF")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(*words, "--port", port) == 1
+    assert capsys.readouterr().err == f"port {port} of 127.0.0.1 is in use: choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("installed", "code", "message"),
+    [
+        (ModuleType("xllamacpp"), 2, "test_llm_commands.py is no GGUF file"),
+        (None, 2, "the server of language models is not installed: pip install xllamacpp"),
+    ],
+)
+def test_what_cannot_be_served_is_named(
+    installed: ModuleType | None, code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", installed)
+    assert run("serve-model", __file__) == code
+    assert message in capsys.readouterr().err
 
 
 def test_asking_records_the_answers(

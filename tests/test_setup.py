@@ -132,7 +132,8 @@ def python_blocks(document: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", read(document), flags=re.M | re.S)
 
 
-EXAMPLES = [(document, i) for document in ("README.md", "book/how_to_run.md") for i in range(len(python_blocks(document)))]
+PAGES = ("README.md", "book/how_to_run.md", "book/local_models.md")
+EXAMPLES = [(document, i) for document in PAGES for i in range(len(python_blocks(document)))]
 
 
 @pytest.mark.parametrize(("document", "number"), EXAMPLES)
