@@ -12,6 +12,7 @@ import numpy as np
 
 from llmpp_core.cost import flop_counts, parameter_counts
 from llmpp_core.genes import Genes
+from llmpp_core.inputs import as_list
 from llmpp_core.space import Architecture, SearchSpace
 
 # A cost may exceed its limit by this part: the last digits of a prediction depend on how many are made at once.
@@ -52,8 +53,17 @@ class Limit:
             raise ValueError(f"{self.name}: expected a cost to call, or with a method predict, got {self.cost!r}")
 
     def costs(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return the costs of n architectures, shape (n,); raises ValueError if the cost is of another shape."""
-        costs = np.asarray(self.cost.predict(archs) if hasattr(self.cost, "predict") else self.cost(archs), dtype=float)
+        """Return the costs of n architectures, shape (n,); raises ValueError if the cost does not take or give so many."""
+        archs = as_list(archs, kind=object)
+        try:
+            costs = np.asarray(self.cost.predict(archs) if hasattr(self.cost, "predict") else self.cost(archs), dtype=float)
+        except AttributeError as error:
+            if error.obj is not archs:
+                raise
+            raise ValueError(
+                f"{self.name}: the cost is called with many architectures at once and must return one number for each; it asked the whole "
+                f"sequence for {error.name!r}, as if it were one architecture"
+            ) from None
         if costs.shape != (len(archs),):
             raise ValueError(f"{self.name}: expected one cost per architecture, shape ({len(archs)},), got shape {costs.shape}")
         return costs

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from llmpp_core.distill_network import Network, Recipe, train
 from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
 from llmpp_core.files import load_tensors, save_tensors
+from llmpp_core.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space import HAT_WMT, Architecture, SearchSpace
 
 
@@ -175,16 +176,14 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         """
         recipe = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
         names = self._feature_sets()
-        y = np.asarray(labels, dtype=float)
-        if y.shape != (len(archs),):
-            raise ValueError(f"labels: expected one number per architecture, shape ({len(archs)},), got shape {y.shape}")
-        if np.isinf(y).any():
-            raise ValueError("labels: expected finite numbers, or nan where the teacher gave none; got infinity")
+        archs = as_list(archs)
+        y = as_scores(labels, len(archs), "labels", missing=True)
         known = ~np.isnan(y)
         least = max(2, self.ensemble)
         if known.sum() < least:
             raise ValueError(f"labels: expected at least {least} that are not nan, got {known.sum()} of {len(y)}")
         labelled = [arch for arch, has_label in zip(archs, known, strict=True) if has_label]
+        warn_if_weak(labelled, y[known])
         results = {}
         with _one_thread():
             for name in names:
@@ -226,9 +225,7 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         return FEATURE_SETS[name](self.space)
 
     def _rows(self, name: str, archs: Sequence[Architecture]) -> np.ndarray:
-        for i, arch in enumerate(archs):
-            if not isinstance(arch, Architecture):
-                raise ValueError(f"archs[{i}]: expected an Architecture, got {type(arch).__name__}")
+        archs = as_list(archs)
         if len(archs) == 0:
             return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])

@@ -16,6 +16,7 @@ import torch
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.files import append_rows, read_rows
+from llmpp_core.inputs import as_list
 from llmpp_core.jobs import run_jobs
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, device_name, measure, turns, warn_if_busy
 from llmpp_core.space import Architecture, SearchSpace
@@ -169,6 +170,7 @@ class MeasuredLatency:
 
     def __call__(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return latencies in ms, shape (n,), measuring what is not known."""
+        archs = as_list(archs)
         for arch in archs:
             if arch not in self._known:
                 self._measure(arch)

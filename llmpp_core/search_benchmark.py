@@ -26,12 +26,12 @@ from llmpp_core.checkpoints import load_network, space_record
 from llmpp_core.constraints import Limit
 from llmpp_core.distill import DistilledPredictor, distill
 from llmpp_core.files import read_rows
+from llmpp_core.inputs import as_list
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
 from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.llm import Client
 from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.metrics import random_splits
 from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
 from llmpp_core.peers import RandomSearch
 from llmpp_core.profiler import LatencySettings
@@ -90,8 +90,8 @@ def distilled_predictor(task: Task, folder: Path, results: Path = benchmark.RESU
     language model, asked through the whole path that a language model would be.
     """
     records = benchmark.records(task.name, results)
-    split = random_splits({task.name: records}, np.random.default_rng(0), 1)[0]
-    shown, bleu = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
+    drawn = records.iloc[np.random.default_rng(0).permutation(len(records))[:10]]
+    shown, bleu = list(drawn["architecture"]), drawn["bleu"].to_numpy()
     seen = [[arch.to_hat_dict() for arch in shown], bleu.tolist(), asdict(task.prompt_task()), space_record(task.space), _LABELS]
     digest = hashlib.sha256(json.dumps(seen, sort_keys=True, default=lambda function: function.__qualname__).encode()).hexdigest()
     path = folder / f"{task.name}-distilled-{digest[:12]}.safetensors"
@@ -352,8 +352,10 @@ def paired_difference(
     tuple of float
         Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
     """
-    if not len(ours) == len(theirs) > 0:
-        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}")
+    ours, theirs = as_list(ours, "ours"), as_list(theirs, "theirs")
+    groups = [0] * len(ours) if groups is None else list(groups)
+    if not len(ours) == len(theirs) == len(groups) > 0:
+        raise ValueError(f"expected pairs of architectures and a group of each, got {len(ours)}, {len(theirs)} and {len(groups)}")
     means = trained.groupby("architecture", sort=False)[score].mean()
     numbers = {arch: i for i, arch in enumerate(means.index)}
     # signs[pair, architecture]
@@ -362,7 +364,7 @@ def paired_difference(
         row[numbers[first]] += 1
         row[numbers[second]] -= 1
     difference, noise = signs @ means.to_numpy(), uncertainty(trained, score) ** 2
-    members = [np.flatnonzero(np.array([g == name for g in groups or [0] * len(ours)])) for name in dict.fromkeys(groups or [0])]
+    members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
     weights = np.zeros(len(ours))
     parts = [(0.0, float(len(trained) - len(means)))]
     for rows in members:

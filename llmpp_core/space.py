@@ -189,6 +189,13 @@ def _integer(name: str, value: Any) -> int:
     return number
 
 
+def as_generator(rng: object) -> np.random.Generator:
+    """Return `rng`; raises ValueError if it is none, such as a seed."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng: expected a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r}")
+    return rng
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """The allowed values of every choice, and the moves of an evolutionary search.
@@ -245,6 +252,8 @@ class SearchSpace:
 
     def validate(self, arch: Architecture) -> None:
         """Raise ValueError naming the first field of `arch` outside this space, and the allowed values."""
+        if not isinstance(arch, Architecture):
+            raise ValueError(f"expected an Architecture, got {type(arch).__name__}")
         problem = next(self._violations(arch), None)
         if problem:
             raise ValueError(f"not in search space {self.name}: {problem}")
@@ -297,7 +306,7 @@ class SearchSpace:
         list of Architecture
             May hold repeats, rarely.
         """
-        rows = rng.integers(self._cardinalities(), size=(n, len(self.genes)))
+        rows = as_generator(rng).integers(self._cardinalities(), size=(n, len(self.genes)))
         if decoder_layers is not None:
             if decoder_layers not in self.decoder_layers:
                 raise ValueError(
@@ -320,7 +329,9 @@ class SearchSpace:
         for depth in depths:
             held = replace(self, decoder_layers=(depth,)).size()
             if held * len(depths) < n:
-                raise ValueError(f"n: {self.name} holds {held:,} architectures with decoder_layers={depth}, too few for {n:,} in balance")
+                raise ValueError(
+                    f"n: {self.name} holds {held:,} architectures with decoder_layers={depth}, too few for {n:,} in balance; draw fewer"
+                )
         drawn: dict[Architecture, None] = {}
         while len(drawn) < n:
             drawn.setdefault(self.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
@@ -329,14 +340,14 @@ class SearchSpace:
     def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float = 0.3) -> Architecture:
         """Resample each gene of `arch` with the given probability; layers it lacked start at random values."""
         row = np.array(self._encode(arch))
-        random = rng.integers(self._cardinalities())
+        random = as_generator(rng).integers(self._cardinalities())
         resampled = (rng.random(len(row)) < probability) | (row < 0)
         return self._decode(np.where(resampled, random, row).tolist())
 
     def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
         """Take each gene from `a` or `b` with equal chance; a layer only one parent has comes from that parent."""
         rows = np.array([self._encode(a), self._encode(b)])
-        pick = rng.integers(2, size=rows.shape[1])
+        pick = as_generator(rng).integers(2, size=rows.shape[1])
         child = np.choose(pick, rows)
         return self._decode(np.where(child < 0, np.choose(1 - pick, rows), child).tolist())
 
