@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +122,15 @@ class InfeasibleError(ValueError):
 def all_costs(limits: Sequence[Limit], archs: Sequence[Architecture]) -> np.ndarray:
     """Return all costs of n architectures, shape (n, limits)."""
     return np.array([limit.costs(archs) for limit in limits]).reshape(len(limits), len(archs)).T
+
+
+def warn_if_idle(limits: Sequence[Limit], costs: np.ndarray) -> None:
+    """Warn of limits that are a hundred times what candidates cost, shape (n, limits), as where they are in another unit."""
+    for limit, cost in zip(limits, costs.T, strict=True):
+        if 0 < limit.limit < np.inf and len(cost) and cost.max() < limit.limit / 100:
+            said = f"the first {len(cost)} candidates cost {limit.text(cost.min())} to {limit.text(cost.max())}"
+            reason = f"{limit.name}: {said}, far below the limit of {limit.text(limit.limit)}; is it in the same unit?"
+            warnings.warn(reason, UserWarning, stacklevel=4)
 
 
 def violation(limits: Sequence[Limit], costs: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.distill_network import Network, Recipe, train
 from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
-from llmpp_core.files import load_tensors, save_tensors
+from llmpp_core.files import load_tensors, save_tensors, understood
 from llmpp_core.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space import HAT_WMT, Architecture, SearchSpace
 
@@ -246,14 +246,15 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
     def load(cls, path: str | Path) -> Self:
         """Read a checkpoint; raises ValueError naming the file if it is damaged or something else."""
         arrays, record = load_tensors(path, "distill")
-        if record["format"] != _FORMAT:
-            raise ValueError(f"{path}: checkpoint format {record['format']!r}, this version reads {_FORMAT}")
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-        predictor = cls(**{**settings, "space": SearchSpace(**settings["space"])})
-        for name in _RECORDED:
-            setattr(predictor, name, record[name])
-        weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
-        predictor.network_ = Network(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
+        if record.get("format") != _FORMAT:
+            raise ValueError(f"{path}: checkpoint format {record.get('format')!r}, this version reads {_FORMAT}")
+        with understood(path):
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+            predictor = cls(**{**settings, "space": SearchSpace(**settings["space"])})
+            for name in _RECORDED:
+                setattr(predictor, name, record[name])
+            weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
+            predictor.network_ = Network(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
         return predictor
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_
 from llmpp_core.checkpoints import load_network, space_record
 from llmpp_core.constraints import Limit
 from llmpp_core.distill import DistilledPredictor, distill
-from llmpp_core.files import read_rows
+from llmpp_core.files import need_writable, read_rows
 from llmpp_core.inputs import as_list
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency import LatencyPredictor
@@ -198,7 +199,7 @@ def measure(
     bool
         Whether the tables are complete.
     """
-    from llmpp_core.cluster import sent
+    from llmpp_core.cluster import on_cluster, sent
 
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
@@ -206,6 +207,8 @@ def measure(
     supernet = _trained_supernet(task, folder, ground_truth, data_sha256)
     allowed = limits(task, latency_predictor(task, ground_truth))
     _refuse_other_limits(results / f"{task.name}.jsonl", allowed)
+    need_writable(results / f"{task.name}.jsonl")
+    keep = not on_cluster(executor)
     # Made here once, so that the jobs find it.
     distilled = distilled_predictor(task, folder, ground_truth)[1]
     read = [distilled, supernet, ground_truth / f"{task.name}.latency.jsonl"]
@@ -214,10 +217,12 @@ def measure(
     def label(row: dict[str, Any]) -> None:
         row["data_sha256"] = data_sha256
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def run(
+        work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any], written: Any = None
+    ) -> list[dict[str, Any]]:
         path, title = results / f"{task.name}{table}.jsonl", f"{task.name} {table or 'searches'}" if progress else None
         benchmark.refuse_others(path, data_sha256, recipe)
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label)
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label, written=written)
         complete.append(len(rows) == len(jobs))
         return rows
 
@@ -231,11 +236,11 @@ def measure(
         ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
         best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
         trained = [
-            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop))
+            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop, keep))
             for seed in range(trainings)
             for arch in best
         ]
-        run(train_from_scratch, trained, ".found", asdict(task.recipe))
+        run(train_from_scratch, trained, ".found", asdict(task.recipe), partial(benchmark.forget, folder, task.name) if keep else None)
     return all(complete)
 
 

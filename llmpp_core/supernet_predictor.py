@@ -88,6 +88,8 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n,), in nats per token or BLEU; raises ValueError if an architecture is not in the space."""
         archs = as_list(archs)
+        if not isinstance(self.supernet, SuperTransformer):
+            raise ValueError(f"supernet: expected a SuperTransformer, got {type(self.supernet).__name__}")
         for arch in archs:
             self.supernet.space.validate(arch)
         known: dict[Architecture, float] = self.__dict__.setdefault("scores_", {})

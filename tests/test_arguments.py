@@ -1,22 +1,31 @@
-"""Arguments of the kinds that users give by mistake: a seed for a generator, a cost of one architecture, too few rows, no answers."""
+"""Arguments of the kinds that users give by mistake: seeds for generators, costs of one architecture, few rows, other checkpoints."""
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_nets import VOCAB, reversed_pairs
 
 from llmpp_core import metrics
+from llmpp_core.checkpoints import load_network
 from llmpp_core.constraints import Limit
-from llmpp_core.distill import distill
+from llmpp_core.distill import DistilledPredictor, distill
+from llmpp_core.files import load_tensors, save_tensors
 from llmpp_core.genes import Genes
 from llmpp_core.latency import split_rows
 from llmpp_core.predictors import CalibratedPredictor, TablePredictor
 from llmpp_core.profiler import turns
 from llmpp_core.prompts import choose_demonstrations
+from llmpp_core.search import EvolutionarySearch
 from llmpp_core.space import TINY
+from llmpp_core.supernet_predictor import SupernetPredictor
+from llmpp_core.training import Recipe, train
+from llmpp_core.transformer import Transformer
 
 ARCHS = TINY.sample(12, np.random.default_rng(0))
 SCORES = np.random.default_rng(1).random(12) + 20
@@ -86,3 +95,90 @@ def test_an_error_inside_a_cost_stays_what_it_is() -> None:
 def test_splits_of_too_few_rows_are_refused(rows: int, demonstrations: int) -> None:
     with pytest.raises(ValueError, match=f"mine: {rows} rows are too few for {demonstrations} demonstrations"):
         metrics.random_splits({"mine": RECORDS[:rows]}, np.random.default_rng(0), 1, demonstrations)
+
+
+def test_a_limit_in_another_unit_is_warned_of() -> None:
+    def run(limit: float) -> None:
+        next(EvolutionarySearch(TINY, [(TableOfDepth(), 1)], Limit(seconds, limit, "latency"), population=8, parents=2).iterate())
+
+    with pytest.warns(UserWarning, match=r"latency: the first 8 candidates cost 0.\d+ to 0.\d+, far below the limit of 200; is it"):
+        run(200.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(1.0)
+        run(np.inf)
+
+
+def seconds(archs: Any) -> np.ndarray:
+    return np.array([0.1 * arch.decoder_layers for arch in archs])
+
+
+class TableOfDepth:
+    def predict(self, archs: Any) -> np.ndarray:
+        return np.array([float(arch.decoder_layers) for arch in archs])
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, kind: str, change: Any) -> Path:
+    arrays, record = load_tensors(path, kind)
+    change(arrays, record)
+    save_tensors(path, kind, arrays, record)
+    return path
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    DistilledPredictor(features="costs", space=TINY, ensemble=2, steps=1).fit(ARCHS, SCORES).save(tmp_path / "student")
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    recipe = Recipe(1, 100, 1e-3)
+    train(Transformer(TINY.smallest(), TINY, VOCAB), reversed_pairs(9, 0), recipe, seed=0, checkpoint=tmp_path / "network")
+    return tmp_path / "network"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, record: record["settings"].update(unknown=1),
+        lambda arrays, record: record["settings"].pop("space"),
+        lambda arrays, record: record.pop("teacher_"),
+        lambda arrays, record: record.pop("format"),
+        lambda arrays, record: arrays.pop("mean"),
+    ],
+)
+def test_a_student_of_another_form_is_one_line(student: Path, change: Any) -> None:
+    with pytest.raises(ValueError, match=r"student: (not of a form that this version reads|checkpoint format None)") as error:
+        DistilledPredictor.load(rewritten(student, "distill", change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, record: record.pop("identity"),
+        lambda arrays, record: record["identity"]["network"].update(unknown=1),
+        lambda arrays, record: record["identity"]["space"].update(encoder_heads=[]),
+        lambda arrays, record: arrays.pop(next(iter(arrays))),
+        lambda arrays, record: arrays.update({name: array[..., :1] for name, array in arrays.items()}),
+    ],
+)
+def test_a_network_of_another_form_is_one_line(network: Path, change: Any) -> None:
+    with pytest.raises(ValueError, match="network: not of a form that this version reads: ") as error:
+        load_network(rewritten(network, "training", change))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_such_checkpoint_is_one_line(student: Path, network: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="network: not a checkpoint of kind 'distill'"):
+        DistilledPredictor.load(network)
+    with pytest.raises(ValueError, match="student: not a checkpoint of kind 'training'"):
+        load_network(student)
+    with pytest.raises(ValueError, match=f"{tmp_path}: a folder, not a safetensors file"):
+        load_network(tmp_path)
+    with pytest.raises(ValueError, match="supernet: expected a SuperTransformer, got Transformer"):
+        SupernetPredictor(load_network(network), reversed_pairs(9, 0)).predict(ARCHS)
