@@ -14,6 +14,11 @@ from jupyter_client.manager import KernelManager
 from nbval.plugin import IPyNbCell
 
 from llmpp_core import sources
+from llmpp_core.runner_worker import SURROUNDINGS, own_kernels
+
+if len(tempfile.gettempdir()) > 60:
+    # Sockets are files there, and the path of one has 107 characters at most.
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The smoke profile is the same on every machine: on the CPU, its sums added up in one order.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.update(SURROUNDINGS)
     if os.environ.get("LLMPP_DATA_DIR"):
         # A kernel's working directory is that of its notebook.
         os.environ["LLMPP_DATA_DIR"] = str(Path(os.environ["LLMPP_DATA_DIR"]).resolve())
@@ -32,8 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["IPYTHONDIR"] = folder.name
     # Sockets in files: of two kernels that start together and pick the same port, one would never answer.
     number = itertools.count()
-    nbval.kernel.KernelManager = lambda **options: KernelManager(
-        transport="ipc", connection_file=f"{folder.name}/{next(number)}.json", **options
+    nbval.kernel.KernelManager = lambda kernel_name, **_: KernelManager(
+        kernel_name=kernel_name,
+        kernel_spec_manager=own_kernels(),
+        transport="ipc",
+        connection_file=f"{folder.name}/{next(number)}.json",
     )
 
 

@@ -7,19 +7,18 @@ done is kept in a JSONL file below _build and not done again. At the end everyth
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from llmpp_core import sources
+from llmpp_core.files import alone, append_rows, read_rows
 from llmpp_core.latency_benchmark import JOBS, MLP, OWN, RESULTS, compare, predictors
 from llmpp_core.status import commit
 
@@ -46,15 +45,6 @@ def provenance() -> dict[str, str]:
     }
 
 
-def done() -> list[dict[str, Any]]:
-    """Return the rows kept so far; a last line cut short by an interruption is dropped."""
-    if not PARTIAL.exists():
-        return []
-    whole, newline, _ = PARTIAL.read_text().rpartition("\n")
-    PARTIAL.write_text(whole + newline)
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def summary(rows: pd.DataFrame) -> str:
     """Return mean errors per table, the share of splits won and the ratio of training times, on all rows."""
     full = rows[rows["measurements"] == rows["measurements"].max()].set_index(["table", "seed"])
@@ -72,9 +62,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = done()
+    with alone(PARTIAL):
+        measure()
+
+
+def measure() -> None:
+    rows = read_rows(PARTIAL)
     known = {(row["table"], row["method"], row["seed"], row["measurements"]) for row in rows}
-    PARTIAL.parent.mkdir(exist_ok=True)
     origin = provenance()
     tables = {name: sources.latency_table(name) for name in sources.LATENCY_TABLES}
     for (seed, measurements), name in tqdm(list(product(JOBS, tables))):
@@ -83,10 +77,7 @@ def main() -> None:
                 continue
             result = compare(tables[name], predictor, seed, measurements, repeats=1 if method == MLP else 5)
             row = {"table": name, "method": method, **result, **origin}
-            with open(PARTIAL, "a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_rows(PARTIAL, [row])
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["table", "measurements", "seed", "method"], ignore_index=True)
     RESULTS.parent.mkdir(exist_ok=True)

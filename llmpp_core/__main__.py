@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+#: No layer is as wide.
+_WIDEST = 2**20
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -78,6 +81,8 @@ def _describe(args: argparse.Namespace) -> int:
     space = SPACES[args.space] if args.space else None
     arch = read_architecture(args.file, space)
     qkv_dim = (space or HAT_WMT).qkv_dim
+    _refuse_absurd(args.file, arch, qkv_dim)
+    print(f"inner width of attention  {qkv_dim}{'' if space else ', as in HAT_WMT; --space names another'}")
     print(f"parameters without embeddings  {count_parameters(arch, qkv_dim):,}")
     print(f"GFLOPs, 30 tokens, without output projection  {count_flops(arch, qkv_dim=qkv_dim) / 1e9:.3f}")
     for name, value in zip(HAT_FEATURE_NAMES, HATFeatures().transform([arch])[0], strict=True):
@@ -85,17 +90,32 @@ def _describe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_absurd(file: Path, arch: Any, qkv_dim: int) -> None:
+    """Raise InputError for what no network can be: heads that do not divide attention, widths beyond any memory."""
+    from dataclasses import asdict
+
+    from llmpp_core.runner_notebook import InputError
+
+    for name, value in asdict(arch).items():
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if "heads" in name and qkv_dim % number:
+                raise InputError(f"{file}: {name}: {number} does not divide the inner width of attention, {qkv_dim}; --space names another")
+            if number > _WIDEST:
+                raise InputError(f"{file}: {name}: {number} is more than {_WIDEST:,}, so no network")
+
+
 def _parameter(given: str) -> tuple[str, Any]:
-    import yaml
+    import re
+
+    from llmpp_core.long_commands import INTEGER, NUMBER
 
     name, equals, value = given.partition("=")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = None
-    if not (equals and name.isidentifier() and isinstance(parsed, (str, int, float))):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number, text, true or false; got {given!r}")
-    return name, parsed
+    # As people read them: no octal 010, no 1:30 of minutes and seconds; and a name may begin with any sign.
+    if not (equals and name.isidentifier()) or re.fullmatch(r"[-+]?(0[0-9_]+|[0-9]+(:[0-9]+)+)", value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number, without zeros in front, text, true or false; got {given!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    return name, int(value) if re.fullmatch(INTEGER, value) else float(value) if re.fullmatch(NUMBER, value) else value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("notebooks", nargs="*", metavar="NN", help="notebook such as 03 or 03_baselines; all if none is given")
     command.add_argument("--profile", default="smoke", help="smoke (default; minutes) or full (larger samples, longer training)")
-    command.add_argument("--jobs", type=int, metavar="N", help="how many notebooks run at a time (default: one per CPU)")
+    command.add_argument("--jobs", type=long_commands.integer, metavar="N", help="how many notebooks run at a time (default: one per CPU)")
     command.add_argument("--force", action="store_true", help="run the named notebooks even if nothing changed")
     command.add_argument(
         "-p", dest="parameters", action="append", default=[], type=_parameter, metavar="NAME=VALUE", help="set a parameter of the notebooks"

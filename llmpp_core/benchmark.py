@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,25 @@ def architectures(task: Task, n: int = ARCHITECTURES) -> list[Architecture]:
 
 
 def train_from_scratch(
-    task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float
+    task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float, keep: bool = False
 ) -> dict[str, Any] | None:
-    """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch)."""
+    """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch).
+
+    With `keep` the checkpoint stays, and with it what the training has cost, until `forget` removes it.
+    """
     if time.time() > stop:
         return None
     task, pairs = prepare(task, device, threads)
     model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
-    checkpoint = writable(folder) / f"{task.name}-{_name(arch)}-{seed}.safetensors"
+    checkpoint = _checkpoint(writable(folder), task.name, arch, seed)
     history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
     if not history.finished:
         return None
     scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
     if history.diverged is None:
         scores = {name: round(value, 4) for name, value in evaluate(model, task, pairs)._asdict().items()}
-    checkpoint.unlink(missing_ok=True)
+    if not keep:
+        checkpoint.unlink(missing_ok=True)
     return {
         **scores,
         "diverged": history.diverged,
@@ -84,6 +88,15 @@ def train_from_scratch(
         "recipe": asdict(task.recipe),
         **provenance(device),
     }
+
+
+def _checkpoint(folder: Path, task_name: str, arch: Architecture, seed: int) -> Path:
+    return folder / f"{task_name}-{hashlib.sha256(arch.to_hat_yaml().encode()).hexdigest()[:12]}-{seed}.safetensors"
+
+
+def forget(folder: Path, task_name: str, row: Mapping[str, Any]) -> None:
+    """Remove the checkpoint of a training whose row is in its table."""
+    _checkpoint(folder, task_name, Architecture.from_hat_dict(row["arch"]), row["seed"]).unlink(missing_ok=True)
 
 
 def train_supernet(
@@ -190,7 +203,7 @@ def measure(
         Whether the tables are complete.
     """
     # Loaded here: it takes half a second, which those who only read the tables need not wait.
-    from llmpp_core.cluster import sent
+    from llmpp_core.cluster import on_cluster, sent
 
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
@@ -200,11 +213,11 @@ def measure(
 
     data_sha256 = task_digest(task)
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, receive: Any = None) -> list[dict[str, Any]]:
+    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, receive: Any = None, written: Any = None) -> list[dict[str, Any]]:
         path = results / f"{task.name}{table}.jsonl"
         refuse_others(path, data_sha256, asdict(task.recipe if table == "" else task.supernet_recipe))
         title = f"{task.name}{table}" if progress else None
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive or label)
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive or label, written=written)
         complete.append(len(rows) == len(jobs))
         return rows
 
@@ -218,8 +231,11 @@ def measure(
             replace_file(path, data)
 
     complete: list[bool] = []
+    # On the machines of a cluster nobody but the job itself can remove what it wrote.
+    keep = not on_cluster(executor)
     with sent(executor, given, task) as passed:
-        run(train_from_scratch, [({"arch": a.to_hat_dict(), "seed": s}, (passed, a, s, *common)) for s in range(seeds) for a in archs], "")
+        scratch = [({"arch": a.to_hat_dict(), "seed": s}, (passed, a, s, *common, keep)) for s in range(seeds) for a in archs]
+        run(train_from_scratch, scratch, "", written=partial(forget, folder, task.name) if keep else None)
         nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
         supernet_jobs = [({"supernet": m, "seed": s}, (passed, m, s, *common)) for m, s in nets]
         trained = run(train_supernet, supernet_jobs, ".supernets", keep_checkpoint)
@@ -362,10 +378,6 @@ def prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, d
 def _curve(history: History) -> list[float | None]:
     """Return the losses as JSON holds them; it has no word for what is not a number."""
     return [round(value, 4) if math.isfinite(value) else None for value in history.loss]
-
-
-def _name(arch: Architecture) -> str:
-    return hashlib.sha256(arch.to_hat_yaml().encode()).hexdigest()[:12]
 
 
 @cache

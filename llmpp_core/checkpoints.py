@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmpp_core.batches import Pairs
-from llmpp_core.files import load_tensors, save_tensors
+from llmpp_core.files import load_tensors, save_tensors, understood
 from llmpp_core.shards import StoredTokens
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.supernet import SuperTransformer
@@ -101,17 +101,19 @@ def load_network(path: str | Path, space: SearchSpace | None = None, device: tor
         If the file is damaged or the network is of another space.
     """
     arrays, record = load_tensors(path, _KIND)
-    network = dict(record["identity"]["network"])
-    choices = record["identity"]["space"]
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
-    found = SearchSpace(**values)
+    with understood(path):
+        network = dict(record["identity"]["network"])
+        choices = record["identity"]["space"]
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
+        found = SearchSpace(**values)
     if space is not None and found != space:
         different = _differences("", space_record(found), space_record(space))
         raise ValueError(f"{path} is of another search space than {space.name}: {'; '.join(different)}")
-    arch = network.pop("arch")
     model: Transformer | SuperTransformer
-    model = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
-    _fill(model, arrays)
+    with understood(path):
+        arch = network.pop("arch")
+        model = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
+        _fill(model, arrays)
     return model.to(device).eval()
 
 

@@ -255,6 +255,11 @@ class _Parcels(WorkerPlugin):
         shutil.rmtree(Path(worker.local_directory) / self.name, ignore_errors=True)
 
 
+def on_cluster(executor: Executor | None) -> bool:
+    """Return whether this executor is that of a cluster, whose jobs may run on other machines."""
+    return hasattr(executor, "_client")
+
+
 @contextmanager
 def sent(executor: Executor | None, given: Any = None, task: Any = None, files: Iterable[Path] = ()) -> Iterator[Any]:
     """Send to each worker of a cluster, once, what jobs find with `llmpp_core.jobs.here`; elsewhere there is nothing to do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 
 from llmpp_core.cost import flop_counts, parameter_counts
 from llmpp_core.genes import Genes
+from llmpp_core.inputs import as_list
 from llmpp_core.space import Architecture, SearchSpace
 
 # A cost may exceed its limit by this part: the last digits of a prediction depend on how many are made at once.
@@ -52,8 +54,17 @@ class Limit:
             raise ValueError(f"{self.name}: expected a cost to call, or with a method predict, got {self.cost!r}")
 
     def costs(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return the costs of n architectures, shape (n,); raises ValueError if the cost is of another shape."""
-        costs = np.asarray(self.cost.predict(archs) if hasattr(self.cost, "predict") else self.cost(archs), dtype=float)
+        """Return the costs of n architectures, shape (n,); raises ValueError if the cost does not take or give so many."""
+        archs = as_list(archs, kind=object)
+        try:
+            costs = np.asarray(self.cost.predict(archs) if hasattr(self.cost, "predict") else self.cost(archs), dtype=float)
+        except AttributeError as error:
+            if error.obj is not archs:
+                raise
+            raise ValueError(
+                f"{self.name}: the cost is called with many architectures at once and must return one number for each; it asked the whole "
+                f"sequence for {error.name!r}, as if it were one architecture"
+            ) from None
         if costs.shape != (len(archs),):
             raise ValueError(f"{self.name}: expected one cost per architecture, shape ({len(archs)},), got shape {costs.shape}")
         return costs
@@ -111,6 +122,15 @@ class InfeasibleError(ValueError):
 def all_costs(limits: Sequence[Limit], archs: Sequence[Architecture]) -> np.ndarray:
     """Return all costs of n architectures, shape (n, limits)."""
     return np.array([limit.costs(archs) for limit in limits]).reshape(len(limits), len(archs)).T
+
+
+def warn_if_idle(limits: Sequence[Limit], costs: np.ndarray) -> None:
+    """Warn of limits that are a hundred times what candidates cost, shape (n, limits), as where they are in another unit."""
+    for limit, cost in zip(limits, costs.T, strict=True):
+        if 0 < limit.limit < np.inf and len(cost) and cost.max() < limit.limit / 100:
+            said = f"the first {len(cost)} candidates cost {limit.text(cost.min())} to {limit.text(cost.max())}"
+            reason = f"{limit.name}: {said}, far below the limit of {limit.text(limit.limit)}; is it in the same unit?"
+            warnings.warn(reason, UserWarning, stacklevel=4)
 
 
 def violation(limits: Sequence[Limit], costs: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmpp_core.sources import GROUPS, SourceError, cache_dir, fetch
+from llmpp_core.sources import GROUPS, SourceError, cache_dir, fetch, places
 
 #: The three sides of a corpus.
 SIDES = ("train", "valid", "test")
@@ -92,12 +91,18 @@ class ParallelText:
         for side, sentences in (("source", self.src), ("target", self.tgt)):
             if isinstance(sentences, (str, Path)):
                 raise ValueError(f"{self.name}: the {side} is {str(sentences)!r}; expected a sequence of sentences, or files on both sides")
+            if not isinstance(sentences, Sequence):
+                # Such as a Series, whose labels are no positions, or a generator.
+                object.__setattr__(self, {"source": "src", "target": "tgt"}[side], list(sentences))
         if len(self.src) != len(self.tgt):
             raise ValueError(
                 f"{self.name}: {len(self.src):,} source and {len(self.tgt):,} target sentences; every line needs its translation"
             )
         for side, sentences in (("source", self.src), ("target", self.tgt)):
-            empty = _first_empty(stream(sentences))
+            try:
+                empty = _first_empty(stream(sentences))
+            except AttributeError:
+                raise ValueError(f"{self.name}: the {side} has a sentence that is no text") from None
             if empty is not None:
                 raise ValueError(f"{self.name}: the {side} of pair {empty:,} is empty; remove the pair")
 
@@ -276,10 +281,12 @@ def _hub_data(name: str, side: str, folder: Path | None) -> Any:
     """Return a `datasets.Dataset` with the column "translation"."""
     import datasets  # type: ignore[import-untyped]  # takes a second to load
 
-    given = os.environ.get("LLMPP_DATA_DIR")
-    folders = [folder] if folder else [place / name for place in ([Path(given)] if given else []) + [cache_dir()]]
-    found = [path for folder in folders for path in sorted(folder.glob(f"{SPLITS[side]}[.-]*"))]
-    files = [str(path) for path in found if path.parent == found[0].parent]
+    looked: list[Path] = []
+    for place in [folder] if folder else (place / name for place in places()):
+        looked.append(place)
+        if found := sorted(place.glob(f"{SPLITS[side]}[.-]*")):
+            break
+    files = [str(path) for path in found]
     if folder and not files:
         raise ValueError(f"{folder}: no {SPLITS[side]} files; expected one per language, or jsonl or parquet")
     if not files:
@@ -287,7 +294,7 @@ def _hub_data(name: str, side: str, folder: Path | None) -> Any:
         try:
             return datasets.load_dataset(dataset, configuration, split=split)
         except Exception as error:  # each version of the library has its own errors for an address that does not answer
-            where = " or ".join(map(str, folders))
+            where = " or ".join(map(str, looked))
             raise SourceError(
                 f"{name}: no {SPLITS[side]} files in {where}, and {dataset} is not to be had ({type(error).__name__})"
             ) from None

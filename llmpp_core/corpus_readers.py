@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from llmpp_core.corpora import SPLITS, ParallelText, wmt_columns
-from llmpp_core.sources import cache_dir
+from llmpp_core.sources import places
 
 
 class Block(NamedTuple):
@@ -121,8 +120,7 @@ def open_corpus(name: str, side: str, folder: Path | None = None) -> LineReader 
         If the folder has one language without the other, or nothing.
     """
     languages = ("en", name.rpartition("-")[2])
-    given = os.environ.get("LLMPP_DATA_DIR")
-    for place in [folder] if folder else [base / name for base in ([Path(given)] if given else []) + [cache_dir()]]:
+    for place in [folder] if folder else (base / name for base in places()):
         found = [_lines(place, f"{SPLITS[side]}.{language}") for language in languages]
         if all(found):
             return LineReader(*cast(list[Path], found))

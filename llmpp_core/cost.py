@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmpp_core.genes import ArchitectureTable
+from llmpp_core.inputs import as_list
 from llmpp_core.space import SPAN_LAYERS, Architecture
 
 
@@ -70,7 +71,7 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
 def parameter_counts(archs: Sequence[Architecture], qkv_dim: int = 512) -> np.ndarray:
     """Return `count_parameters` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
     if not isinstance(archs, ArchitectureTable):
-        return np.array([count_parameters(arch, qkv_dim) for arch in archs], dtype=int)
+        return np.array([count_parameters(arch, qkv_dim) for arch in as_list(archs)], dtype=int)
     q, de, dd = qkv_dim, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
     fe, fd = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims")
     encoder, decoder = _encoder_parameters(q, de, fe), _decoder_parameters(q, de, dd, fd)
@@ -80,7 +81,7 @@ def parameter_counts(archs: Sequence[Architecture], qkv_dim: int = 512) -> np.nd
 def flop_counts(archs: Sequence[Architecture], vocab_size: int | None = None, length: int = 30, qkv_dim: int = 512) -> np.ndarray:
     """Return `count_flops` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
     if not isinstance(archs, ArchitectureTable):
-        return np.array([count_flops(arch, vocab_size, length, qkv_dim) for arch in archs], dtype=int)
+        return np.array([count_flops(arch, vocab_size, length, qkv_dim) for arch in as_list(archs)], dtype=int)
     q, n, de, dd = qkv_dim, length, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
     fe, fd, read = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims"), archs.values("decoder_cross_layers")
     encoder, decoder = _encoder_macs(q, n, de, fe), _decoder_macs(q, n, de, dd, fd, n * read)

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.distill_network import Network, Recipe, train
 from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
-from llmpp_core.files import load_tensors, save_tensors
+from llmpp_core.files import load_tensors, save_tensors, understood
+from llmpp_core.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space import HAT_WMT, Architecture, SearchSpace
 
 
@@ -185,11 +186,8 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         """
         recipe = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
         names = self._feature_sets()
-        y = np.asarray(labels, dtype=float)
-        if y.shape != (len(archs),):
-            raise ValueError(f"labels: expected one number per architecture, shape ({len(archs)},), got shape {y.shape}")
-        if np.isinf(y).any():
-            raise ValueError("labels: expected finite numbers, or nan where the teacher gave none; got infinity")
+        archs = as_list(archs)
+        y = as_scores(labels, len(archs), "labels", missing=True)
         known = ~np.isnan(y)
         least = max(2, self.ensemble)
         if known.sum() < least:
@@ -200,6 +198,7 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{what}, and at most {MOST_UNREADABLE:.0%} may be: ask the teacher in a form that it keeps to")
             warnings.warn(f"{what}; the student learns from the other {len(y) - lost}", stacklevel=2)
         labelled = [arch for arch, has_label in zip(archs, known, strict=True) if has_label]
+        warn_if_weak(labelled, y[known])
         results = {}
         with _one_thread():
             for name in names:
@@ -241,9 +240,7 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         return FEATURE_SETS[name](self.space)
 
     def _rows(self, name: str, archs: Sequence[Architecture]) -> np.ndarray:
-        for i, arch in enumerate(archs):
-            if not isinstance(arch, Architecture):
-                raise ValueError(f"archs[{i}]: expected an Architecture, got {type(arch).__name__}")
+        archs = as_list(archs)
         if len(archs) == 0:
             return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])
@@ -264,14 +261,15 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
     def load(cls, path: str | Path) -> Self:
         """Read a checkpoint; raises ValueError naming the file if it is damaged or something else."""
         arrays, record = load_tensors(path, "distill")
-        if record["format"] != _FORMAT:
-            raise ValueError(f"{path}: checkpoint format {record['format']!r}, this version reads {_FORMAT}")
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-        predictor = cls(**{**settings, "space": SearchSpace(**settings["space"])})
-        for name in _RECORDED:
-            setattr(predictor, name, record[name])
-        weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
-        predictor.network_ = Network(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
+        if record.get("format") != _FORMAT:
+            raise ValueError(f"{path}: checkpoint format {record.get('format')!r}, this version reads {_FORMAT}")
+        with understood(path):
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+            predictor = cls(**{**settings, "space": SearchSpace(**settings["space"])})
+            for name in _RECORDED:
+                setattr(predictor, name, record[name])
+            weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
+            predictor.network_ = Network(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
         return predictor
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,16 +26,37 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 Result = TypeVar("Result")
+# By these a process learns that it is one of several.
+_LAUNCHED = (
+    *("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "PMI_RANK"),
+    *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+)
 
 
 def processes() -> PartialState:
-    """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one."""
+    """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one.
+
+    Raises
+    ------
+    ValueError
+        If variables say that there are several processes, but not how to reach them; names the variables.
+    """
     import torch.distributed.nn
     from accelerate import PartialState
 
     # After the import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default
     # argument, and so would keep its threads alive beyond the handler below.
-    place = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        place = PartialState(cpu=not torch.cuda.is_available())
+    except (ValueError, RuntimeError, KeyError, ImportError) as error:
+        PartialState._reset_state()
+        found = [f"{name}={os.environ[name]}" for name in _LAUNCHED if name in os.environ]
+        if not found:
+            raise
+        raise ValueError(
+            f"{', '.join(found)}: these variables say that this is one of several processes, which cannot be reached "
+            f"({' '.join(str(error).split())}); unset them, or start with: accelerate launch -m llmpp_core ..."
+        ) from None
     if place.num_processes > 1:
         # The threads of the connection must end before the process does, or it may abort after all its work is done.
         atexit.register(place.destroy_process_group)

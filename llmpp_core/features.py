@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
 from llmpp_core.cost import flop_counts, parameter_counts
 from llmpp_core.genes import ArchitectureTable
+from llmpp_core.inputs import readable_again
 from llmpp_core.space import SPAN_LAYERS, Architecture
 
 #: Names and order of HAT's ten averaged features, those of its latency tables.
@@ -54,16 +56,24 @@ class HATFeatures(_ArchitectureTransformer):
     """HAT's ten averaged features, in the units of its latency tables.
 
     The last one is the mean number of encoder layers that the decoder layers attend to (1 to 3). Rows that already are
-    such features, an (n, 10) array or frame, pass through unchanged, since the latency tables hold nothing else.
+    such features, an (n, 10) array or a frame with columns of these names, pass through unchanged, since the latency tables hold
+    nothing else.
     """
 
-    def transform(self, archs: Sequence[Architecture] | np.ndarray) -> np.ndarray:
-        """Return an array of shape (n, 10)."""
+    def transform(self, archs: Sequence[Architecture] | np.ndarray | pd.DataFrame) -> np.ndarray:
+        """Return an array of shape (n, 10); raises ValueError for another shape, a column that is missing, or other objects."""
         if isinstance(archs, ArchitectureTable):
             return _hat_rows(archs)
+        if isinstance(archs, pd.DataFrame):
+            absent = [name for name in HAT_FEATURE_NAMES if name not in archs]
+            if absent:
+                raise ValueError(f"X: column {', '.join(absent)} is missing; expected {', '.join(HAT_FEATURE_NAMES)}")
+            # By name: in another order they would be other features.
+            return archs[list(HAT_FEATURE_NAMES)].to_numpy(dtype=float)
         array = np.asarray(archs) if hasattr(archs, "shape") else None
         if array is None or array.dtype == object:
-            return np.array([_hat_row(arch) for arch in archs], dtype=float).reshape(-1, len(HAT_FEATURE_NAMES))
+            rows = [_hat_row(arch) for arch in readable_again(archs)]
+            return np.array(rows, dtype=float).reshape(-1, len(HAT_FEATURE_NAMES))
         if array.ndim != 2 or array.shape[1] != len(HAT_FEATURE_NAMES):
             raise ValueError(f"expected a sequence of Architecture or an (n, {len(HAT_FEATURE_NAMES)}) array, got shape {array.shape}")
         return array.astype(float)
@@ -112,6 +122,7 @@ class OfficialFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 10)."""
+        archs = readable_again(archs)
         rows = HATFeatures().transform(archs)
         if isinstance(archs, ArchitectureTable):
             rows[:, -1] = 1 + archs.values("decoder_cross_spans").sum(axis=1) / archs.values("decoder_layers")
@@ -142,7 +153,7 @@ class LayerFeatures(_ArchitectureTransformer):
         if isinstance(archs, ArchitectureTable):
             return self._rows(archs)
         rows = []
-        for arch in archs:
+        for arch in readable_again(archs):
             for stack in ("encoder_layers", "decoder_layers"):
                 if getattr(arch, stack) > getattr(self, stack):
                     raise ValueError(f"architecture has {getattr(arch, stack)} {stack}, these features hold {getattr(self, stack)}")
@@ -197,7 +208,7 @@ class CostFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 1 or 2)."""
-        columns = []
+        columns, archs = [], readable_again(archs)
         if self.parameters:
             columns.append(parameter_counts(archs, self.qkv_dim))
         if self.flops:
@@ -228,7 +239,7 @@ class DepthFeatures(_ArchitectureTransformer):
         if isinstance(archs, ArchitectureTable):
             depth = archs.values("decoder_layers")[:, None].astype(float)
         else:
-            depth = np.array([[arch.decoder_layers] for arch in archs], dtype=float).reshape(-1, 1)
+            depth = np.array([[arch.decoder_layers] for arch in readable_again(archs)], dtype=float).reshape(-1, 1)
         return np.log(depth) if self.log else depth
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -250,7 +261,14 @@ class ScoreFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, k); raises KeyError if an architecture has no recorded score."""
+        archs = readable_again(archs)
         missing = [arch for arch in archs if arch not in self.scores]
         if missing:
             raise KeyError(f"{len(missing)} of {len(archs)} architectures have no recorded score, the first: {missing[0]}")
-        return np.array([self.scores[arch] for arch in archs], dtype=float)
+        width = len(next(iter(self.scores.values()), ()))
+        return np.array([self.scores[arch] for arch in archs], dtype=float).reshape(len(archs), width)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return one name per score, such as ``score_0``."""
+        width = len(next(iter(self.scores.values()), ()))
+        return np.array([f"score_{i}" for i in range(width)], dtype=object)

@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
@@ -36,6 +38,31 @@ def need_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(f"{folder}: {what} need about {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free")
+
+
+def need_writable(path: Path) -> None:
+    """Raise ValueError unless a file can be written to `path`, whose folder is made: to be found out before the work, not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            with open(path, "ab"):
+                pass
+    except OSError as error:
+        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror or error
+        raise ValueError(f"{path}: cannot be written: {reason}") from None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep others on this machine from adding to a file or folder meanwhile; raises ValueError if one does."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / f"llmpp-{name}.lock", timeout=0, mode=0o666):
+            yield
+    except Timeout:
+        raise ValueError(f"{path}: another process is adding to it; wait for it, or stop it") from None
 
 
 def writable(folder: Path) -> Path:
@@ -70,6 +97,8 @@ def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray],
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_tensors` wrote; raises ValueError naming the file if it is damaged or something else."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder, not a safetensors file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -86,6 +115,15 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], di
     if sha256 != _digest(text, arrays):
         raise ValueError(f"{path}: damaged, its checksum does not match")
     return arrays, json.loads(text)
+
+
+@contextlib.contextmanager
+def understood(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong while a whole checkpoint is made into an object, as of another version, into a ValueError of one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not of a form that this version reads: {type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -118,10 +156,43 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+# What Python writes for numbers that JSON has no word for; strings are matched so that their content is left alone.
+_NO_JSON = re.compile(r'"(?:\\.|[^"\\])*"|-?Infinity|NaN')
+_AS_JSON = {"NaN": "null", "Infinity": "1e999", "-Infinity": "-1e999"}
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """Return one line of valid JSON, whatever numbers are in it.
+
+    NumPy's become plain ones and nan becomes null. Infinity is written as a number too large for any float, which is read as infinity.
+    """
+    text = json.dumps(row, default=lambda value: value.tolist())
+    return _NO_JSON.sub(lambda found: _AS_JSON.get(found[0], found[0]), text) if "NaN" in text or "Infinity" in text else text
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSONL file, onto the disk; a last line cut off by a crash goes first. One process writes a file."""
+    """Append rows to a JSONL file, onto the disk; a last line cut off by a crash goes first. One process writes a file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. The rows are then in a file of the same name among the temporary ones, which the error names.
+    """
+    data = "".join(to_json(row) + "\n" for row in rows).encode()
+    try:
+        _append(path, data)
+    except OSError as error:
+        spare = Path(tempfile.gettempdir()) / f"llmpp-{os.getuid()}" / path.name
+        try:
+            _append(spare, data)
+        except OSError:
+            raise error from None
+        reason = error.strerror or error
+        raise OSError(f"{path}: cannot be written: {reason}; what was to be added is in {spare}: append it to the table") from None
+
+
+def _append(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     with open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         with contextlib.suppress(OSError):

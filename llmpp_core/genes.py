@@ -117,6 +117,7 @@ class Genes:
         """Return the rows of architectures; raises ValueError for one outside the space."""
         if isinstance(archs, ArchitectureTable) and archs.genes.space == self.space:
             return archs.rows
+        archs = list(archs)
         rows = np.full((len(archs), len(self)), -1, dtype=np.int8)
         for i, arch in enumerate(archs):
             self.space.validate(arch)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -16,9 +13,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from llmpp_core.files import append_rows, read_rows
+from llmpp_core.files import alone, append_rows, need_writable, read_rows
 from llmpp_core.progress import progress_bar
 
 
@@ -34,6 +29,7 @@ def run_jobs(
     executor: Executor | None = None,
     progress: str | None = None,
     receive: Callable[[dict[str, Any]], None] | None = None,
+    written: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the jobs that `path` has no row of yet.
 
@@ -54,6 +50,8 @@ def run_jobs(
         Title of a progress bar.
     receive : callable, optional
         Called here with each row before it is written; takes out of it what is no part of the table, such as the bytes of a file.
+    written : callable, optional
+        Called here with each row once it is on the disk; may remove what could have made it again.
 
     Returns
     -------
@@ -63,7 +61,7 @@ def run_jobs(
     Raises
     ------
     ValueError
-        If two jobs have the same key, the file is damaged, or another process is adding to it.
+        If two jobs have the same key, the file is damaged or cannot be written, or another process is adding to it.
     Exception
         What a job raised, once the jobs under way are over and their rows written. An executor that does not tell which jobs are
         under way, as that of a cluster, gives those up as well, to be run again.
@@ -76,9 +74,11 @@ def run_jobs(
         raise ValueError("jobs: two have the same key")
     fields = [tuple(key) for key, _ in listed][:1]
     named = {key: dict(given) for key, (given, _) in zip(keys, listed, strict=True)}
-    with _alone(path):
+    with alone(path):
         done = {_hashable({name: row.get(name) for name in fields[0]}): row for row in read_rows(path)} if fields else {}
         open_ = [(key, arguments) for key, (_, arguments) in zip(keys, listed, strict=True) if key not in done]
+        if open_:
+            need_writable(path)
         with progress_bar(total=len(listed), initial=len(listed) - len(open_), desc=progress, disable=progress is None) as bar:
             for key, result in results(work, open_, executor):
                 if result is not None:
@@ -86,19 +86,10 @@ def run_jobs(
                     if receive is not None:
                         receive(done[key])
                     append_rows(path, [done[key]])
+                    if written is not None:
+                        written(done[key])
                     bar.update()
     return [done[key] for key in keys if key in done]
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes of this machine from adding to a table meanwhile: each would run the jobs that the other has not finished."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    try:
-        with FileLock(Path(tempfile.gettempdir()) / f"llmpp-{name}.lock", timeout=0, mode=0o666):
-            yield
-    except Timeout:
-        raise ValueError(f"{path}: another process is adding to this table; wait for it, or stop it") from None
 
 
 def end_with_parent() -> None:

@@ -8,7 +8,7 @@ a known device twenty measurements do the work of hundreds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +19,8 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.inputs import as_scores, warn_if_weak
+from llmpp_core.space import as_generator
 
 #: What `feature_rows` takes: a sequence of Architecture, or an array or frame of their features.
 Rows = Any
@@ -46,12 +48,7 @@ def feature_rows(archs: Rows) -> np.ndarray:
     ValueError
         If an array has not ten columns, a frame lacks one, or a value is not finite.
     """
-    if hasattr(archs, "columns"):
-        absent = [name for name in HAT_FEATURE_NAMES if name not in archs]
-        if absent:
-            raise ValueError(f"X: column {', '.join(absent)} is missing; expected {', '.join(HAT_FEATURE_NAMES)}")
-        archs = archs[list(HAT_FEATURE_NAMES)]
-    rows = HATFeatures().transform(archs)
+    rows = HATFeatures().transform(list(archs) if isinstance(archs, Iterator) else archs)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise ValueError(f"X: row {bad[0]} holds nan or infinity")
@@ -103,14 +100,14 @@ class LatencyPrior:
         ValueError
             If there is no table, or one is refused by `LatencyPredictor.fit`.
         """
-        tables = list(tables)
+        tables = [(feature_rows(archs), latency) for archs, latency in tables]
         if not tables:
             raise ValueError("tables: expected at least one table of another device, got none")
-        terms = np.concatenate([latency_terms(archs) for archs, _ in tables])
+        terms = np.concatenate([latency_terms(rows) for rows, _ in tables])
         center, scale = _center_and_scale(terms)
         costs = []
-        for archs, latency in tables:
-            model = LatencyPredictor(statistic="typical").fit(archs, latency)
+        for rows, latency in tables:
+            model = LatencyPredictor(statistic="typical").fit(rows, latency)
             average = model.intercept_ + center @ model.coef_
             costs.append(np.append(1.0, model.coef_ * scale / average))
         return cls(center, scale, np.mean(costs, axis=0), np.array(costs) - np.mean(costs, axis=0))
@@ -184,8 +181,11 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         """
         if self.statistic not in ("mean", "typical"):
             raise ValueError(f"statistic: expected 'mean' or 'typical', got {self.statistic!r}")
-        terms = latency_terms(archs)
+        rows = feature_rows(archs)
+        terms = latency_terms(rows)
         latency = checked_latency(y, len(terms))
+        if self.prior is None:
+            warn_if_weak(map(tuple, rows.tolist()), latency)
         self.prior_ = LatencyPrior.ignorant(terms) if self.prior is None else self.prior
         design = self.prior_.design(terms)
         # All that follows is relative to the prior's guess of the level.
@@ -236,12 +236,10 @@ def checked_latency(y: ArrayLike, n: int) -> np.ndarray:
     """Return latencies as floats; raises ValueError unless they are one positive number for each of n architectures, two or more."""
     if n < 2:
         raise ValueError(f"X: a fit needs at least 2 measurements, got {n}")
-    latency = np.asarray(y, dtype=float)
-    if latency.shape != (n,):
-        raise ValueError(f"y: expected one latency per architecture, {n} of them, got shape {latency.shape}")
-    bad = np.flatnonzero(~(np.isfinite(latency) & (latency > 0)))
+    latency = as_scores(y, n, "y")
+    bad = np.flatnonzero(latency <= 0)
     if len(bad):
-        raise ValueError(f"y: expected positive latencies in ms, got {latency[bad[0]]} in row {bad[0]}")
+        raise ValueError(f"y[{bad[0]}]: expected a positive latency in ms, got {latency[bad[0]]}")
     return latency
 
 
@@ -309,10 +307,11 @@ def choose_measurements(archs: Rows, n: int, prior: LatencyPrior) -> list[int]:
 
 def split_rows(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row numbers of HAT's random split into 80 % to train on, 10 % to validate and 10 % to test."""
-    return tuple(np.split(rng.permutation(n), [int(0.8 * n), int(0.8 * n) + int(0.1 * n)]))  # type: ignore[return-value]
+    return tuple(np.split(as_generator(rng).permutation(n), [int(0.8 * n), int(0.8 * n) + int(0.1 * n)]))  # type: ignore[return-value]
 
 
 def latency_errors(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     """Return the root of the mean squared error, "rmse" in ms, and the mean absolute relative error, "mape" in percent."""
-    y, p = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
+    y = as_scores(true, name="true")
+    p = as_scores(predicted, len(y), "predicted")
     return {"rmse": float(np.sqrt(np.mean((p - y) ** 2))), "mape": float(100 * np.mean(np.abs(p / y - 1)))}

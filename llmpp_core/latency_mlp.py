@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from llmpp_core.inputs import warn_if_weak
 from llmpp_core.latency import Rows, checked_latency, feature_rows
 
 #: What HAT divides its features by, in their order, and latencies by, in ms per kind of device.
@@ -59,7 +60,9 @@ class LatencyMLP(RegressorMixin, BaseEstimator):
     def fit(self, archs: Rows, y: ArrayLike) -> Self:
         """Train on architectures or rows of HAT's features, and latencies in ms of shape (n,); raises as `LatencyPredictor.fit`."""
         rows = self._scaled(archs)
-        latency = torch.from_numpy(checked_latency(y, len(rows)) / self.latency_unit).float()
+        checked = checked_latency(y, len(rows))
+        warn_if_weak(map(tuple, rows.tolist()), checked)
+        latency = torch.from_numpy(checked / self.latency_unit).float()
         rng = np.random.default_rng(self.random_state)
         # torch draws initial weights from its global state, which is put back afterwards.
         with torch.random.fork_rng(devices=[]):

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-from llmpp_core.files import append_rows, read_rows
+from llmpp_core.files import alone, append_rows, need_writable, read_rows
+from llmpp_core.inputs import as_list
 from llmpp_core.jobs import run_jobs
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, device_name, measure, turns, warn_if_busy
 from llmpp_core.space import Architecture, SearchSpace
@@ -144,7 +145,7 @@ class MeasuredLatency:
     Raises
     ------
     ValueError
-        If the file is damaged or was measured otherwise, as `build_latency_table`.
+        If the file is damaged or was measured otherwise, as `build_latency_table`; in a call, if another process is measuring into it.
     """
 
     def __init__(self, space: SearchSpace, settings: LatencySettings, path: Path, *, repeats: int = 3):
@@ -152,11 +153,14 @@ class MeasuredLatency:
             raise ValueError(f"repeats: expected a positive number, got {repeats}")
         self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
         self._origin = {**_origin(space, settings), "repeats": repeats}
-        rows = _read_alike(path, self._origin)
         self._known: dict[Architecture, float] = {}
         # All times are as if the machine always had the pace of the first measurement.
         self._pace: float | None = None
-        for number, row in enumerate(rows, 1):
+        self._read()
+
+    def _read(self) -> None:
+        path = self.path
+        for number, row in enumerate(_read_alike(path, self._origin), 1):
             try:
                 self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
                 self._pace = float(row["pace_ms"])
@@ -169,9 +173,15 @@ class MeasuredLatency:
 
     def __call__(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return latencies in ms, shape (n,), measuring what is not known."""
-        for arch in archs:
-            if arch not in self._known:
-                self._measure(arch)
+        archs = as_list(archs)
+        if any(arch not in self._known for arch in archs):
+            need_writable(self.path)
+            with alone(self.path):
+                # What another process measured since; twice would be two answers to one question.
+                self._read()
+                for arch in archs:
+                    if arch not in self._known:
+                        self._measure(arch)
         return np.array([self._known[arch] for arch in archs], dtype=float)
 
     def _measure(self, arch: Architecture) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
+from llmpp_core.inputs import Described, as_list, as_scores, warn_if_weak
 from llmpp_core.llm import Client
 from llmpp_core.llm_logprobs import Distribution, asks_log_probabilities, read_distribution
-from llmpp_core.prompts import FULL, Prompt, PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.prompts import FORMS, FULL, LEVELS, Prompt, PromptTask, build_prompt, choose_demonstrations
 from llmpp_core.space import Architecture
 
 
@@ -87,14 +88,38 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         archs : sequence of n Architecture
         scores : array-like of shape (n,)
             Higher is better.
+
+        Raises
+        ------
+        ValueError
+            If a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
         """
-        y = np.asarray(scores, dtype=float)
-        if y.shape != (len(archs),) or not np.isfinite(y).all():
-            raise ValueError(f"scores: expected {len(archs)} finite numbers, got an array of shape {y.shape}")
+        self._check_settings()
+        archs = as_list(archs, kind=Described)
+        y = as_scores(scores, len(archs))
+        self.task.check_scores(y)
         n = len(archs) if self.demonstrations is None else self.demonstrations
         chosen = choose_demonstrations(archs, n, self.choice, np.random.default_rng(self.seed))
         self.demonstrations_ = [(archs[i], float(y[i])) for i in chosen]
+        warn_if_weak([archs[i] for i in chosen], y[chosen])
+        self._warn_if_rounded_away(y[chosen])
         return self
+
+    def _check_settings(self) -> None:
+        for name, allowed in (("level", LEVELS), ("form", FORMS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        for name in ("batch_size", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+    def _warn_if_rounded_away(self, scores: np.ndarray) -> None:
+        decimals = self.task.decimals
+        shown, finer = ({f"{score:.{digits}f}" for score in scores} for digits in (decimals, decimals + 2))
+        # Of many scores far apart, two may well be alike.
+        if len(shown) < len(finer) and 10.0**-decimals > 0.05 * np.ptp(scores):
+            reason = f"{len(finer)} different scores are shown as {len(shown)}, since the task has decimals={decimals}; raise it"
+            warnings.warn(reason, UserWarning, stacklevel=3)
 
     def predict(self, archs: Sequence[Architecture], return_std: bool = False) -> Any:
         """Ask for the scores.
@@ -108,6 +133,8 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
             these are the number as written, and nan.
         """
         check_is_fitted(self)
+        self._check_settings()
+        archs = as_list(archs, kind=Described)
         expected = asks_log_probabilities(self.client.settings)
         size = 1 if self.form == "single" else self.batch_size
         if expected and (self.samples, size) != (1, 1):

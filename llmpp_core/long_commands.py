@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from llmpp_core.space import Architecture, SearchSpace
 
 
+#: How numbers are written on the command line.
+INTEGER = r"[-+]?(0|[1-9][0-9]*)"
+NUMBER = r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
+
 def add_commands(commands: Any) -> None:
     """Add the commands to what `ArgumentParser.add_subparsers` returned; each sets ``command``, a function that returns an exit code."""
     command = commands.add_parser(
@@ -28,11 +33,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument("task", metavar="TASK", help="wmt14.en-de, wmt14.en-fr or wmt19.en-de")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: prepared/TASK in the user's cache)")
     command.add_argument("--corpus", type=Path, metavar="DIR", help="raw files (default: LLMPP_DATA_DIR, the cache or Hugging Face's hub)")
-    command.add_argument("--subwords", type=int, metavar="N", help="most joint subwords (default: as in the paper's records)")
+    command.add_argument("--subwords", type=integer, metavar="N", help="most joint subwords (default: as in the paper's records)")
     command.add_argument(
-        "--sample", type=int, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
+        "--sample", type=integer, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
     )
-    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
+    command.add_argument("--jobs", type=integer, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
     command.set_defaults(command=_prepare)
 
     command = commands.add_parser(
@@ -40,8 +45,8 @@ def add_commands(commands: Any) -> None:
         help="train architectures and supernets on a task, and store the scores",
         description="Train a task's architectures from scratch and its supernets. Goes on where it stopped; tables are in results/tfs.",
     )
-    command.add_argument("--architectures", type=int, default=48, metavar="N", help="how many architectures (default 48)")
-    command.add_argument("--seeds", type=int, default=3, metavar="N", help="how many trainings of each (default 3)")
+    command.add_argument("--architectures", type=integer, default=48, metavar="N", help="how many architectures (default 48)")
+    command.add_argument("--seeds", type=integer, default=3, metavar="N", help="how many trainings of each (default 3)")
     _add_measuring(command, "benchmark")
 
     command = commands.add_parser(
@@ -50,8 +55,8 @@ def add_commands(commands: Any) -> None:
         description="Search a task's space with every schedule, and train what was found. Needs the task's benchmark. Goes on where it "
         "stopped; tables are in results/search.",
     )
-    command.add_argument("--seeds", type=int, default=5, metavar="N", help="how many searches per schedule (default 5)")
-    command.add_argument("--trainings", type=int, default=3, metavar="N", help="how many trainings of each result (default 3)")
+    command.add_argument("--seeds", type=integer, default=5, metavar="N", help="how many searches per schedule (default 5)")
+    command.add_argument("--trainings", type=integer, default=3, metavar="N", help="how many trainings of each result (default 3)")
     command.add_argument(
         "--teacher",
         default="offline",
@@ -71,7 +76,7 @@ def add_commands(commands: Any) -> None:
     which.add_argument("--supernet", metavar="NAME", help="HAT, 'Supernet (Sandwich)', 'Layer-wise MoS' or 'Neuron-wise MoS'")
     which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
     command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
+    command.add_argument("--seed", type=integer, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
     command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     command.set_defaults(command=_train)
 
@@ -79,7 +84,7 @@ def add_commands(commands: Any) -> None:
 def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
     _add_task(command, "synthetic or multi30k.en-de")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--jobs", type=int, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
+    where.add_argument("--jobs", type=integer, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
     where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
     command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
@@ -89,10 +94,16 @@ def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not minutes >= 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
-    return minutes
+    if not re.fullmatch(NUMBER, text) or float(text) < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return float(text)
+
+
+def integer(text: str) -> int:
+    """Read an integer as people write it; not 010, which some read as 8, nor 1_0."""
+    if not re.fullmatch(INTEGER, text):
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
+    return int(text)
 
 
 def _add_task(command: argparse.ArgumentParser, examples: str) -> None:
@@ -282,7 +293,10 @@ def _train(args: argparse.Namespace) -> int:
     _import(args.module)
     if args.seed < 0:
         raise InputError(f"--seed: expected a number from 0, got {args.seed}")
-    place = processes()
+    try:
+        place = processes()
+    except ValueError as error:
+        raise InputError(str(error)) from None
     first = place.is_main_process
 
     def network() -> tuple[Any, ...]:

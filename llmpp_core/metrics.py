@@ -15,7 +15,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 
+from llmpp_core.inputs import as_scores
 from llmpp_core.sources import TFSSplit
+from llmpp_core.space import as_generator
 
 
 def mean_absolute_error(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -44,7 +46,10 @@ def kendall_tau(true: ArrayLike, predicted: ArrayLike, groups: ArrayLike | None 
     Without groups this equals `scipy.stats.kendalltau`, which has no form within groups.
     """
     y, p = _pair(true, predicted)
-    return float(_weighted_tau(y, p, None if groups is None else np.asarray(groups), np.ones((1, len(y))))[0])
+    labels = None if groups is None else np.asarray(groups if hasattr(groups, "shape") else list(groups))  # type: ignore[arg-type]
+    if labels is not None and labels.shape != y.shape:
+        raise ValueError(f"groups: expected one label per score, {len(y)} of them, got shape {labels.shape}")
+    return float(_weighted_tau(y, p, labels, np.ones((1, len(y))))[0])
 
 
 def top_k_regret(true: ArrayLike, predicted: ArrayLike, k: int = 1) -> float:
@@ -56,12 +61,8 @@ def top_k_regret(true: ArrayLike, predicted: ArrayLike, k: int = 1) -> float:
 
 
 def _pair(true: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    y, p = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
-    if y.ndim != 1 or y.shape != p.shape:
-        raise ValueError(f"true and predicted: expected two vectors of one length, got shapes {y.shape} and {p.shape}")
-    if not (np.isfinite(y).all() and np.isfinite(p).all()):
-        raise ValueError("true and predicted: expected finite scores, got nan or infinity")
-    return y, p
+    y = as_scores(true, name="true")
+    return y, as_scores(predicted, len(y), "predicted")
 
 
 def _weighted_tau(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, weights: np.ndarray) -> np.ndarray:
@@ -133,9 +134,16 @@ def random_splits(records: Mapping[str, pd.DataFrame], rng: np.random.Generator,
     -------
     list of TFSSplit
         Their seeds count from 0.
+
+    Raises
+    ------
+    ValueError
+        If a task has too few architectures; the test needs three at least, for the top-3 regret.
     """
-    splits = []
+    splits, rng = [], as_generator(rng)
     for task, frame in records.items():
+        if demonstrations < 1 or len(frame) < demonstrations + 3:
+            raise ValueError(f"{task}: {len(frame)} rows are too few for {demonstrations} demonstrations (from 1) and a test of at least 3")
         for seed in range(n):
             drawn = frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
             splits.append(TFSSplit(task, seed, drawn.iloc[:demonstrations], drawn.iloc[demonstrations:]))
@@ -200,7 +208,7 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
     """
     result = np.zeros((len(predictions), resamples, 2))
     position = {arch: i for i, arch in enumerate(dict.fromkeys(predictions[0]["architecture"]))}
-    counts = rng.multinomial(len(position), np.full(len(position), 1 / len(position)), size=resamples).astype(float)
+    counts = as_generator(rng).multinomial(len(position), np.full(len(position), 1 / len(position)), size=resamples).astype(float)
     splits_of = predictions[0].groupby("task")["split"].nunique().to_dict()
     for k, frame in enumerate(predictions):
         for (task, _), part in frame.groupby(["task", "split"], sort=False):
@@ -285,7 +293,7 @@ def seed_noise(scores: ArrayLike, rng: np.random.Generator, resamples: int = 100
     ValueError
         If there are fewer than two architectures, or two trainings of one.
     """
-    y = np.asarray(scores, dtype=float)
+    y, rng = np.asarray(scores, dtype=float), as_generator(rng)
     if y.ndim != 2 or len(y) < 2 or np.isinf(y).any() or (~np.isnan(y)).sum(axis=1).min() < 2:
         raise ValueError(
             f"scores: expected shape (architectures, seeds) with at least two architectures and two scores of each; got shape {y.shape}"

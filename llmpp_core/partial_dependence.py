@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmpp_core.inputs import as_list
 from llmpp_core.space import Architecture, SearchSpace
 
 
@@ -33,7 +34,7 @@ def partial_dependence(predictor: Any, space: SearchSpace, archs: Sequence[Archi
     pandas.DataFrame
         One row per choice and value: choice, value, mean and std of the n predictions.
     """
-    rows = []
+    rows, archs = [], as_list(archs)
     for choice in dict.fromkeys(name for name, _ in space.genes):
         for value in sorted(getattr(space, choice)):
             scores = predictor.predict([_with_choice(arch, choice, value) for arch in archs])

@@ -7,7 +7,7 @@ scikit-learn estimators, collected in `baselines` and `supernet_predictors`; the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, ScoreFeatures
+from llmpp_core.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
 
@@ -50,6 +51,7 @@ class TablePredictor(RegressorMixin, BaseEstimator):
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n,); raises ValueError if an architecture has no recorded score."""
+        archs = as_list(archs, kind=object)
         missing = [arch for arch in archs if arch not in self.scores]
         if missing:
             raise ValueError(f"{len(missing)} of {len(archs)} architectures have no recorded score, the first: {missing[0]}")
@@ -89,6 +91,8 @@ class CalibratedPredictor(RegressorMixin, BaseEstimator):
         c, the curvature; 0 where the curve is a line.
     line_ : sklearn.linear_model.LinearRegression
         a and b.
+    n_labels_, n_dropped_ : int
+        Demonstrations that the curve is fitted on, and those left out because the base's output is nan.
     """
 
     def __init__(self, base: Any, kind: str = "linear", cv: BaseCrossValidator | int | None = None):
@@ -97,10 +101,11 @@ class CalibratedPredictor(RegressorMixin, BaseEstimator):
         self.cv = cv
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike) -> Self:
-        """Fit the base, then the curve; raises ValueError for an unknown kind."""
+        """Fit the base, then the curve; raises ValueError for an unknown kind, and where every output of the base is nan."""
         if self.kind not in ("linear", "saturating"):
             raise ValueError(f"kind: expected 'linear' or 'saturating', got {self.kind!r}")
-        y = column_or_1d(scores, dtype=np.float64, warn=True)
+        archs = _read_twice(archs)
+        y = column_or_1d(_read_twice(scores), dtype=np.float64, warn=True)
         self.base_ = clone(self.base).fit(archs, y)
         if hasattr(self.base_, "n_features_in_"):
             self.n_features_in_ = self.base_.n_features_in_
@@ -108,6 +113,13 @@ class CalibratedPredictor(RegressorMixin, BaseEstimator):
             outputs = cross_val_predict(self.base, archs, y, cv=LeaveOneOut() if self.cv is None else self.cv)
         else:
             outputs = self.base_.predict(archs)
+        y, known = as_scores(y, len(outputs)), np.isfinite(outputs)
+        if not known.any():
+            raise ValueError(f"base: none of its {len(outputs)} outputs is a number")
+        self.n_labels_, self.n_dropped_ = int(known.sum()), int((~known).sum())
+        outputs, y = outputs[known], y[known]
+        # By what the base says of them, since that is all that the curve sees.
+        warn_if_weak(outputs.tolist(), y)
         self.offset_, self.scale_ = float(outputs.min()), float(np.ptp(outputs)) or 1.0
         u = (outputs - self.offset_) / self.scale_
         self.rate_ = _best_rate(u, y) if self.kind == "saturating" else 0.0
@@ -115,15 +127,23 @@ class CalibratedPredictor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return an array of shape (n,)."""
+        """Return an array of shape (n,); nan where the base's output is."""
         check_is_fitted(self)
-        u = (self.base_.predict(archs) - self.offset_) / self.scale_
-        return self.line_.predict(_bend(u, self.rate_)[:, None])
+        u = (self.base_.predict(_read_twice(archs)) - self.offset_) / self.scale_
+        predicted, known = np.full(len(u), np.nan), np.isfinite(u)
+        if known.any():
+            predicted[known] = self.line_.predict(_bend(u[known], self.rate_)[:, None])
+        return predicted
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags = get_tags(self.base).input_tags
         return tags
+
+
+def _read_twice(values: Any) -> Any:
+    """Return what can be read only once as a list, and anything else, a matrix for a base over plain features too, as it is."""
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def _bend(u: np.ndarray, rate: float) -> np.ndarray:

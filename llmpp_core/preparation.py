@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -25,7 +26,7 @@ import numpy as np
 from llmpp_core.batches import Pairs
 from llmpp_core.corpora import ParallelText, clean
 from llmpp_core.corpus_readers import held_out, open_corpus
-from llmpp_core.files import need_disk, replace_file
+from llmpp_core.files import alone, need_disk, replace_file
 from llmpp_core.progress import progress_bar
 from llmpp_core.shards import read_shard, stored_tokens, write_shard
 from llmpp_core.sources import cache_dir
@@ -96,7 +97,7 @@ def prepare(
     name : str
         Such as "wmt14.en-de".
     folder : path
-        Where the files go. One process at a time prepares a folder.
+        Where the files go. One process at a time prepares a folder; a second is refused.
     settings : Settings
         Filters and sizes.
     corpus : path, optional
@@ -119,17 +120,19 @@ def prepare(
     """
     reader = open_corpus(name, "train", corpus)
     identity = {"task": name, "source": reader.identity(), "settings": asdict(settings)}
-    _same(folder, identity)
-    for left in folder.glob(".*.partial"):
-        left.unlink()
-    clean_text(reader, folder, settings, progress)
-    for side in ("valid", "test"):
-        if not (path := folder / _TEXT[side]).exists():
-            text = held_out(name, side, corpus)
-            write_shard(path, {"src": text.src, "tgt": text.tgt}, {})
-    train_vocabulary(folder, settings)
-    tokenise(folder, settings, executor, progress)
-    return _finish(folder, identity)
+    # What is finished is only checked, which several may do, and where nothing can be written.
+    with nullcontext() if (folder / "manifest.json").exists() else alone(folder):
+        _same(folder, identity)
+        for left in folder.glob(".*.partial"):
+            left.unlink()
+        clean_text(reader, folder, settings, progress)
+        for side in ("valid", "test"):
+            if not (path := folder / _TEXT[side]).exists():
+                text = held_out(name, side, corpus)
+                write_shard(path, {"src": text.src, "tgt": text.tgt}, {})
+        train_vocabulary(folder, settings)
+        tokenise(folder, settings, executor, progress)
+        return _finish(folder, identity)
 
 
 def clean_text(reader: Any, folder: Path, settings: Settings, progress: bool = False) -> None:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from scipy.stats import iqr, trimboth
 
+from llmpp_core.inputs import as_list
 from llmpp_core.progress import progress_bar
-from llmpp_core.space import Architecture, SearchSpace
+from llmpp_core.space import Architecture, SearchSpace, as_generator
 from llmpp_core.status import processor
 from llmpp_core.transformer import MAX_LENGTH, UNK, Cache, Transformer
 
@@ -175,6 +176,7 @@ def measure_many(
     ValueError
         As `measure`, but before anything is measured.
     """
+    archs = as_list(archs)
     order = turns(archs, space, repeats, rng)
     warn_if_busy(space, settings)
     found: dict[Architecture, list[LatencyMeasurement]] = {arch: [] for arch in archs}
@@ -186,12 +188,12 @@ def measure_many(
 
 def turns(archs: Sequence[Architecture], space: SearchSpace, repeats: int, rng: np.random.Generator) -> list[tuple[int, Architecture]]:
     """Return number of the round and architecture of each turn, random within rounds; raises ValueError unless all are in `space`."""
-    distinct = list(dict.fromkeys(archs))
+    distinct = list(dict.fromkeys(as_list(archs)))
     if not distinct or repeats < 1:
         raise ValueError(f"expected at least one architecture and one round, got {len(distinct)} and {repeats}")
     for arch in distinct:
         space.validate(arch)
-    return [(number, distinct[i]) for number in range(repeats) for i in rng.permutation(len(distinct))]
+    return [(number, distinct[i]) for number in range(repeats) for i in as_generator(rng).permutation(len(distinct))]
 
 
 def at_one_pace(measured: Sequence[Sequence[LatencyMeasurement]]) -> list[LatencyMeasurement]:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from llmpp_core.cost import count_flops
-from llmpp_core.space import Architecture
+from llmpp_core.inputs import Described, as_list
+from llmpp_core.space import Architecture, as_generator
 
 _INSTRUCTIONS = ("task", "examples", "backbone", "efficiency", "relation")
 #: The paper's ablation levels and the parts each prompt holds besides its demonstrations; each level adds one part.
@@ -38,6 +39,17 @@ FORMS = ("single", "batched", "json")
 def gflops(arch: Architecture) -> float:
     """Return the GFLOPs of one forward pass over 30 source and 30 target tokens, without the output projection."""
     return count_flops(arch) / 1e9
+
+
+def _refuse_decimals(decimals: Any) -> None:
+    if not isinstance(decimals, (int, np.integer)) or isinstance(decimals, bool) or not 0 <= decimals <= 15:
+        raise ValueError(f"decimals: expected an integer from 0 to 15, got {decimals!r}")
+
+
+def _refuse_lines(name: str, phrase: object) -> None:
+    """Raise ValueError unless this is a phrase of one line: answers are found by the lines of the prompt."""
+    if not isinstance(phrase, str) or not phrase.strip() or len(phrase.splitlines()) > 1:
+        raise ValueError(f"{name}: expected one line of text, got {phrase!r}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class Efficiency:
     description: str = "the billions of floating-point operations of one forward pass"
     value: Callable[[Architecture], float] = gflops
     decimals: int = 1
+
+    def __post_init__(self) -> None:
+        _refuse_decimals(self.decimals)
+        for name in ("name", "description"):
+            _refuse_lines(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,18 @@ class PromptTask:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"low and high: expected a finite range, got {self.low} to {self.high}")
+        _refuse_decimals(self.decimals)
+        for name in ("description", "metric", "metric_description", "backbone"):
+            _refuse_lines(name, getattr(self, name))
+
+    def check_scores(self, scores: np.ndarray) -> None:
+        """Raise ValueError for the first score, higher being better, that the prompt would show outside `low` to `high`."""
+        shown = self.sign * scores
+        bad = np.flatnonzero(~((self.low <= shown) & (shown <= self.high)))
+        if len(bad):
+            given = "" if self.sign > 0 else f", from the score {scores[bad[0]]:g}"
+            allowed = f"{self.low:g} to {self.high:g}, the range of the task"
+            raise ValueError(f"scores[{bad[0]}]: expected {self.metric} from {allowed}, got {shown[bad[0]]:g}{given}")
 
     @property
     def sign(self) -> int:
@@ -214,6 +243,7 @@ def build_prompt(
         raise ValueError(f"unknown level {level!r}; allowed are {', '.join(LEVELS)}")
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; allowed are {', '.join(FORMS)}")
+    demonstrations, archs = list(demonstrations), as_list(archs, kind=Described)
     if not demonstrations:
         raise ValueError("demonstrations: expected at least one, got none")
     if not archs or (form == "single" and len(archs) > 1):
@@ -266,6 +296,9 @@ def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "fir
     list of int
         Positions in `archs`, in the order to show them.
     """
+    archs = as_list(archs, kind=Described)
+    if not len(archs):
+        raise ValueError("archs: expected at least one to choose demonstrations from, got none")
     if not 1 <= n <= len(archs):
         raise ValueError(f"demonstrations: expected 1 to {len(archs)}, got {n}")
     if how == "first":
@@ -273,7 +306,7 @@ def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "fir
     if how == "random":
         if rng is None:
             raise ValueError("random demonstrations need a numpy.random.Generator, got None")
-        return [int(i) for i in rng.permutation(len(archs))[:n]]
+        return [int(i) for i in as_generator(rng).permutation(len(archs))[:n]]
     if how != "spread":
         raise ValueError(f"unknown choice of demonstrations {how!r}; allowed are first, random, spread")
     points = np.array([[arch.decoder_layers, math.log(count_flops(arch))] for arch in archs])

@@ -21,6 +21,7 @@ from sklearn.utils import Tags
 from torch import Tensor, nn
 
 from llmpp_core.batches import Batch, Pairs
+from llmpp_core.inputs import as_list
 from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.training import smoothed_loss
@@ -181,6 +182,7 @@ class ZeroCostPredictor(RegressorMixin, BaseEstimator):
         """Return an array of shape (n,); raises ValueError for wrong parameters, architectures not in the space and infinite scores."""
         if self.proxy not in PROXIES:
             raise ValueError(f"proxy: {self.proxy!r} is not known; known are {', '.join(PROXIES)}")
+        archs = as_list(archs)
         known: dict[Architecture, float] = self.__dict__.setdefault("scores_", {})
         new = [arch for arch in dict.fromkeys(archs) if arch not in known]
         if new:

@@ -22,6 +22,7 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 
+from llmpp_core.files import need_writable
 from llmpp_core.runner_console import Console
 from llmpp_core.runner_notebook import InputError, Notebook, Paths, project_state, read, stored_page, write_atomically
 from llmpp_core.runner_plan import Job, plan, read_notebooks, select
@@ -94,6 +95,8 @@ def run(
     jobs = plan(paths, notebooks, chosen, profile, parameters or {}, force=force, console=console)
     # The number of threads that each gets does not depend on what is chosen, so that numbers do not either.
     workers = min(workers or joblib.cpu_count(), len(notebooks))
+    for folder in (paths.pages, paths.generated, paths.runs, *([paths.notebooks] if update else [])):
+        _refuse_unwritable(folder)
     current = _Run(paths, jobs, workers, console)
     current.execute()
     _fill(paths, [notebook for stem, notebook in notebooks.items() if stem not in jobs])
@@ -104,6 +107,13 @@ def run(
     counts = ", ".join(f"{number} {outcome}" for outcome, number in Counter(current.outcomes.values()).items())
     console.line(f"{len(jobs)} notebook{'s' * (len(jobs) > 1)} in {duration(console.elapsed())}: {counts}")
     return 0 if stored and not {FAILED, NOT_RUN} & set(current.outcomes.values()) else 1
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        need_writable(folder / "page")
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def failure_report(paths: Paths, job: Job, failure: Failure) -> str:
@@ -154,6 +164,8 @@ def _update(paths: Paths, jobs: Sequence[Job], outcomes: Mapping[str, str], cons
 @cache
 def _build_font_cache() -> None:
     """Load matplotlib's fonts: on a machine new to it that is slow and prints a warning, which belongs in no notebook."""
+    # What it is in a kernel is set there; here a wrong one would be an error.
+    os.environ.pop("MPLBACKEND", None)
     import matplotlib.font_manager  # noqa: F401
 
 

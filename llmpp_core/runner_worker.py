@@ -18,6 +18,9 @@ from typing import Any
 
 from llmpp_core.runner_notebook import normalise, sha256, write_atomically
 
+#: What a kernel must not take from its surroundings: an editor exports a backend of its own, which shows nothing here.
+SURROUNDINGS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,8 +81,15 @@ def work(channel: Connection, task: Task) -> None:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
         # A fresh IPython folder: no start-up files of this user, no history that parallel kernels would lock.
-        os.environ.update(task.environment, IPYTHONDIR=str(Path(folder) / "ipython"), PYDEVD_DISABLE_FILE_VALIDATION="1")
+        os.environ.update(task.environment, IPYTHONDIR=str(Path(folder) / "ipython"), **SURROUNDINGS)
         channel.send(_execute(task, Path(folder), channel.send))
+
+
+def own_kernels() -> Any:
+    """Return a `KernelSpecManager` that knows this interpreter's kernel alone: another of its name would compute with other libraries."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    return KernelSpecManager(kernel_dirs=[])
 
 
 def _follow_parent() -> None:
@@ -93,6 +103,11 @@ def _follow_parent() -> None:
 
 def _execute(task: Task, scratch: Path, tell: Callable[[int], None]) -> Finished | Failure:
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
+
+    class OwnKernel(AsyncKernelManager):
+        def __init__(self, **options: Any):
+            super().__init__(kernel_spec_manager=own_kernels(), **options)
 
     planned, partial = scratch / "planned.ipynb", scratch / "partial.ipynb"
     planned.write_text(json.dumps(task.notebook), encoding="utf-8")
@@ -116,6 +131,7 @@ def _execute(task: Task, scratch: Path, tell: Callable[[int], None]) -> Finished
                     coalesce_streams=True,
                     extra_arguments=["--log-level=ERROR"],
                     on_cell_execute=start,
+                    kernel_manager_class=OwnKernel,
                 )
                 break
             except RuntimeError:

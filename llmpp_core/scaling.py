@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from llmpp_core.cost import count_flops, count_parameters
+from llmpp_core.inputs import as_list
 from llmpp_core.llm_settings import Price
 from llmpp_core.space import HAT_WMT, SPAN_LAYERS, Architecture, SearchSpace
 
@@ -170,7 +171,7 @@ def training_flops(archs: Sequence[Architecture], tokens: float, vocab_size: int
     vocab_size, qkv_dim, length : int
         As in `llmpp_core.cost.count_flops`.
     """
-    mean = np.mean([count_flops(arch, vocab_size, length, qkv_dim) for arch in archs])
+    mean = np.mean([count_flops(arch, vocab_size, length, qkv_dim) for arch in as_list(archs)])
     return float(PASSES * mean * tokens / length)
 
 

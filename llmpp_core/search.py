@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.constraints import Limit
+from llmpp_core.constraints import Limit, warn_if_idle
 from llmpp_core.feasible import Feasible
-from llmpp_core.files import append_rows
+from llmpp_core.files import alone, append_rows, need_writable
 from llmpp_core.genes import Genes
 from llmpp_core.progress import progress_bar
 from llmpp_core.schedule import Adaptive, Candidates, Entry, default_names, predictors_of
@@ -127,10 +127,20 @@ class Search(ABC):
         llmpp_core.constraints.InfeasibleError
             If nothing is within the limits.
         ValueError
-            If the file is damaged or of another search, or a predictor does not give one score per architecture.
+            If the file is damaged, of another search or cannot be written, another process adds to it, or a predictor does not give one
+            score per architecture.
         """
-        settings = self.settings()
+        settings, path = self.settings(), Path(path) if path else None
         done = read_records(path, self.genes, settings) if path else []
+        if path is None or len(done) == self.iterations:
+            # What is complete may be read by several, and from where nothing can be written.
+            yield from self._iterate(done, settings, path, progress)
+            return
+        need_writable(path)
+        with alone(path):
+            yield from self._iterate(read_records(path, self.genes, settings), settings, path, progress)
+
+    def _iterate(self, done: list[Record], settings: dict[str, Any], path: Path | None, progress: bool) -> Iterator[Record]:
         scores, feasible = Scores(self.genes), Feasible(self.genes, self.limits)
         if done:
             self._refuse_others(done[-1], path, scores)
@@ -156,9 +166,11 @@ class Search(ABC):
                         previous = Previous(record, rows, costs.reshape(len(self.limits), len(rows)).T)
                     else:
                         previous = self._step(t, predictor, previous, scores, feasible, question)
+                        if t == 0:
+                            warn_if_idle(self.limits, previous.costs)
                         record = previous.record
                         if path:
-                            append_rows(Path(path), [{"search": settings, **record.to_row()}])
+                            append_rows(path, [{"search": settings, **record.to_row()}])
                     switched = switched or record.switch
                     history.append(record.rule)
                     bar.update()

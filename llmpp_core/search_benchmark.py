@@ -27,14 +27,13 @@ from llmpp_core.checkpoints import load_network, space_record
 from llmpp_core.constraints import Limit
 from llmpp_core.distill import DistilledPredictor
 from llmpp_core.experiments import answers, recordings
-from llmpp_core.files import read_rows
+from llmpp_core.files import need_writable, read_rows
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.kept_scores import KeptScores
 from llmpp_core.latency import LatencyPredictor
 from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.llm import Client
 from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.metrics import random_splits
 from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
 from llmpp_core.peers import RandomSearch
 from llmpp_core.profiler import LatencySettings
@@ -103,8 +102,9 @@ def distilled_predictor(
 
 
 def _offline_labels(task: Task, results: Path) -> tuple[list[Architecture], np.ndarray]:
-    split = random_splits({task.name: benchmark.records(task.name, results)}, np.random.default_rng(0), 1)[0]
-    shown = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
+    records = benchmark.records(task.name, results)
+    drawn = records.iloc[np.random.default_rng(0).permutation(len(records))[:10]]
+    shown = list(drawn["architecture"]), drawn["bleu"].to_numpy()
     archs = task.space.sample_balanced(_LABELS, np.random.default_rng(0))
     with OfflineEndpoint() as url:
         asked = LLMPredictor(Client(offline_settings(url)), task.prompt_task(), form="json", batch_size=20).fit(*shown)
@@ -222,7 +222,7 @@ def measure(
     bool
         Whether the tables are complete.
     """
-    from llmpp_core.cluster import sent
+    from llmpp_core.cluster import on_cluster, sent
 
     task = load_task(given) if isinstance(given, str) else given
     stop = time.time() + seconds
@@ -231,6 +231,8 @@ def measure(
     allowed = limits(task, latency_predictor(task, ground_truth))
     table = table_name(teacher)
     _refuse_other_limits(results / f"{task.name}{table}.jsonl", allowed)
+    need_writable(results / f"{task.name}{table}.jsonl")
+    keep = not on_cluster(executor)
     # Made here once, so that the jobs find it.
     distilled = distilled_predictor(task, folder, ground_truth, teacher)[1]
     read = [distilled, supernet, ground_truth / f"{task.name}.latency.jsonl"]
@@ -239,10 +241,12 @@ def measure(
     def label(row: dict[str, Any]) -> None:
         row["data_sha256"] = data_sha256
 
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def run(
+        work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any], written: Any = None
+    ) -> list[dict[str, Any]]:
         path, title = results / f"{task.name}{table}.jsonl", f"{task.name} {table or 'searches'}" if progress else None
         benchmark.refuse_others(path, data_sha256, recipe)
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label)
+        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label, written=written)
         complete.append(len(rows) == len(jobs))
         return rows
 
@@ -256,11 +260,11 @@ def measure(
         ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
         best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
         trained = [
-            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop))
+            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop, keep))
             for seed in range(trainings)
             for arch in best
         ]
-        run(train_from_scratch, trained, ".found", asdict(task.recipe))
+        run(train_from_scratch, trained, ".found", asdict(task.recipe), partial(benchmark.forget, folder, task.name) if keep else None)
     return all(complete)
 
 

@@ -130,7 +130,7 @@ class SearchResult:
 
     @property
     def score(self) -> float:
-        """Its score by the last predictor."""
+        """Its score by the last predictor and in its unit, such as minus nats per token of a supernet's loss, or BLEU."""
         return self.records[-1].score
 
     @property

@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 from scipy.stats import t as student
 
 from llmpp_core.files import read_rows
+from llmpp_core.inputs import as_list
 from llmpp_core.metrics import Interval
 from llmpp_core.space import Architecture
 
@@ -103,8 +104,10 @@ def paired_difference(
     tuple of float
         Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
     """
-    if not len(ours) == len(theirs) > 0:
-        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}")
+    ours, theirs = as_list(ours, "ours"), as_list(theirs, "theirs")
+    groups = [0] * len(ours) if groups is None else list(groups)
+    if not len(ours) == len(theirs) == len(groups) > 0:
+        raise ValueError(f"expected pairs of architectures and a group of each, got {len(ours)}, {len(theirs)} and {len(groups)}")
     means = trained.groupby("architecture", sort=False)[score].mean()
     numbers = {arch: i for i, arch in enumerate(means.index)}
     # signs[pair, architecture]
@@ -113,7 +116,7 @@ def paired_difference(
         row[numbers[first]] += 1
         row[numbers[second]] -= 1
     difference, noise = signs @ means.to_numpy(), uncertainty(trained, score) ** 2
-    members = [np.flatnonzero(np.array([g == name for g in groups or [0] * len(ours)])) for name in dict.fromkeys(groups or [0])]
+    members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
     weights = np.zeros(len(ours))
     parts = [(0.0, float(len(trained) - len(means)))]
     for rows in members:

@@ -85,8 +85,18 @@ def names(group: str) -> list[str]:
 
 
 def cache_dir() -> Path:
-    """Return the folder that downloads go to: the user's cache folder for llmpp."""
-    return Path(pooch.os_cache("llmpp"))
+    """Return the folder that downloads go to: the user's cache folder for llmpp; SourceError if nothing says where that is."""
+    try:
+        return Path(pooch.os_cache("llmpp"))
+    except RuntimeError:
+        raise SourceError("there is no cache folder, since this user has no home; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR") from None
+
+
+def places() -> Iterator[Path]:
+    """Yield where files may be, best first: ``LLMPP_DATA_DIR``, then the cache, which is asked for only if somebody wants to know."""
+    if os.environ.get("LLMPP_DATA_DIR"):
+        yield Path(os.environ["LLMPP_DATA_DIR"])
+    yield cache_dir()
 
 
 def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
@@ -102,8 +112,7 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     if name not in registry():
         raise ValueError(f"unknown data {name!r}; registry.tsv lists the upstream files")
     sha256, _ = registry()[name]
-    folders = [Path(os.environ["LLMPP_DATA_DIR"])] if os.environ.get("LLMPP_DATA_DIR") else []
-    for folder in (*folders, cache_dir()):
+    for folder in places():
         path = folder / name
         if path.is_file():
             _check(path, sha256)

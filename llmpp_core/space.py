@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -106,6 +107,7 @@ class Architecture:
             # PyYAML keeps the last of repeated keys in silence; its parse tree still has them all.
             tree: Any = yaml.compose(text, yaml.SafeLoader)
             keys = [key.value for key, _ in tree.value] if isinstance(mapping, dict) else []
+            odd = next(_odd_integers(tree), None) if isinstance(mapping, dict) else None
         # Scalars that do not fit their tag, and deep nesting, escape PyYAML as other errors than its own.
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"not valid YAML: {_one_line(error)}") from None
@@ -113,6 +115,8 @@ class Architecture:
             raise ValueError(f"expected a YAML mapping of the keys {', '.join(_HAT_NAMES)}; got {type(mapping).__name__}")
         if len(mapping) < len(keys):
             raise ValueError(f"{_one_line(next(key for key in keys if keys.count(key) > 1))} is given twice")
+        if odd is not None:
+            raise ValueError(f"{odd} would be read as another number; write integers in plain decimal digits")
         return cls.from_hat_dict(mapping)
 
     def to_hat_dict(self) -> dict[str, int | list[int]]:
@@ -162,6 +166,21 @@ class Architecture:
         return cls(**values)
 
 
+def _odd_integers(node: Any) -> Iterator[str]:
+    """Yield what YAML 1.1 takes for other integers than people do, such as 0100 and 8:32."""
+    # A node that is referred to again is one object, so few are looked at however often.
+    waiting, seen = [node], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.CollectionNode):
+            waiting += [item for entry in node.value for item in (entry if isinstance(entry, tuple) else (entry,))]
+        elif node.tag == "tag:yaml.org,2002:int" and not re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value):
+            yield node.value
+
+
 def _one_line(text: Any) -> str:
     return " ".join(str(text).split())
 
@@ -187,6 +206,13 @@ def _integer(name: str, value: Any) -> int:
     elif number < 1:
         raise ValueError(f"{name}: expected a positive integer, got {number}")
     return number
+
+
+def as_generator(rng: object) -> np.random.Generator:
+    """Return `rng`; raises ValueError if it is none, such as a seed."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng: expected a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r}")
+    return rng
 
 
 @dataclass(frozen=True)
@@ -245,6 +271,8 @@ class SearchSpace:
 
     def validate(self, arch: Architecture) -> None:
         """Raise ValueError naming the first field of `arch` outside this space, and the allowed values."""
+        if not isinstance(arch, Architecture):
+            raise ValueError(f"expected an Architecture, got {type(arch).__name__}")
         problem = next(self._violations(arch), None)
         if problem:
             raise ValueError(f"not in search space {self.name}: {problem}")
@@ -297,7 +325,7 @@ class SearchSpace:
         list of Architecture
             May hold repeats, rarely.
         """
-        rows = rng.integers(self._cardinalities(), size=(n, len(self.genes)))
+        rows = as_generator(rng).integers(self._cardinalities(), size=(n, len(self.genes)))
         if decoder_layers is not None:
             if decoder_layers not in self.decoder_layers:
                 raise ValueError(
@@ -320,7 +348,9 @@ class SearchSpace:
         for depth in depths:
             held = replace(self, decoder_layers=(depth,)).size()
             if held * len(depths) < n:
-                raise ValueError(f"n: {self.name} holds {held:,} architectures with decoder_layers={depth}, too few for {n:,} in balance")
+                raise ValueError(
+                    f"n: {self.name} holds {held:,} architectures with decoder_layers={depth}, too few for {n:,} in balance; draw fewer"
+                )
         drawn: dict[Architecture, None] = {}
         while len(drawn) < n:
             drawn.setdefault(self.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
@@ -329,14 +359,14 @@ class SearchSpace:
     def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float = 0.3) -> Architecture:
         """Resample each gene of `arch` with the given probability; layers it lacked start at random values."""
         row = np.array(self._encode(arch))
-        random = rng.integers(self._cardinalities())
+        random = as_generator(rng).integers(self._cardinalities())
         resampled = (rng.random(len(row)) < probability) | (row < 0)
         return self._decode(np.where(resampled, random, row).tolist())
 
     def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
         """Take each gene from `a` or `b` with equal chance; a layer only one parent has comes from that parent."""
         rows = np.array([self._encode(a), self._encode(b)])
-        pick = rng.integers(2, size=rows.shape[1])
+        pick = as_generator(rng).integers(2, size=rows.shape[1])
         child = np.choose(pick, rows)
         return self._decode(np.where(child < 0, np.choose(1 - pick, rows), child).tolist())
 

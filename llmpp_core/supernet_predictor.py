@@ -22,6 +22,7 @@ from llmpp_core.batches import Batch, Pairs
 from llmpp_core.decoding import translate
 from llmpp_core.distributed import gathered
 from llmpp_core.evaluation import chunked_loss
+from llmpp_core.inputs import as_list
 from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture
 from llmpp_core.supernet import SuperTransformer
@@ -86,6 +87,9 @@ class SupernetPredictor(RegressorMixin, BaseEstimator):
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n,), in nats per token or BLEU; raises ValueError if an architecture is not in the space."""
+        archs = as_list(archs)
+        if not isinstance(self.supernet, SuperTransformer):
+            raise ValueError(f"supernet: expected a SuperTransformer, got {type(self.supernet).__name__}")
         for arch in archs:
             self.supernet.space.validate(arch)
         known: dict[Architecture, float] = self.__dict__.setdefault("scores_", {})

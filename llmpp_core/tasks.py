@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -62,7 +63,8 @@ class Task:
     Raises
     ------
     ValueError
-        If a side is missing, a validation or test sentence is longer than `longest`, or that is more than the network takes.
+        If the name is no name for files, a side is missing or empty, a sentence holds the mark that the vocabulary has for spaces, a
+        validation or test sentence is longer than `longest`, or that is more than the network takes.
     """
 
     name: str
@@ -79,7 +81,8 @@ class Task:
     pairs: Mapping[str, Pairs] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        missing = [side for side in SIDES if side not in self.text]
+        _refuse_name(self.name)
+        missing = [side for side in SIDES if side not in self.text or not len(self.text[side])]
         if missing:
             raise ValueError(f"task {self.name}: no {', '.join(missing)} text; needed are {', '.join(SIDES)}")
         if not 1 <= self.longest <= MAX_LENGTH - 2:
@@ -134,6 +137,7 @@ class Task:
         ...     recipe = Recipe(updates=2000, batch_tokens=8192, learning_rate=1.5e-3, dropout=0.3)
         ...     return Task.from_text("ours.en-de", **text, space=SMALL, recipe=recipe, languages=("English", "German"))
         """
+        _refuse_name(name)
         given = {"train": train, "valid": valid, "test": test}
         text = {side: as_parallel(value, f"{name} {side}") for side, value in given.items()}
         vocabulary = Vocabulary.subwords(chain(stream(text["train"].src), stream(text["train"].tgt)), subwords)
@@ -141,7 +145,15 @@ class Task:
         return cls(name=name, space=space, vocabulary=vocabulary, text=text, **settings)
 
     def _pairs(self, side: str) -> Pairs:
-        src, tgt = (self.vocabulary.encode(list(stream(sentences))) for sentences in (self.text[side].src, self.text[side].tgt))
+        given, mark = [list(stream(sentences)) for sentences in (self.text[side].src, self.text[side].tgt)], self.vocabulary.space_mark
+        for which, sentences in zip(("source", "target"), given, strict=True):
+            marked = next((i for i, sentence in enumerate(sentences, 1) if mark and mark in sentence), None)
+            if marked is not None:
+                raise ValueError(
+                    f"task {self.name}: the {which} of {side} pair {marked:,} holds {mark!r} (U+{ord(mark):X}), by which the vocabulary "
+                    "marks spaces; give plain text, not subwords"
+                )
+        src, tgt = map(self.vocabulary.encode, given)
         for which, tokens in (("source", src), ("target", tgt)):
             long = next((i for i, ids in enumerate(tokens, 1) if len(ids) > self.longest), None)
             if side != "train" and long is not None:
@@ -154,7 +166,9 @@ class Task:
 
     def bleu(self, hypotheses: Sequence[Sequence[int]], side: str) -> float:
         """Return the BLEU of translations, rows of token identifiers, of a whole side."""
-        return float(self._metric().corpus_score(self.vocabulary.decode(hypotheses), [list(self.text[side].tgt)]).score)
+        # Both in the form that the vocabulary gives text: an accent may be written in two ways.
+        references = self.vocabulary.normalise(stream(self.text[side].tgt))
+        return float(self._metric().corpus_score(self.vocabulary.decode(hypotheses), [references]).score)
 
     def bleu_signature(self) -> str:
         """Return sacrebleu's signature of `bleu` (Post, 2018): case kept, one reference, exponential smoothing."""
@@ -189,6 +203,11 @@ class Task:
         )
 
 
+def _refuse_name(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(f"task {name!r}: a name of files; allowed are letters, digits and ' .+-_', first a letter or digit")
+
+
 _FACTORIES: dict[str, Callable[[], Task]] = {}
 
 
@@ -211,10 +230,13 @@ def task_names() -> list[str]:
 
 @cache
 def load_task(name: str) -> Task:
-    """Make the task `name`, once per process; ValueError if there is none of that name."""
+    """Make the task `name`, once per process; ValueError if there is none of that name, or what was registered makes none."""
     if name not in _FACTORIES:
         raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
-    return _FACTORIES[name]()
+    task = _FACTORIES[name]()
+    if not isinstance(task, Task):
+        raise ValueError(f"task {name!r}: the function registered for it returned {type(task).__name__}, not a Task")
+    return task
 
 
 @register("synthetic")

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from llmpp_core.batches import Batch, Pairs, epochs
 from llmpp_core.checkpoints import digest, read_checkpoint, space_record, write_checkpoint
 from llmpp_core.distributed import add_gradients, all_or_none, first_decides, refuse_different, share
+from llmpp_core.files import need_writable
 from llmpp_core.progress import progress_bar
 from llmpp_core.space import Architecture, SearchSpace
 from llmpp_core.supernet import SuperTransformer
@@ -184,7 +185,8 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint is damaged or of another training, or the arguments do not fit each other; on all processes, if on one.
+        If the checkpoint is damaged, of another training or cannot be written, or the arguments do not fit each other; on all
+        processes, if on one.
     """
     place = place if place and place.num_processes > 1 else None
     first = place is None or place.is_main_process
@@ -196,7 +198,7 @@ def train(
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
     model.initialise(torch.Generator(device).manual_seed(seed))
     identity = _identity(model, pairs, recipe, seed, sampling)
-    history = all_or_none(lambda: _resume(checkpoint, identity, model, optimiser), place)
+    history = all_or_none(lambda: _resume(checkpoint, identity, model, optimiser, first), place)
     refuse_different((identity, history.updates), place)
     if history.finished:
         model.eval()
@@ -244,10 +246,13 @@ def train(
     return history
 
 
-def _resume(checkpoint: Path | None, identity: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> History:
-    if checkpoint is None or not checkpoint.exists():
-        return History()
-    return History(**read_checkpoint(checkpoint, identity, model, optimiser))
+def _resume(checkpoint: Path | None, identity: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, writes: bool) -> History:
+    history = History()
+    if checkpoint is not None and checkpoint.exists():
+        history = History(**read_checkpoint(checkpoint, identity, model, optimiser))
+    if checkpoint is not None and writes and not history.finished:
+        need_writable(checkpoint)
+    return history
 
 
 def _seeded(numbered: Iterable[tuple[int, Batch]], seed: int) -> Iterator[Batch]:

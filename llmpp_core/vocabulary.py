@@ -56,8 +56,15 @@ class Vocabulary:
     def subwords(cls, texts: Iterable[str], size: int) -> Vocabulary:
         """Train byte-pair encoding with at most `size` tokens on the sentences of both languages.
 
-        Case and punctuation stay; decoding gives back the text in Unicode's composed form with single spaces.
+        Case and punctuation stay; decoding gives back the text in Unicode's composed form with single spaces, as `normalise` does.
+
+        Raises
+        ------
+        ValueError
+            If `size` is no integer, or leaves no room for tokens.
         """
+        if not isinstance(size, int) or size <= len(_SPECIAL):
+            raise ValueError(f"subwords: expected an integer from {len(_SPECIAL) + 1}, got {size!r}")
         tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL[UNK]))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
@@ -77,6 +84,16 @@ class Vocabulary:
         trainer = trainers.WordLevelTrainer(special_tokens=list(_SPECIAL.values()), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
+
+    def normalise(self, texts: Iterable[str]) -> list[str]:
+        """Return what `decode` gives back where every character of the sentences is known."""
+        normaliser = self.tokenizer.normalizer
+        return [" ".join((normaliser.normalize_str(text) if normaliser else text).split()) for text in texts]
+
+    @property
+    def space_mark(self) -> str:
+        """The character that stands for a space, and so cannot be told from one in a text; nothing where there is none."""
+        return "\u2581" if isinstance(self.tokenizer.decoder, decoders.Metaspace) else ""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token identifiers of each sentence, without markers."""

@@ -221,7 +221,7 @@ def test_two_processes_do_not_add_to_one_table(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
 
     def rival(x: int) -> dict[str, int]:
-        with pytest.raises(ValueError, match=r"rows\.jsonl: another process is adding to this table"):
+        with pytest.raises(ValueError, match=r"rows\.jsonl: another process is adding to it"):
             run_jobs(square, [({"x": 9}, (9,))], path)
         return square(x)
 

@@ -115,7 +115,45 @@ def test_choices_of_demonstrations(tmp_path: Path, archs: list[Architecture]) ->
     assert shown["spread", 0] == shown["spread", 1] != shown["first", 0]
 
 
-@pytest.mark.parametrize("scores", [[1.0, 2.0], [1.0, 2.0, np.nan], [[1.0], [2.0], [3.0]]])
-def test_bad_scores_are_named(tmp_path: Path, archs: list[Architecture], scores: Any) -> None:
-    with pytest.raises(ValueError, match="scores: expected 3 finite numbers"):
-        make_predictor("http://127.0.0.1:1/v1", tmp_path).fit(archs[:3], scores)
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1.0, 2.0], r"scores: expected 3 numbers, one per architecture, got shape \(2,\)"),
+        ([1.0, 2.0, np.nan], r"scores\[2\]: expected a finite number, got nan"),
+        ([[1.0], [2.0], [3.0]], r"scores: expected 3 numbers, one per architecture, got shape \(3, 1\)"),
+        ([1.0, "two", 3.0], r"scores\[1\]: expected a number, got 'two'"),
+        ([1.0, 2.0, 100.5], r"scores\[2\]: expected score from 0 to 100, the range of the task, got 100.5"),
+    ],
+)
+def test_bad_scores_are_named(archs: list[Architecture], scores: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLMPredictor(None, TASK).fit(archs[:3], scores)
+
+
+def test_a_score_on_the_wrong_side_of_zero_is_named_as_it_would_be_shown(archs: list[Architecture]) -> None:
+    task = PromptTask("t", "a task", "perplexity", "a number", 0.0, 200.0, higher_is_better=False)
+    with pytest.raises(ValueError, match=r"scores\[0\]: expected perplexity from 0 to 200, .*, got -33.8, from the score 33.8"):
+        LLMPredictor(None, task).fit(archs[:3], [33.8, 30.0, 31.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"form": "json", "batch_size": -3}, "batch_size: expected a positive number, got -3"),
+        ({"form": "json", "batch_size": 0}, "batch_size: expected a positive number, got 0"),
+        ({"samples": 0}, "samples: expected a positive number, got 0"),
+        ({"form": "pairs"}, "unknown form 'pairs'; allowed are single, batched, json"),
+        ({"level": "all"}, "unknown level 'all'; allowed are demonstrations"),
+        ({"demonstrations": 4}, "demonstrations: expected 1 to 3, got 4"),
+        ({"choice": "best"}, "unknown choice of demonstrations 'best'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_asked(archs: list[Architecture], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLMPredictor(None, TASK, **given).fit(archs[:3], [1.0, 2.0, 3.0])
+
+
+def test_scores_that_the_prompt_shows_alike_are_warned_of(archs: list[Architecture]) -> None:
+    task = PromptTask("t", "a task", "accuracy", "a share", 0.0, 1.0)
+    with pytest.warns(UserWarning, match="3 different scores are shown as 1, since the task has decimals=2"):
+        LLMPredictor(None, task).fit(archs[:3], [0.9112, 0.9123, 0.9141])

@@ -17,6 +17,8 @@ from llmpp_core.cost import count_flops, count_parameters
 from llmpp_core.runner_notebook import Paths
 from llmpp_core.space import HAT_WMT, TINY
 
+LARGEST = HAT_WMT.largest().to_hat_yaml()
+
 
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
@@ -54,11 +56,19 @@ def test_help_comes_at_once(words: list[str]) -> None:
         (["run", "01", "--profile", "ful"], "unknown profile 'ful'; allowed are smoke, full"),
         (["run", "01", "-p", "sed=1"], "01_a has no parameter 'sed'; its parameters are profile, seed, rate"),
         (["run", "01", "-p", "seed=x"], "01_a: parameter seed is 'x'; expected int as in its default 0"),
-        (["run", "01", "-p", "seed"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed'"),
-        (["run", "01", "-p", "seed=[1]"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed=[1]'"),
-        (["run", "01", "-p", "seed={"], "argument -p: expected NAME=VALUE with a number, text, true or false; got 'seed={'"),
+        (
+            ["run", "01", "-p", "seed"],
+            "expected NAME=VALUE with a number, without zeros in front, text, true or false; got 'seed'",
+        ),
+        (["run", "01", "-p", "1seed=1"], "argument -p: expected NAME=VALUE"),
+        (["run", "01", "-p", "seed=[1]"], "01_a: parameter seed is '[1]'; expected int as in its default 0"),
+        (["run", "01", "-p", "seed={"], "01_a: parameter seed is '{'; expected int as in its default 0"),
+        (["run", "01", "-p", "seed=0x10"], "01_a: parameter seed is '0x10'; expected int as in its default 0"),
+        (["run", "01", "-p", "seed=1_0"], "01_a: parameter seed is '1_0'; expected int as in its default 0"),
+        (["run", "01", "-p", "seed=yes"], "01_a: parameter seed is 'yes'; expected int as in its default 0"),
+        *((["run", "01", "-p", f"seed={odd}"], f"true or false; got 'seed={odd}'") for odd in ("010", "08", "1:30")),
         (["run", "--jobs", "0"], "--jobs is 0; expected a positive number"),
-        (["run", "--jobs", "many"], "argument --jobs: invalid int value: 'many'"),
+        (["run", "--jobs", "many"], "argument --jobs: expected an integer, got 'many'"),
         (["run", "--update", "-p", "seed=1"], "--update stores the smoke profile with default parameters only"),
         (["fetch", "tsf"], "unknown data 'tsf'; allowed are tfs, unlabelled, latency, multi30k"),
         (["describe"], "the following arguments are required: FILE.yml"),
@@ -76,8 +86,48 @@ def test_wrong_input_is_one_line_and_writes_nothing(words: list[str], message: s
 
 
 def test_parameters_are_read_as_values_and_never_run() -> None:
-    args = __main__.parser().parse_args(["run", "-p", "a=1", "-p", "b=0.5", "-p", "c=x=y", "-p", "d=true"])
-    assert dict(args.parameters) == {"a": 1, "b": 0.5, "c": "x=y", "d": True}
+    given = {
+        "a=1": 1,
+        "a=-3": -3,
+        "a=0.5": 0.5,
+        "a=.5": 0.5,
+        "a=1e-3": 1e-3,
+        "a=x=y": "x=y",
+        "a=true": True,
+        "a=False": False,
+        "a=@cf/meta/llama-3.1-8b-instruct": "@cf/meta/llama-3.1-8b-instruct",
+        "a=llama3:8b": "llama3:8b",
+        "a=2026-01-01": "2026-01-01",
+        "a=on": "on",
+        "a=nan": "nan",
+        "a=!!python/object:x": "!!python/object:x",
+        "a=`%&*": "`%&*",
+    }
+    for text, value in given.items():
+        (parameter,) = __main__.parser().parse_args(["run", "-p", text]).parameters
+        assert parameter == ("a", value)
+        assert type(parameter[1]) is type(value)
+
+
+@pytest.mark.parametrize("odd", ["010", "1_0", "0x1", "1e1", " 1", "many", "1.5", ""])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--jobs"],
+        ["prepare", "t", "--jobs"],
+        ["prepare", "t", "--subwords"],
+        ["prepare", "t", "--sample"],
+        ["benchmark", "t", "--architectures"],
+        ["benchmark", "t", "--seeds"],
+        ["searches", "t", "--trainings"],
+        ["train", "t", "--supernet", "HAT", "--checkpoint", "c", "--seed"],
+    ],
+    ids=" ".join,
+)
+def test_integers_are_written_as_people_do(words: list[str], odd: str, capsys: Any) -> None:
+    code, _, err = call(capsys, *words, odd)
+    assert code == 2
+    assert f"argument {words[-1]}: expected an integer, got {odd!r}" in err
 
 
 def test_an_interruption_is_told_from_a_failure(book: Paths, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -165,15 +215,33 @@ def test_describe_prints_costs_and_features(tmp_path: Path, capsys: Any) -> None
         assert f"{count_parameters(arch, space.qkv_dim):,}" in out
         assert f"{count_flops(arch, qkv_dim=space.qkv_dim) / 1e9:.3f}" in out
         assert f"\ndecoder_ffn_dim_mean  {max(space.decoder_ffn_dims)}\n" in out
-    assert len(out.splitlines()) == 12
+    assert len(out.splitlines()) == 13
+    assert out.startswith(f"inner width of attention  {TINY.qkv_dim}\n")
+    assert "inner width of attention  512, as in HAT_WMT; --space names another\n" in call(capsys, "describe", tmp_path / "a.yml")[1]
 
 
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (HAT_WMT.largest().to_hat_yaml().replace("[8, 8, 8, 8, 8, 8]", "[8]", 1), [], "has 1 entries but encoder-layer-num"),
-        (HAT_WMT.largest().to_hat_yaml(), ["--space", "TINY"], "not in search space TINY: encoder_embed_dim is 640; allowed are 64, 48"),
-        (HAT_WMT.largest().to_hat_yaml(), ["--space", "HUGE"], "unknown search space 'HUGE'; known are HAT_WMT, HAT_IWSLT, SMALL, TINY"),
+        (LARGEST.replace("[8, 8, 8, 8, 8, 8]", "[8]", 1), [], "has 1 entries but encoder-layer-num"),
+        (LARGEST, ["--space", "TINY"], "not in search space TINY: encoder_embed_dim is 640; allowed are 64, 48"),
+        (LARGEST, ["--space", "HUGE"], "unknown search space 'HUGE'; known are HAT_WMT, HAT_IWSLT, SMALL, TINY"),
+        (
+            LARGEST.replace("[8, 8", "[3, 8", 1),
+            [],
+            "encoder_heads: 3 does not divide the inner width of attention, 512",
+        ),
+        (
+            LARGEST.replace("640", str(10**21), 1),
+            [],
+            f"encoder_embed_dim: {10**21} is more than 1,048,576, so no network",
+        ),
+        (LARGEST.replace("640", "01000", 1), [], "01000 would be read as another number; write integers in plain"),
+        (
+            LARGEST.replace("[3072", "[51:12", 1),
+            [],
+            "51:12 would be read as another number; write integers in plain",
+        ),
         ("a: [", [], "not valid YAML"),
         ("[" * 5000, [], ""),
         ("", [], "expected a YAML mapping"),

@@ -92,10 +92,10 @@ def test_regret_is_never_negative_and_falls_with_k(data: tuple[np.ndarray, ...])
 @pytest.mark.parametrize(
     ("true", "predicted", "text"),
     [
-        ([1.0, 2.0], [1.0], "expected two vectors of one length"),
-        ([[1.0], [2.0]], [[1.0], [2.0]], "expected two vectors of one length"),
-        ([1.0, 2.0], [1.0, np.nan], "expected finite scores"),
-        ([1.0, np.inf], [1.0, 2.0], "expected finite scores"),
+        ([1.0, 2.0], [1.0], r"predicted: expected 2 numbers, one per architecture, got shape \(1,\)"),
+        ([[1.0], [2.0]], [[1.0], [2.0]], r"true: expected a vector, got shape \(2, 1\)"),
+        ([1.0, 2.0], [1.0, np.nan], r"predicted\[1\]: expected a finite number, got nan"),
+        ([1.0, np.inf], [1.0, 2.0], r"true\[1\]: expected a finite number, got inf"),
     ],
 )
 def test_bad_scores_are_refused(measure: Any, true: Any, predicted: Any, text: str) -> None:
@@ -199,12 +199,11 @@ def test_a_measure_that_one_split_leaves_undefined_is_undefined_in_the_mean(pred
 
 
 def test_bootstrap_with_every_architecture_once_is_the_summary(predictions: pd.DataFrame) -> None:
-    class Once:
-        @staticmethod
-        def multinomial(n: int, pvals: np.ndarray, size: int) -> np.ndarray:
+    class Once(np.random.Generator):
+        def multinomial(self, n: int, pvals: np.ndarray, size: int) -> np.ndarray:  # type: ignore[override]
             return np.ones((size, len(pvals)), dtype=int)
 
-    values = metrics.bootstrap([predictions], Once(), resamples=3)  # type: ignore[arg-type]
+    values = metrics.bootstrap([predictions], Once(np.random.PCG64(0)), resamples=3)
     table = metrics.summarise(predictions)
     for column, measure in enumerate(("MAE", "tau")):
         assert values[0, :, column] == pytest.approx(table.loc["mean", (measure, "mean")])

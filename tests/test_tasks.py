@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from llmpp_core import corpora, tasks
@@ -237,3 +239,68 @@ def test_wmt_from_local_files(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     # HAT warms up for 4,000 of 40,000 updates, supernets for 10,000.
     assert [recipe.rate(4000) < recipe.learning_rate for recipe in (task.recipe, task.supernet_recipe)] == [False, True]
     assert task.recipe.rate(3999) == task.supernet_recipe.rate(9999) == 1e-3
+
+
+# Text in forms that look alike
+
+
+WORDS = ["café", "naïve", "über", "schöne", "Häuser", "année", "élève", "kočka", "žlutý", "kůň"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "spaces"])
+def test_references_are_compared_in_the_form_that_the_vocabulary_gives_text(form: str) -> None:
+    rng = np.random.default_rng(0)
+    refs = [" ".join(rng.choice(WORDS, 8)) for _ in range(50)]
+    given = [ref.replace(" ", " \u00a0") for ref in refs] if form == "spaces" else [unicodedata.normalize(form, ref) for ref in refs]
+    side = (["a dog sleeps here"] * 50, given)
+    task = make(train=side, valid=side, test=side, subwords=200)
+    assert task.bleu(task.vocabulary.encode(given), "valid") == pytest.approx(100)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_text_of_subwords_is_refused(side: str, which: int) -> None:
+    text = sentences(8, 5)
+    text[which][3] = "\u2581" + text[which][3]
+    name = ("source", "target")[which]
+    with pytest.raises(ValueError, match=rf"task ours: the {name} of {side} pair 4 holds '\u2581' \(U\+2581\), by which"):
+        make(**{side: text})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subwords": -1}, "subwords: expected an integer from 5, got -1"),
+        ({"subwords": 4}, "subwords: expected an integer from 5, got 4"),
+        ({"subwords": 100.0}, "subwords: expected an integer from 5, got 100.0"),
+        ({"train": ([], [])}, "task ours: no train text; needed are train, valid, test"),
+        ({"valid": ([], [])}, "task ours: no valid text"),
+        ({"test": ([], [])}, "task ours: no test text"),
+        ({"valid": ([1], ["x"])}, "ours valid: the source has a sentence that is no text"),
+    ],
+)
+def test_what_makes_no_task_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a\nb", "-x", 3])
+def test_a_name_that_is_none_for_files_is_refused(name: Any) -> None:
+    side = sentences(5, 0)
+    with pytest.raises(ValueError, match="a name of files; allowed are letters, digits"):
+        Task.from_text(name, train=side, valid=side, test=side, space=TINY, recipe=RECIPE, subwords=150)
+
+
+@pytest.mark.parametrize("made", [None, "task"])
+def test_a_function_that_makes_no_task_is_named(registry: None, made: Any) -> None:
+    register("none")(lambda: made)
+    with pytest.raises(ValueError, match=f"task 'none': the function registered for it returned {type(made).__name__}, not a Task"):
+        load_task("none")
+
+
+def test_sentences_of_a_series_go_by_position() -> None:
+    src, tgt = sentences(12, 0)
+    shuffled = [pd.Series(side, index=np.random.default_rng(0).permutation(12)) for side in (src, tgt)]
+    expected, task = make(train=(src, tgt)), make(train=tuple(shuffled), valid=tuple(iter(side) for side in sentences(8, 1)))
+    assert task.prompt_task().examples == expected.prompt_task().examples
+    assert (task.text["train"].src, len(task.text["valid"])) == (src, 8)

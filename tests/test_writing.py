@@ -1,0 +1,279 @@
+"""Files that grow: one process writes each, it is found out before the work whether it can, and what was worked out is never lost.
+
+Kinds of faults, and all places that have them: two writers of one file (tables of `run_jobs`, searches, `MeasuredLatency`, prepared
+corpora); a place that cannot be written (the same, checkpoints of trainings, pages of the runner); lines that are no JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from corpora_on_disk import write_corpus
+from searches import Additive
+from small_book import write_notebook
+from small_nets import VOCAB, reversed_pairs
+
+from llmpp_core import benchmark, files, jobs, latency_tables, runner, search_benchmark, training
+from llmpp_core.__main__ import main
+from llmpp_core.files import alone, append_rows, read_rows, to_json
+from llmpp_core.genes import Genes
+from llmpp_core.jobs import run_jobs
+from llmpp_core.latency_tables import MeasuredLatency
+from llmpp_core.preparation import Settings, prepare
+from llmpp_core.profiler import LatencySettings
+from llmpp_core.runner_notebook import InputError, Paths
+from llmpp_core.search import EvolutionarySearch
+from llmpp_core.search_records import read_records
+from llmpp_core.space import TINY
+from llmpp_core.training import Recipe, train
+from llmpp_core.transformer import Transformer
+
+SETTINGS = LatencySettings(100, warmup=0, runs=1)
+Work = Callable[[], None]
+
+
+def table(path: Path, work: Work) -> Any:
+    def job() -> dict[str, Any]:
+        work()
+        return {"y": 1}
+
+    return run_jobs(job, [({"x": 0}, ())], path)
+
+
+def search(path: Path, work: Work) -> Any:
+    class Working(Additive):
+        def predict(self, archs: Any, return_std: bool = False) -> Any:
+            work()
+            return super().predict(archs, return_std)
+
+    return EvolutionarySearch(TINY, [(Working(), 2)], population=8, parents=2, mutants=3, crossovers=3).run(path)
+
+
+def latency(path: Path, work: Work) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def measure(*_: Any) -> Any:
+            work()
+            return SimpleNamespace(latency_ms=2.0, calibration_ms=1.0)
+
+        patch.setattr(latency_tables, "measure", measure)
+        return MeasuredLatency(TINY, SETTINGS, path)([TINY.smallest()])
+
+
+def training_of(path: Path, work: Work) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def update(*arguments: Any) -> Any:
+            work()
+            return original(*arguments)
+
+        original = training._update
+        patch.setattr(training, "_update", update)
+        model = Transformer(TINY.smallest(), TINY, VOCAB)
+        return train(model, reversed_pairs(20, 0), Recipe(2, 100, 1e-3), seed=0, checkpoint=path)
+
+
+WRITERS = {"table": table, "search": search, "latency": latency}
+
+
+# --- one writer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_second_writer_is_refused_and_the_file_stays_whole(kind: str, tmp_path: Path) -> None:
+    path, refused = tmp_path / "rows.jsonl", []
+
+    def rival() -> None:
+        if not refused:
+            refused.append(True)
+            with pytest.raises(ValueError, match=r"rows\.jsonl: another process is adding to it; wait for it, or stop it"):
+                WRITERS[kind](path, lambda: None)
+
+    WRITERS[kind](path, rival)
+    assert refused
+    before = path.read_bytes()
+    WRITERS[kind](path, lambda: None)
+    assert path.read_bytes() == before
+
+
+def test_two_searches_in_turns_leave_one_file_that_goes_on(tmp_path: Path) -> None:
+    def make() -> EvolutionarySearch:
+        return EvolutionarySearch(TINY, [(Additive(), 3)], population=8, parents=2, mutants=3, crossovers=3)
+
+    path = tmp_path / "s.jsonl"
+    one, two = make().iterate(path), make().iterate(path)
+    next(one)
+    with pytest.raises(ValueError, match="another process is adding to it"):
+        next(two)
+    next(one)
+    one.close()
+    records = make().run(path).records
+    assert [record.iteration for record in records] == [0, 1, 2]
+    with alone(path):
+        assert len(make().run(path).records) == 3, "what is complete is only read"
+
+
+def test_a_latency_that_another_process_measured_is_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    stale = MeasuredLatency(TINY, SETTINGS, path)
+    latency(path, lambda: None)
+    assert stale([TINY.smallest()]).tolist() == [2.0]
+    assert len(read_rows(path)) == 1
+
+
+def test_a_folder_is_prepared_by_one_process_and_checked_by_any(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    arguments = ("wmt14.en-de", tmp_path / "out", Settings(200))
+    with alone(tmp_path / "out"), pytest.raises(ValueError, match="out: another process is adding to it"):
+        prepare(*arguments, corpus=tmp_path / "corpus")
+    manifest = prepare(*arguments, corpus=tmp_path / "corpus")
+    with alone(tmp_path / "out"):
+        assert prepare(*arguments, corpus=tmp_path / "corpus") == manifest
+
+
+# --- before the work ----------------------------------------------------------------------------------------------
+
+
+def never() -> None:
+    pytest.fail("the work began")
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, "training"])
+@pytest.mark.parametrize("place", ["file/rows.jsonl", "folder"])
+def test_what_cannot_be_written_is_found_before_the_work(kind: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / place
+    with pytest.raises(
+        (ValueError, OSError), match=rf"{path}.*(cannot be written: (its folder is a file|Is a directory)|Is a directory|a folder, not)"
+    ):
+        {**WRITERS, "training": training_of}[kind](path, never)
+
+
+def test_the_commands_say_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(training, "_update", lambda *_: never())
+    for words in (
+        ["train", "tests.reversed", "--supernet", "HAT", "--checkpoint", str(tmp_path / "file" / "net")],
+        ["benchmark", "tests.reversed", "--results", str(tmp_path / "file"), "--checkpoints", str(tmp_path)],
+    ):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "cannot be written: " in err
+        assert err.count("\n") == 1
+
+
+def test_searches_find_it_before_the_cheap_predictor_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for name, value in {"_trained_supernet": None, "latency_predictor": None, "limits": {}}.items():
+        monkeypatch.setattr(search_benchmark, name, lambda *_, value=value: value)
+    monkeypatch.setattr(search_benchmark, "distilled_predictor", lambda *_: never())
+    with pytest.raises(ValueError, match="cannot be written"):
+        search_benchmark.measure("tests.reversed", tmp_path, results=tmp_path / "file")
+
+
+@pytest.mark.parametrize("folder", ["book", "_build"])
+def test_a_run_of_notebooks_does_not_start_without_a_place_for_its_pages(folder: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    write_notebook(paths.notebooks, "01_a", "1 / 0")
+    (tmp_path / "book").mkdir()
+    paths.claims.write_text("sections: []\n")
+    if folder == "book":
+        paths.pages.write_text("")
+    else:
+        (tmp_path / "_build").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written: (its folder is a file|Not a directory)"):
+        runner.run(paths)
+
+
+# --- after the work -----------------------------------------------------------------------------------------------
+
+
+def full(path: Path, data: bytes) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_rows_that_cannot_be_added_are_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    path, write = tmp_path / "rows.jsonl", files._append
+    append_rows(path, [{"x": 0}])
+    monkeypatch.setattr(files, "_append", lambda to, data: full(to, data) if to == path else write(to, data))
+    with pytest.raises(OSError, match=r"rows.jsonl: cannot be written: No space left .*; what was to be added is in .*: append it"):
+        append_rows(path, [{"x": 1}])
+    (spare,) = (tmp_path / "tmp").glob("llmpp-*/rows.jsonl")
+    path.write_bytes(path.read_bytes() + spare.read_bytes())
+    assert read_rows(path) == [{"x": 0}, {"x": 1}]
+
+
+def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, Any] = {"results": tmp_path, "n": 1, "seeds": 1, "threads": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "append_rows", lambda path, rows: full(path, b""))
+        with pytest.raises(OSError, match="No space left"):
+            benchmark.measure("tests.reversed", tmp_path / "nets", **arguments)
+    assert len(list((tmp_path / "nets").iterdir())) == 1
+    assert not (tmp_path / "tests.reversed.jsonl").read_bytes() if (tmp_path / "tests.reversed.jsonl").exists() else True
+    from_scratch = benchmark.train
+
+    def finished(model: Any, *given: Any, sampling: Any = None, **named: Any) -> Any:
+        if sampling is None:
+            monkeypatch.setattr(training, "_update", lambda *_: never())
+        history = from_scratch(model, *given, sampling=sampling, **named)
+        monkeypatch.undo()
+        return history
+
+    monkeypatch.setattr(benchmark, "train", finished)
+    benchmark.measure("tests.reversed", tmp_path / "nets", **arguments)
+    assert len(read_rows(tmp_path / "tests.reversed.jsonl")) == 1
+    assert len(list((tmp_path / "nets").iterdir())) == 4, "those of the four supernets"
+
+
+# --- lines that are JSON ------------------------------------------------------------------------------------------
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (np.nan, None),
+        (-np.inf, -np.inf),
+        ([np.inf, 1.0, float("nan")], [np.inf, 1.0, None]),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array([1.0, np.nan]), [1.0, None]),
+        ('"NaN, Infinity\\"', '"NaN, Infinity\\"'),
+        ({"NaN": 1}, {"NaN": 1}),
+    ],
+)
+def test_a_line_is_json_whatever_is_in_it(value: Any, read: Any) -> None:
+    assert strict(to_json({"x": value, "y": "Infinity"})) == {"x": read, "y": "Infinity"}
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, object])
+def test_the_file_of_a_search_is_json_and_goes_on_whatever_its_predictor_returns(odd: float, kind: Any, tmp_path: Path) -> None:
+    class Odd(Additive):
+        def predict(self, archs: Any, return_std: bool = False) -> Any:
+            scores = super().predict(archs).astype(kind)
+            scores[::3] = odd
+            return scores
+
+    def make(iterations: int) -> EvolutionarySearch:
+        return EvolutionarySearch(TINY, [(Odd(), iterations)], population=8, parents=3, mutants=3, crossovers=3)
+
+    path = tmp_path / "s.jsonl"
+    whole = list(make(3).iterate(path))
+    for line in path.read_text().splitlines():
+        strict(line)
+    assert [record.without_times() for record in read_records(path, Genes(TINY))] == [record.without_times() for record in whole]
