@@ -13,6 +13,7 @@ from scipy.stats import t as student
 
 from llmpp_core.files import read_rows
 from llmpp_core.inputs import as_list
+from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.metrics import Interval
 from llmpp_core.space import Architecture
 
@@ -67,6 +68,24 @@ def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) ->
 def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read the trainings of what the searches found, as `llmpp_core.benchmark.trainings`."""
     return _table(results / f"{task_name}.found.jsonl", "arch")
+
+
+def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the measured latency of what the searches found, one row per architecture, in ms of the machine of TASK.latency.jsonl.
+
+    Tables TASK.NAME.latency.jsonl come from other machines, or from other days. Each holds some architectures of the first table, by
+    which its times are scaled: by the median ratio.
+    """
+    table = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")
+    for path in sorted(results.glob(f"{task_name}.*.latency.jsonl")):
+        more = read_latency_table(path).set_index("architecture")
+        shared = more.index.intersection(table.index)
+        if len(shared) < 5:
+            raise ValueError(f"{path}: expected at least 5 architectures of {task_name}.latency.jsonl, to scale by, got {len(shared)}")
+        pace = float((table.loc[shared, "latency_ms"] / more.loc[shared, "latency_ms"]).median())
+        times = [column for column in more.columns if column.endswith("_ms")]
+        table = pd.concat([table, more.drop(shared).assign(**{column: pace * more[column] for column in times})])
+    return table
 
 
 def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
