@@ -21,9 +21,7 @@ from llmpp_core import experiments
 from llmpp_core.experiments import Experiment
 from llmpp_core.llm import Settings
 from llmpp_core.llm_commands import add_commands
-from llmpp_core.llm_local import START
 from llmpp_core.llm_recordings import read_recording
-from llmpp_core.llm_settings import LOCAL_SERVERS
 from llmpp_core.metrics import summarise
 from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt
 
@@ -243,45 +241,6 @@ LIMITS = ("--budget", "--token-cap", "--concurrency", "--deadline", "--requests-
 def test_limits_are_positive_numbers(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prompts", "ask", "own-test", "--model", "m", flag, value) == 2
     assert re.search(rf"argument {flag}: expected (a positive .*number|at most one argument)", capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("server", LOCAL_SERVERS)
-def test_a_server_that_is_not_there_is_named_with_what_starts_it(
-    server: str,
-    own: Experiment,  # noqa: F811
-    results: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    assert run("prompts", "ask", "own-test", "--model", "m", "--local", server, "--base-url", url) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == f"no {server} answers at {url} (Connection refused); start it with: {START[server]}"
-    # Nothing is sent, so nothing need be there.
-    assert run("prompts", "ask", "own-test", "--model", "m", "--local", server, "--base-url", url, "--dry-run") == 0
-
-
-def test_a_local_server_needs_no_limit_and_has_time(
-    own: Experiment,  # noqa: F811
-    results: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
-    with FakeLLM() as server:
-        common = ("prompts", "ask", "own-test", "--model", "m", "--local", "ollama", "--base-url", server.url, "--log-probabilities", "5")
-        # The batched prompts get single answers, which are invalid.
-        assert run(*common) == 0
-        assert {body["top_logprobs"] for body, _ in server.calls} == {5}
-        asked = len(server.calls)
-        assert run(*common) == 0
-        assert len(server.calls) == asked == 88
-    recorded = read_recording(results / "own-test" / "m.jsonl")
-    assert recorded.settings.identity()["endpoint"] == "ollama"
-    assert len(recorded.rows) == 88
 
 
 @pytest.mark.parametrize(
