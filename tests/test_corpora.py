@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpp_core import corpora
+from llmpp_core import corpora, sources
 from llmpp_core.corpora import Cleaning, ParallelText, as_parallel, clean, multi30k, read_lines, read_parallel, stream, wmt
 from llmpp_core.sources import SourceError
 
@@ -156,7 +156,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConnectionError("Couldn't reach it\nwith a second line")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
+    for module in (sources, corpora):
+        monkeypatch.setattr(module, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path))
     (tmp_path / "wmt14.en-de").mkdir()
     return tmp_path / "wmt14.en-de"

@@ -16,7 +16,7 @@ import pytest
 from corpora_on_disk import NAME, SMALL, peak_memory, prepare_small, write_corpus
 from small_nets import run_killed
 
-from llmpp_core import corpora, corpus_readers, preparation, tasks
+from llmpp_core import corpora, preparation, sources, tasks
 from llmpp_core.__main__ import main
 from llmpp_core.batches import Pairs
 from llmpp_core.preparation import load_prepared, prepare, read_manifest
@@ -29,7 +29,7 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach it")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    for module in (corpora, corpus_readers, preparation):
+    for module in (sources, corpora, preparation):
         monkeypatch.setattr(module, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmpp_core import corpora, tasks
+from llmpp_core import corpora, sources, tasks
 from llmpp_core.preparation import SUBWORDS, Settings, prepare
 from llmpp_core.prompts import build_prompt
 from llmpp_core.space import HAT_WMT, SMALL, SPACES, TINY
@@ -227,7 +227,8 @@ def test_multi30k(name: str) -> None:
 @pytest.mark.parametrize("name", WMT)
 def test_wmt_from_local_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(corpora, "cache_dir", lambda: tmp_path / "cache")
+    for module in (sources, corpora):
+        monkeypatch.setattr(module, "cache_dir", lambda: tmp_path / "cache")
     (tmp_path / name).mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
         rows = [{"translation": {"en": src, name[-2:]: tgt}} for src, tgt in zip(*sentences(30, seed), strict=True)]
