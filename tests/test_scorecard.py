@@ -239,8 +239,6 @@ def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:
     needed = {key for section in read_claims(paths.claims) for claim in section.claims for key in claim.keys}
     # What is claimed of language models waits for their answers.
     waiting = () if recordings("wmt-test") else ("04_llm_pp", "05_prompt_ablations", "06_llm_distill_pp")
-    # No experiment asks about the tasks measured here yet.
-    waiting += ("11_beyond_the_paper",)
     for notebook in sorted(paths.notebooks.glob("*.ipynb")):
         values = read_glued(notebook).values
         prefix = f"ch{notebook.stem[:2]}_"
