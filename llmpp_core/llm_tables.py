@@ -85,19 +85,22 @@ def is_complete(frame: pd.DataFrame) -> bool:
     return bool(frame["status"].isin(["answered", "invalid"]).all())
 
 
+def as_predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return valid answers to one kind of prompt in the form of `llmpp_core.metrics.evaluate`; several samples count as their median."""
+    one = frame.dropna(subset="predicted").groupby(["task", "split", "architecture"], sort=False)
+    return one.agg({"decoder_layers": "first", "true": "first", "predicted": "median"}).reset_index()
+
+
 def score(frame: pd.DataFrame) -> dict[str, float]:
     """Return MAE, tau and tau within depth by the paper's protocol, of the valid answers.
 
     Where answers are missing all three are nan, since a part of the test sets compares with nothing. Several samples of one
     architecture count as their median.
     """
-    valid = frame.dropna(subset="predicted")
+    valid = as_predictions(frame)
     if not is_complete(frame) or len(valid[["task", "split"]].drop_duplicates()) < len(frame[["task", "split"]].drop_duplicates()):
         return dict.fromkeys(_MEASURES, math.nan)
-    one = valid.groupby(["task", "split", "architecture"], sort=False).agg(
-        {"decoder_layers": "first", "true": "first", "predicted": "median"}
-    )
-    table = metrics.summarise(one.reset_index())
+    table = metrics.summarise(valid)
     return {measure: float(table[measure, "mean"]["mean"]) for measure in _MEASURES}
 
 
@@ -112,6 +115,15 @@ def form(frame: pd.DataFrame) -> str:
     """Return how many architectures the requests of a frame's one form asked about: "one per request", "ten per request"."""
     n = int(frame["per_request"].max())
     return f"{_IN_WORDS.get(n, n)} per request" + (", JSON" if frame["form"].iloc[0] == "json" else "")
+
+
+def by_form(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | None = None) -> dict[str, pd.DataFrame]:
+    """Return the answers of each model to each form of prompt that it was asked in, under the names of `score_models`."""
+    found = {}
+    for name, frame in frames.items():
+        parts = [part for _, part in select(frame, by or {}).groupby("form", sort=False)]
+        found |= {name if len(parts) == 1 else f"{name}, {form(part)}": part for part in parts}
+    return found
 
 
 def score_models(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -131,11 +143,8 @@ def score_models(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | Non
         The index holds the names of the models, with the form where one was asked in several.
     """
     rows = {}
-    for name, frame in frames.items():
-        parts = [part for _, part in select(frame, by or {}).groupby("form", sort=False)]
-        for part in parts:
-            row = {"kind": part["kind"].iloc[0], "form": form(part), **score(part), **count_invalid(part)}
-            rows[name if len(parts) == 1 else f"{name}, {form(part)}"] = row
+    for name, part in by_form(frames, by).items():
+        rows[name] = {"kind": part["kind"].iloc[0], "form": form(part), **score(part), **count_invalid(part)}
     if not any(is_llm(frame) for frame in frames.values()):
         rows[NOT_RECORDED] = {"kind": "LLM", "form": "–", **dict.fromkeys(_MEASURES, math.nan), **dict.fromkeys(INVALID, "–")}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -171,7 +180,7 @@ def repeatability(frame: pd.DataFrame) -> dict[str, float]:
     Returns
     -------
     dict
-        "standard deviation": of the valid samples (with n - 1), mean over architectures, in the score's unit; "all equal": share
+        "standard deviation": of one valid sample (with n - 1), pooled over architectures, in the score's unit; "all equal": share
         of architectures whose samples agree; "MAE of one sample", mean over samples; "MAE of the median".
     """
     valid = frame.dropna(subset="predicted")
@@ -179,7 +188,7 @@ def repeatability(frame: pd.DataFrame) -> dict[str, float]:
         return dict.fromkeys(("standard deviation", "all equal", "MAE of one sample", "MAE of the median"), math.nan)
     samples = valid.groupby(["task", "split", "architecture"], sort=False)["predicted"]
     return {
-        "standard deviation": float(samples.std().mean()),
+        "standard deviation": math.sqrt(samples.var().mean()),
         "all equal": float((samples.nunique() == 1).mean()),
         "MAE of one sample": sum(score(part)["MAE"] for _, part in frame.groupby("sample")) / frame["sample"].nunique(),
         "MAE of the median": score(frame)["MAE"],

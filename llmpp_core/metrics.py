@@ -310,3 +310,28 @@ def seed_noise(scores: ArrayLike, rng: np.random.Generator, resamples: int = 100
     ceiling = [kendall_tau(mean, mean + d) for d in drawn]
     weights, taus = zip(*between, strict=True)
     return SeedNoise(float(noise), float(mean.std(ddof=1)), float(np.average(taus, weights=weights)), float(np.mean(ceiling)))
+
+
+def training_noise(records: Mapping[str, pd.DataFrame]) -> float:
+    """Return a yardstick for the noise of one training where each architecture was trained once per task.
+
+    What an architecture's score on a task has beyond the mean of its depth there, and beyond its own mean of that over tasks,
+    would be noise if an architecture's effect, given its depth, were the same on all tasks. It is not quite, so this bounds the
+    noise from above (chapter 2).
+
+    Parameters
+    ----------
+    records : mapping of task to pandas.DataFrame
+        Frames with the columns "architecture" and "bleu", the same architectures in each.
+
+    Returns
+    -------
+    float
+        Standard deviation, in the unit of the scores. An error of that size alone is an MAE of sqrt(2 / pi) times as much.
+    """
+    scores = pd.DataFrame({task: frame.set_index("architecture")["bleu"] for task, frame in records.items()})
+    depth = np.array([arch.decoder_layers for arch in scores.index])
+    centred = scores - scores.groupby(depth).transform("mean")
+    left = centred.sub(centred.mean(axis=1), axis=0)
+    degrees = (scores.shape[1] - 1) * (len(scores) - len(np.unique(depth)))
+    return float(np.sqrt((left**2).to_numpy().sum() / degrees))
