@@ -7,6 +7,7 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -58,6 +59,9 @@ FEATURE_SETS: dict[str, Callable[[SearchSpace], list[Any]]] = {
     "layers": _layers,
     "all": lambda space: [*_layers(space), HATFeatures(), *_costs(space)],
 }
+
+#: Shares of labels that may be nan: up to the first without a word, as of any teacher; above the second not at all.
+WARN_UNREADABLE, MOST_UNREADABLE = 0.05, 0.5
 
 #: The paper's recipe, from its official code: ``DistilledPredictor(**OFFICIAL)``.
 OFFICIAL: dict[str, Any] = {
@@ -164,7 +168,8 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         ----------
         archs : sequence of n Architecture
         labels : array-like of shape (n,)
-            Scores, higher is better. Those that are nan, such as invalid answers of an LLM, are left out and counted.
+            Scores, higher is better. Those that are nan, such as invalid answers of an LLM, are left out and counted; more than
+            `WARN_UNREADABLE` of them give a warning, more than `MOST_UNREADABLE` an error, since what is left may be the easy part.
         teacher : str
             What gave the labels; kept with the checkpoint.
 
@@ -172,6 +177,11 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         ------
         ValueError
             If a setting is not allowed, lengths differ, a label is infinite, or too few labels remain.
+
+        Warns
+        -----
+        UserWarning
+            If many labels are nan.
         """
         recipe = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
         names = self._feature_sets()
@@ -184,6 +194,11 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         least = max(2, self.ensemble)
         if known.sum() < least:
             raise ValueError(f"labels: expected at least {least} that are not nan, got {known.sum()} of {len(y)}")
+        if (lost := int((~known).sum())) > WARN_UNREADABLE * len(y):
+            what = f"labels: {lost} of {len(y)} were unreadable (nan)"
+            if lost > MOST_UNREADABLE * len(y):
+                raise ValueError(f"{what}, and at most {MOST_UNREADABLE:.0%} may be: ask the teacher in a form that it keeps to")
+            warnings.warn(f"{what}; the student learns from the other {len(y) - lost}", stacklevel=2)
         labelled = [arch for arch, has_label in zip(archs, known, strict=True) if has_label]
         results = {}
         with _one_thread():
@@ -280,7 +295,8 @@ def distill(
     Parameters
     ----------
     teacher : fitted regressor over Architecture
-        Asked once, for all architectures; its nan are left out.
+        Asked once, for all architectures; its nan are left out, with a warning or an error where they are many (see
+        `DistilledPredictor.fit`).
     space : SearchSpace
         Where architectures are drawn.
     n : int

@@ -7,6 +7,7 @@ recordings with `answers` or ask with `ask`; both return the same tidy frame.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from llmpp_core.cost import count_flops
 from llmpp_core.llm import Client
 from llmpp_core.llm_answers import Answer, read_answer
-from llmpp_core.llm_recordings import Recording, Row, open_recording, read_recording, recording_path, write_recording
+from llmpp_core.llm_recordings import Recording, Row, open_recording, read_recording, read_recordings, recording_path, write_recording
 from llmpp_core.llm_settings import Settings
 from llmpp_core.metrics import random_splits
 from llmpp_core.prompts import FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, example_pairs
@@ -120,7 +122,7 @@ def ask_test_sets(
     for split in splits:
         task = tasks[split.task].anonymous() if anonymous else tasks[split.task]
         shown = split.demonstrations.iloc[:demonstrations]
-        scores = shuffle(shown[score], split.seed) if shuffled else shown[score].tolist()
+        scores = shuffle(shown[score].tolist(), split.seed) if shuffled else shown[score].tolist()
         pairs = list(zip(shown["architecture"], scores, strict=True))
         labels = {
             "task": split.task,
@@ -136,9 +138,9 @@ def ask_test_sets(
     return questions
 
 
-def shuffle(scores: Sequence[float], seed: int) -> list[float]:
+def shuffle(scores: ArrayLike, seed: int) -> list[float]:
     """Return the scores of a split's demonstrations in the order in which the experiments show them shuffled."""
-    return np.asarray(scores, dtype=float)[np.random.default_rng(seed).permutation(len(scores))].tolist()
+    return np.random.default_rng(seed).permutation(np.asarray(scores, dtype=float)).tolist()
 
 
 def _ask(
@@ -245,9 +247,8 @@ def experiment(name: str) -> Experiment:
 
 
 def recordings(name: str, results: Path = RESULTS) -> list[str]:
-    """Return the names of the recordings of an experiment that hold answers."""
-    paths = sorted((results / experiment(name).name).glob("*.jsonl"))
-    return [path.stem for path in paths if read_recording(path).rows]
+    """Return the names of the recordings of an experiment that hold answers; a file that is none is named in a warning."""
+    return [found.path.stem for found in read_recordings((results / experiment(name).name).glob("*.jsonl")) if found.rows]
 
 
 def answers(name: str, recording: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -263,15 +264,26 @@ def answers(name: str, recording: str, results: Path = RESULTS) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        See `tidy`. What is not recorded, or was recorded for another version of the prompt, has status "missing".
+        See `tidy`. What is not recorded, or was recorded for another version of the prompt, has status "missing". A form
+        (one architecture per request, or several) of which nothing is recorded was not asked, and is left out.
+
+    Warns
+    -----
+    UserWarning
+        If the recording holds answers that fit no question.
     """
-    found = read_recording(recording_path(results, experiment(name).name, recording))
+    path = recording_path(results, experiment(name).name, recording)
+    found = read_recording(path)
     questions = experiment(name).questions()
-    replies = []
-    for question in questions:
-        keys = [found.settings.key(question.prompt, sample) for sample in range(experiment(name).samples)]
-        replies.append(tuple(_recorded(question, key, found) for key in keys))
-    return tidy(questions, replies, found.settings.model)
+    samples = range(experiment(name).samples)
+    keys = [[found.settings.key(question.prompt, sample) for sample in samples] for question in questions]
+    if strange := sorted(found.rows.keys() - {key for row in keys for key in row}):
+        what = f"{len(strange)} of {len(found.rows)} recorded answers fit no question of {name}, the first: {strange[0]}"
+        warnings.warn(f"{path}: {what}; they are kept, and left out here", stacklevel=2)
+    asked = {question.labels["form"] for question, row in zip(questions, keys, strict=True) if found.rows.keys() & set(row)}
+    pairs = [(question, row) for question, row in zip(questions, keys, strict=True) if question.labels["form"] in asked or not asked]
+    replies = [tuple(_recorded(question, key, found) for key in row) for question, row in pairs]
+    return tidy([question for question, _ in pairs], replies, found.settings.model)
 
 
 def _recorded(question: Question, key: str, recording: Recording) -> Answer:
@@ -294,8 +306,9 @@ def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], mod
     -------
     pandas.DataFrame
         model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture;
-        decoder_layers; true; predicted (nan unless valid); status of the request (answered, invalid, failed, missing) and
-        reason; text, prompt_tokens, answer_tokens and seconds of the request; per_request, the architectures that share it.
+        decoder_layers; true; predicted (nan unless valid) and predicted_as_asked (nan too where the reply was read only
+        tolerantly); status of the request (answered, invalid, failed, missing) and reason; text, prompt_tokens,
+        answer_tokens and seconds of the request; per_request, the architectures that share it.
     """
     rows = []
     for question, answers_ in zip(questions, replies, strict=True):
@@ -309,8 +322,10 @@ def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], mod
                 "seconds": answer.seconds,
                 "per_request": question.prompt.n,
             }
-            for arch, true, predicted in zip(question.architectures, question.true, answer.values, strict=True):
-                own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true, "predicted": predicted}
+            values = zip(question.architectures, question.true, answer.values, answer.as_asked, strict=True)
+            for arch, true, predicted, as_asked in values:
+                own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true}
+                own |= {"predicted": predicted, "predicted_as_asked": as_asked}
                 rows.append({"model": model, **question.labels, "sample": sample, **own, **shared})
     return pd.DataFrame(rows)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from llmpp_core.llm_answers import Answer, read_answer
-from llmpp_core.llm_cache import Cache, Stored
+from llmpp_core.llm_cache import FILE_NAME, Cache, Stored
 from llmpp_core.llm_limits import Budget, Pace, Stop
-from llmpp_core.llm_run import Counts, Job, Run
+from llmpp_core.llm_run import Counts, Job, Run, Server
 from llmpp_core.llm_settings import Price, Settings, estimate_tokens
 from llmpp_core.llm_workers import ask_elsewhere, require_free
 from llmpp_core.prompts import Prompt
@@ -91,7 +92,9 @@ class Client:
 
     Notes
     -----
-    Copies are the client itself, so estimators that are cloned share its limits.
+    Copies are the client itself, so estimators that are cloned share its limits. One that travels to another process (``n_jobs``) has the
+    settings, the recordings and the path of the cache, and counts for itself, without an executor; so none may travel whose requests cost
+    money or have limits, which several processes could exceed together, unless it only replays.
     """
 
     def __init__(
@@ -114,19 +117,32 @@ class Client:
         self.counts = Counts()
         self.budget = Budget(settings)
         self._recordings = recordings or {}
-        self._cache_path = cache or cache_dir() / "llm.sqlite3"
+        self._given_path = cache
         self._cache: Cache | None = None
         self._pace = Pace(settings)
+        self._server = Server()
         self._one_at_a_time = threading.Lock()
+
+    def __copy__(self) -> Client:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Client:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.mode != "replay":
+            require_free(self.settings)
+        return Client, (self.settings, self._given_path, dict(self._recordings), self.mode, self.progress)
+
+    @property
+    def _cache_path(self) -> Path:
+        return self._given_path or cache_dir() / FILE_NAME
+
     @property
     def cache(self) -> Cache:
-        """The cache, opened when first needed."""
+        """The cache, opened when first needed; for a replay, which writes nothing, only to be read."""
         if self._cache is None:
-            self._cache = Cache(self._cache_path)
+            self._cache = Cache(self._cache_path, read_only=self.mode == "replay")
         return self._cache
 
     def job(self, prompt: Prompt, sample: int = 0) -> Job:
@@ -163,12 +179,12 @@ class Client:
         -------
         list of tuple of Answer
             `samples` answers per prompt, in the order of the prompts. Requests that failed in spite of retries are answers
-            with status "failed"; asking again tries them again.
+            with status "failed", as are those that a content filter refused; asking again tries them again.
 
         Raises
         ------
         LLMStopped
-            If the run had to stop: bad key or model, nothing but failures, the budget, a full disk.
+            If the run had to stop: bad key or model, no server, nothing but failures, mostly invalid answers, the budget, a full disk.
         MissingAnswers
             In the mode "replay", if an answer is missing.
         ValueError
@@ -177,9 +193,15 @@ class Client:
         if samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
         pending = self.pending(prompts, samples)
-        failures = self._obtain(pending) if pending else {}
+        failures = self._obtain(pending, self._known(prompts, samples, pending)) if pending else {}
         jobs = [[self.job(prompt, sample) for sample in range(samples)] for prompt in prompts]
         return [tuple(self._answer(job, failures) for job in row) for row in jobs]
+
+    def _known(self, prompts: Sequence[Prompt], samples: int, pending: Sequence[Job]) -> list[Answer]:
+        """Return the answers that are there already."""
+        asked = {job.key for job in pending}
+        jobs = {job.key: job for prompt in prompts for job in (self.job(prompt, sample) for sample in range(samples))}
+        return [self._answer(job, {}) for job in jobs.values() if job.key not in asked]
 
     def _answer(self, job: Job, failures: Mapping[str, str]) -> Answer:
         if job.key in failures:
@@ -188,7 +210,7 @@ class Client:
         assert stored is not None  # It was in the cache when the run ended.
         return read_answer(job.prompt, job.key, stored.response, stored.seconds)
 
-    def _obtain(self, jobs: list[Job]) -> dict[str, str]:
+    def _obtain(self, jobs: list[Job], known: list[Answer]) -> dict[str, str]:
         """Ask for all jobs; returns why some failed, by key."""
         if self.mode == "replay":
             first = jobs[0].prompt.query.splitlines()[0]
@@ -200,16 +222,21 @@ class Client:
                 bar.set_postfix(answered=self.counts.answered, invalid=self.counts.invalid, spent=self._spent(), refresh=False)
                 bar.update()
 
-            run = Run(self.settings, self.cache, self.budget, self._pace, self.counts, show_progress)
+            run = Run(self.settings, self.cache, self.budget, self._pace, self.counts, show_progress, self._server, known)
             started = time.perf_counter()
             try:
                 if self.executor is not None:
-                    return ask_elsewhere(self.settings, self.cache, jobs, self.executor, self.counts, self.budget, show_progress)
+                    return ask_elsewhere(
+                        self.settings, self.cache, jobs, self.executor, self.counts, self.budget, show_progress, self._server
+                    )
                 _in_thread(run, jobs, canary=self.counts.answered == self.counts.invalid)
             except Stop as stop:
                 left = sum(self.lookup(job.key) is None for job in jobs)
-                raise LLMStopped(f"{self.settings.model}: {stop} ({len(jobs) - left} of {len(jobs)} requests answered and kept)") from None
+                where = f"{self.settings.model} at {self.settings.base_url}"
+                raise LLMStopped(f"{where}: {stop} ({len(jobs) - left} of {len(jobs)} requests answered and kept)") from None
             finally:
+                while self._server.notes:
+                    warnings.warn(self._server.notes.pop(0), stacklevel=3)
                 self.counts.seconds += time.perf_counter() - started
                 if self.progress:
                     tqdm.write(self.summary())

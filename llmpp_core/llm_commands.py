@@ -106,7 +106,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from llmpp_core import experiments
     from llmpp_core.llm import Client
-    from llmpp_core.llm_recordings import load, read_recording, write_batches
+    from llmpp_core.llm_batches import write_batches
+    from llmpp_core.llm_recordings import load, read_recording
     from llmpp_core.llm_run import Job
 
     settings = _settings(arguments)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmpp_core.experiments import RESULTS, Question, expected
 from llmpp_core.llm_answers import read_answer
+from llmpp_core.llm_batches import BatchLine, read_batches
 from llmpp_core.llm_cache import Stored
-from llmpp_core.llm_recordings import Recording, Row, read_batches, read_recording, write_recording
+from llmpp_core.llm_recordings import Recording, Row, read_recordings, write_recording
+
+# Lines with the same fault that are named one by one.
+_SHOWN = 5
 
 
 @dataclass
@@ -23,7 +28,7 @@ class ImportReport:
         Answers recorded now, and lines whose answer was recorded before; the earlier answer stays.
     invalid : list of str
         Answers that were recorded although no valid number could be read: where and why.
-    rejected : list of str
+    rejected : list of BatchLine
         Lines that were not recorded: where and why.
     missing : dict
         How many answers each recording still lacks, and out of how many.
@@ -32,16 +37,29 @@ class ImportReport:
     added: int = 0
     known: int = 0
     invalid: list[str] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
+    rejected: list[BatchLine] = field(default_factory=list)
     missing: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"rejected  {line}" for line in self.rejected] + [f"invalid   {line}" for line in self.invalid]
+        lines = [f"rejected  {line}" for line in self._rejections()] + [f"invalid   {line}" for line in self.invalid]
         lines.append(
             f"{self.added} answers recorded, {len(self.invalid)} of them invalid; {self.known} known; {len(self.rejected)} lines rejected"
         )
         lines += [f"{name}: {missing} of {total} answers missing" for name, (missing, total) in self.missing.items()]
         return "\n".join(lines)
+
+    def _rejections(self) -> Iterator[str]:
+        """Name the first lines of a file with the same fault, and count the others: a wrong file is wrong in every line."""
+        groups: dict[tuple[str, str], list[BatchLine]] = {}
+        for line in self.rejected:
+            groups.setdefault((line.file, line.problem), []).append(line)
+        for (file, problem), lines in groups.items():
+            shown = lines[: _SHOWN if any(line.detail for line in lines) else 1]
+            for line in shown:
+                more = f", and {len(lines) - 1:,} more such lines" if len(shown) == 1 < len(lines) else ""
+                yield f"{line.where}: {problem}" + (f": {line.detail}" if line.detail else "") + more
+            if 1 < len(shown) < len(lines):
+                yield f"{file}: {len(lines) - len(shown):,} more such lines"
 
 
 def import_answers(paths: Iterable[Path], results: Path = RESULTS) -> ImportReport:
@@ -50,28 +68,38 @@ def import_answers(paths: Iterable[Path], results: Path = RESULTS) -> ImportRepo
     Parameters
     ----------
     paths : iterable of pathlib.Path
-        Files as `llm_recordings.read_batches` describes them.
+        Files as `llm_batches.read_batches` describes them.
     results : pathlib.Path
         Folder of the recordings; each one that was begun by an export takes the answers whose ids it expects.
+
+    Warns
+    -----
+    UserWarning
+        If a file among the recordings is damaged, is none, or answers an unknown experiment; it is left as it is.
     """
-    recordings = [read_recording(path) for path in sorted(results.glob("*/*.jsonl"))]
+    recordings = []
     wanted: dict[str, list[tuple[Recording, Question, int]]] = {}
     totals: Counter[str] = Counter()
-    for recording in recordings:
-        for key, (question, sample) in expected(recording.experiment, recording.settings).items():
+    for recording in read_recordings(results.glob("*/*.jsonl")):
+        try:
+            questions = expected(recording.experiment, recording.settings)
+        except ValueError as error:
+            warnings.warn(f"left out: {recording.path}: {error}", stacklevel=2)
+            continue
+        recordings.append(recording)
+        for key, (question, sample) in questions.items():
             wanted.setdefault(key, []).append((recording, question, sample))
             totals[_name(recording)] += 1
     report = ImportReport()
     seen: set[str] = set()
     changed: dict[str, Recording] = {}
     for line in read_batches(paths):
-        problem = line.problem
         if line.key and line.key not in wanted:
-            problem = f"unknown id {line.key[:80]!r}: no exported request has it"
+            line = line._replace(problem="unknown id: no exported request has it", detail=repr(line.key[:80]))
         elif line.key in seen:
-            problem = f"the id {line.key} was given before; the first answer counts"
-        if problem:
-            report.rejected.append(f"{line.where}: {problem}")
+            line = line._replace(problem="an id that was given before; the first answer counts", detail=line.key)
+        if line.problem:
+            report.rejected.append(line)
             continue
         seen.add(line.key)
         places = [place for place in wanted[line.key] if line.key not in place[0].rows]

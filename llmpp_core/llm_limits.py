@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -49,14 +50,15 @@ class Budget:
     ----------
     prompt_tokens, answer_tokens : int
         Charged so far.
-    tokens_per_estimate : float
-        The most that a server counted in a prompt for each token estimated, at least 1.
+    tokens_per_estimate, tokens_per_allowed : float
+        The most that a server counted in a prompt for each token estimated, and in an answer for each token allowed, at least 1: some
+        vendors bill reasoning that their limit does not bound.
     """
 
     def __init__(self, settings: Settings):
         self.price, self.limit, self.token_cap = settings.price, settings.budget, settings.token_cap
         self.prompt_tokens = self.answer_tokens = 0
-        self.tokens_per_estimate = 1.0
+        self.tokens_per_estimate = self.tokens_per_allowed = 1.0
         self._in_flight = [0, 0]
         self._lock = threading.Lock()
 
@@ -64,6 +66,15 @@ class Budget:
     def spent(self) -> float | None:
         """Money spent, None if the price is unknown."""
         return None if self.price is None else self.price.of(self.prompt_tokens, self.answer_tokens)
+
+    def worst_case(self, estimate: int, allowed: int) -> tuple[int, int]:
+        """Return the most tokens of a call whose prompt is estimated at some and whose answer may have some."""
+        return math.ceil(estimate * self.tokens_per_estimate), math.ceil(allowed * self.tokens_per_allowed)
+
+    def learn(self, estimate: int, allowed: int, used: tuple[int, int]) -> None:
+        """Take note of what a call used, for the worst case of the next ones."""
+        self.tokens_per_estimate = max(self.tokens_per_estimate, used[0] / estimate)
+        self.tokens_per_allowed = max(self.tokens_per_allowed, used[1] / allowed)
 
     def admit(self, prompt_tokens: int, answer_tokens: int) -> bool:
         """Set the worst case of a call aside; False if it may fit once calls in flight are settled; raises Stop if it never will."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import os
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmpp_core.llm_answers import Answer, Reply, read_answer, read_reply
 from llmpp_core.llm_cache import Cache, CacheError, Stored
-from llmpp_core.llm_faults import Failure, judge
+from llmpp_core.llm_connection import connect, read_key
+from llmpp_core.llm_faults import Failure, judge, other_limit_field
 from llmpp_core.llm_limits import Budget, Pace, Stop
 from llmpp_core.llm_settings import Settings, estimate_tokens, fewest_tokens
+from llmpp_core.llm_share import Share
+from llmpp_core.llm_usage import Usage, read_usage
 from llmpp_core.prompts import Prompt
 
 _LONGEST_BACKOFF = 60.0
@@ -47,6 +48,22 @@ class Counts:
     seconds: float = 0.0
 
 
+@dataclass
+class Server:
+    """What a client has learned of the server that it asks, and what is to be said of it, once."""
+
+    answered: bool = False
+    token_limit_field: str = ""  # Taken in place of the one that the settings name.
+    notes: list[str] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
+
+    def note(self, kind: str, text: str) -> None:
+        """Take down something to warn of, unless one of its kind was taken down before."""
+        if kind not in self._said:
+            self.notes.append(text)
+        self._said.add(kind)
+
+
 class Run:
     """Settles jobs: each ends with its response in the cache, as a failure, or pending if the run stops.
 
@@ -56,6 +73,10 @@ class Run:
         Of the client; they outlive the run.
     on_settled : callable
         Called after each job that was answered or has failed.
+    server : Server, optional
+        What is known of the server; the run adds to it.
+    known : sequence of Answer
+        Answers that were there before to prompts of the same kind; they count for the share of invalid ones.
 
     Attributes
     ----------
@@ -65,9 +86,22 @@ class Run:
         Why the run stopped early, else "".
     """
 
-    def __init__(self, settings: Settings, cache: Cache, budget: Budget, pace: Pace, counts: Counts, on_settled: Callable[[], None]):
+    def __init__(
+        self,
+        settings: Settings,
+        cache: Cache,
+        budget: Budget,
+        pace: Pace,
+        counts: Counts,
+        on_settled: Callable[[], None],
+        server: Server | None = None,
+        known: Sequence[Answer] = (),
+    ):
         self.settings, self.cache, self.budget, self.pace, self.counts = settings, cache, budget, pace, counts
         self.on_settled = on_settled
+        self.server = server or Server()
+        self.share = Share(settings, known)
+        self._refused: set[str] = set()
         self.failures: dict[str, str] = {}
         self.stopped = ""
         self._failures_in_a_row = 0
@@ -94,13 +128,17 @@ class Run:
         self._loop = asyncio.get_running_loop()
         renewal = asyncio.create_task(self._renew_claims())
         try:
-            async with self._connect() as self._http:
+            self.share.check()
+            self._key = read_key(self.settings)
+            async with connect(self.settings, self._key) as self._http:
                 if canary:
                     await self._work(queue, canary=True)
                 workers = [self._work(queue) for _ in range(min(self.settings.concurrency, len(queue)))]
                 for outcome in await asyncio.gather(*workers, return_exceptions=True):
                     if isinstance(outcome, BaseException):
                         raise outcome
+            if not self.stopped and (complaint := self.share.complaint()):
+                self.server.notes.append(f"{self.settings.model}: {complaint}")
         except Stop as stop:
             self.stop(str(stop))
         finally:
@@ -109,44 +147,21 @@ class Run:
             with contextlib.suppress(CacheError):
                 self.cache.release()
 
-    def _connect(self) -> Any:
-        # Imported here: replaying recordings needs neither the package nor the second that importing it takes.
-        import openai
-
-        name = self.settings.key_variable
-        self._key = os.environ.get(name, "").strip() if name else ""
-        if name and not self._key and not self.settings.is_loopback:
-            raise Stop(f"no key: set the environment variable {name}")
-        # A stray line break would make the HTTP library quote the key in its complaint.
-        if not all("!" <= character <= "~" for character in self._key):
-            raise Stop(f"the key in the environment variable {name} holds white space or characters that no key has")
-        return openai.AsyncOpenAI(
-            api_key=self._key or "none",
-            base_url=self.settings.base_url,
-            max_retries=0,
-            timeout=self.settings.deadline,
-            http_client=openai.DefaultAsyncHttpxClient(
-                trust_env=not self.settings.is_loopback,
-                # A redirect means a wrong URL; following it could hand prompts, or the key, to another host.
-                follow_redirects=False,
-                # Loading certificates takes longer than asking a local server.
-                verify=self.settings.base_url.startswith("https"),
-            ),
-        )
-
     async def _renew_claims(self) -> None:
         while True:
             await asyncio.sleep(self.cache.lease / 3)
             with contextlib.suppress(CacheError):  # If the disk is full, the next answer says so.
                 self.cache.renew()
 
-    def _check_canary(self, job: Job, others: bool) -> None:
+    def _check_canary(self, job: Job, others: bool) -> bool:
+        """Return whether the others may be asked now; raises Stop if they must not be."""
+        if job.key in self._refused:
+            return False
         if job.key in self.failures:
             raise Stop(f"the first request failed: {self.failures[job.key]}")
-        if others and not self.stopped and (stored := self.cache.get(job.key)):
-            answer = read_answer(job.prompt, job.key, stored.response)
-            if answer.status == "invalid":
-                raise Stop(f"the first answer is invalid, {answer.reason}; it is kept and nothing else was sent: run again to go on")
+        if others and not self.stopped:
+            self.share.check_first()
+        return True
 
     async def _work(self, queue: deque[Job], canary: bool = False) -> None:
         claimed_elsewhere = 0
@@ -157,9 +172,8 @@ class Run:
                 if claim == "answered":  # By another process, since this one looked.
                     self.on_settled()
                 elif claim == "claimed":
-                    await self._settle_one(job)
-                    if canary:
-                        self._check_canary(job, bool(queue))
+                    await self._settle_one(job, queue)
+                    if canary and self._check_canary(job, bool(queue)):
                         return
                 else:
                     queue.append(job)
@@ -175,34 +189,44 @@ class Run:
             self.stop(f"{type(error).__name__} in the client")
             raise
 
-    async def _settle_one(self, job: Job) -> None:
+    async def _settle_one(self, job: Job, queue: deque[Job]) -> None:
         self.counts.requests += 1
         for attempt in range(self.settings.retries + 1):
             self.counts.retries += attempt > 0
             outcome = await self._attempt(job)
             if isinstance(outcome, Answer):
                 self._failures_in_a_row = 0
+                self.server.answered = True
                 self.counts.answered += 1
                 self.counts.invalid += outcome.status == "invalid"
+                self.share.count(outcome)
                 self.on_settled()
+                if queue:
+                    self.share.check()
                 return
-            if not outcome.again:
+            failure = outcome
+            # A server that was never heard of is absent or wrongly named; one that has answered may come back.
+            if not failure.again or attempt == self.settings.retries or (failure.silent and not self.server.answered):
                 break
-            await self._wait_before_retry(outcome, attempt)
+            await self._wait_before_retry(failure, attempt)
             if self.stopped:
                 return
         self.cache.release(job.key)
-        self.failures[job.key] = self._redact(outcome.reason)
+        self.failures[job.key] = self._redact(failure.reason)
         self.counts.failed += 1
         self.on_settled()
+        if failure.refused:
+            self._refused.add(job.key)
+            return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self.settings.max_failures:
-            raise Stop(f"{self._failures_in_a_row} requests failed in a row, the last one: {outcome.reason}")
+            raise Stop(f"{self._failures_in_a_row} requests failed in a row, the last one: {failure.reason}")
 
     async def _attempt(self, job: Job) -> Answer | Failure:
         """Make one call and charge for it; an answer is in the cache when this returns."""
         estimate = estimate_tokens(job.prompt)
-        aside = (math.ceil(estimate * self.budget.tokens_per_estimate), self.settings.answer_tokens * job.prompt.n)
+        allowed = self.settings.answer_tokens * job.prompt.n
+        aside = self.budget.worst_case(estimate, allowed)
         await self._admit(*aside)
         used = (0, 0)
         try:
@@ -211,18 +235,21 @@ class Run:
             raw = await self._call(job)
             seconds = round(time.perf_counter() - started, 3)
             reply = read_reply(raw)
-            used = self._usage(reply, aside)
-            self.budget.tokens_per_estimate = max(self.budget.tokens_per_estimate, used[0] / estimate)
-            self._check_prompt_arrived(job, reply)
+            usage = read_usage(raw, fewest := fewest_tokens(job.prompt))
+            low = 0 < (usage.prompt_tokens or 0) < fewest
+            used = self._charge(usage, reply, low, aside)
+            self.budget.learn(estimate, allowed, used)
+            if low:
+                self._check_prompt_arrived(usage.prompt_tokens or 0, fewest)
             if reply.finish_reason == "length" and not reply.text.strip():
                 advice = "raise answer_tokens or lower reasoning_effort"
-                return Failure(f"all {aside[1]} tokens allowed went on reasoning, none on the answer: {advice}", again=False)
+                return Failure(f"all {allowed} tokens allowed went on reasoning, none on the answer: {advice}", again=False)
             self.cache.put(job.key, self.settings.identity(), job.prompt, job.sample, Stored(raw, seconds))
             return read_answer(job.prompt, job.key, raw, seconds)
         except (Stop, CacheError):
             raise
         except Exception as error:
-            failure = judge(error)
+            failure = judge(error, self.settings.deadline)
             if failure.charged:
                 used = aside
                 self.counts.estimated += 1
@@ -246,26 +273,46 @@ class Run:
             raise Stop(self.stopped)
 
     async def _call(self, job: Job) -> str:
+        sent = self.server.token_limit_field or self.settings.token_limit_field
+        try:
+            return await self._send(job, sent)
+        except Exception as error:
+            # Once only: the field that is sent now was refused in place of the other before, or this is the other.
+            if sent != self.settings.token_limit_field or not (other := other_limit_field(error, sent)):
+                raise
+            self.server.token_limit_field = other
+            raw = await self._send(job, other)
+            said = f"the server of {self.settings.model} does not know {sent}: {other} was sent instead; set token_limit_field to it"
+            self.server.note("field", said)
+            return raw
+
+    async def _send(self, job: Job, token_limit_field: str) -> str:
         body = self.settings.body(job.prompt)
+        body[token_limit_field] = body.pop(self.settings.token_limit_field)
         create = self._http.chat.completions.with_raw_response.create
         call = create(model=body.pop("model"), messages=body.pop("messages"), extra_body=body)
         # The package's own timeout starts anew with every byte, so a dripping server would never run into it.
         response = await asyncio.wait_for(call, self.settings.deadline)
         return self._redact(response.http_response.text)
 
-    def _usage(self, reply: Reply, aside: tuple[int, int]) -> tuple[int, int]:
-        free = self.settings.price is not None and self.settings.price.of(1, 1) == 0
-        if reply.prompt_tokens is None or reply.answer_tokens is None or (reply.prompt_tokens == 0 and not free):
-            self.counts.estimated += 1
-            return aside
-        return reply.prompt_tokens, reply.answer_tokens
+    def _charge(self, usage: Usage, reply: Reply, low: bool, aside: tuple[int, int]) -> tuple[int, int]:
+        """Return the tokens to charge: those that were counted, or for want of a plausible count those that were set aside."""
+        # A server that costs nothing need not count; of another, no tokens or too few are a count that is missing.
+        strict = not self.settings.is_free
+        prompt_missing = usage.prompt_tokens is None or (strict and (low or not usage.prompt_tokens))
+        answer_missing = usage.answer_tokens is None or (strict and not usage.answer_tokens and bool(reply.text))
+        self.counts.estimated += prompt_missing or answer_missing
+        return aside[0] if prompt_missing else usage.prompt_tokens or 0, aside[1] if answer_missing else usage.answer_tokens or 0
 
-    def _check_prompt_arrived(self, job: Job, reply: Reply) -> None:
-        if reply.prompt_tokens and reply.prompt_tokens < (fewest := fewest_tokens(job.prompt)):
+    def _check_prompt_arrived(self, counted: int, fewest: int) -> None:
+        said = f"{counted} tokens in a prompt of {fewest} words and numbers"
+        if not self.server.answered and not self.share.known:
             raise Stop(
-                f"the server counted {reply.prompt_tokens} tokens in a prompt of {fewest} words and numbers, so it cut the prompt: "
-                "raise its context length (num_ctx in Ollama)"
+                f"the server counted {said}, so it cut the prompt: raise its context length (num_ctx in Ollama); or it counts only what it "
+                "had not cached: start it anew"
             )
+        why = "it leaves out what it had cached, or it cuts prompts (see num_ctx in Ollama)"
+        self.server.note("low", f"the server of {self.settings.model} counted {said}: {why}")
 
     async def _wait_before_retry(self, failure: Failure, attempt: int) -> None:
         seconds = random.uniform(0, min(_LONGEST_BACKOFF, self.settings.backoff * 2**attempt))

@@ -14,10 +14,10 @@ silence; num_ctx cannot be set through Chat Completions, hence the variable. lla
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from llmpp_core.llm_values import NUMBERS, RESERVED, address, canonical, is_number, number
 from llmpp_core.prompts import Prompt
 
 #: Part of every cache key: raise it when the meaning of a key changes.
@@ -55,9 +56,13 @@ class Price:
     currency: str = "USD"
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(value) and value >= 0 for value in (self.prompt, self.answer)):
-            raise ValueError(f"price: expected two numbers of at least 0, got {self.prompt} and {self.answer}")
-        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.date):
+        if not all(is_number(value) and value >= 0 for value in (self.prompt, self.answer)):
+            raise ValueError(f"price: expected two numbers of at least 0, got {self.prompt!r} and {self.answer!r}")
+        try:
+            valid = bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.date)) and bool(datetime.date.fromisoformat(self.date))
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
             raise ValueError(f"price date: expected YYYY-MM-DD, got {self.date!r}")
 
     def of(self, prompt_tokens: float, answer_tokens: float) -> float:
@@ -78,7 +83,7 @@ class Settings:
     model : str
         Model id, as the endpoint knows it.
     base_url : str
-        The endpoint, without user name, password or query.
+        The endpoint, without user name, password or query. One on this machine needs neither price nor token cap.
     endpoint : str, optional
         Name that stands for the endpoint in cache keys and recordings, where the URL says nothing, such as a local port.
     key_variable : str or None
@@ -90,7 +95,7 @@ class Settings:
     token_limit_field : str
         "max_tokens", or "max_completion_tokens" where a vendor wants that.
     extra : mapping
-        Further fields of the request body.
+        Further fields of the request body, in JSON types; whole numbers are sent as such, 1.0 as 1.
     concurrency : int
         Requests in flight at once.
     requests_per_minute, tokens_per_minute : float, optional
@@ -102,7 +107,9 @@ class Settings:
     backoff : float
         Scale in seconds of the random delay before a retry; it doubles each time, up to a minute.
     max_failures : int
-        Requests that fail in a row, retries included, before the run stops.
+        Requests that fail in a row, retries included, before the run stops; those that a content filter refuses do not count.
+    max_invalid : float
+        Share of invalid answers, of 20 or more to the prompts at hand, above which the run stops; 1 lets it go on whatever is answered.
     price, budget : optional
         Price of tokens, and the most to spend, in its currency.
     token_cap : int, optional
@@ -125,21 +132,23 @@ class Settings:
     retries: int = 6
     backoff: float = 1.0
     max_failures: int = 20
+    max_invalid: float = 0.5
     price: Price | None = None
     budget: float | None = None
     token_cap: int | None = None
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"base_url: expected http(s)://host/path, got {self.base_url.split('@')[-1]!r}")
-        if url.username or url.password or url.query:
-            raise ValueError("base_url: expected no user name, password or query; the key is read from the environment")
-        if not self.model:
-            raise ValueError("model: expected the id of a model, got ''")
-        for name in ("answer_tokens", "concurrency", "deadline", "max_failures", "requests_per_minute", "tokens_per_minute"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        # Settings that are equal have one key, however they are spelled.
+        object.__setattr__(self, "base_url", address(self.base_url))
+        if not self.model or not isinstance(self.model, str):
+            raise ValueError(f"model: expected the id of a model, got {self.model!r}")
+        for name in NUMBERS:
+            if (value := getattr(self, name)) is not None or type(self).__dataclass_fields__[name].default is not None:
+                object.__setattr__(self, name, number(name, value))
+        if not isinstance(self.extra, Mapping) or (taken := [name for name in self.extra if name in RESERVED]):
+            got = f"{taken[0]}, which other settings decide" if isinstance(self.extra, Mapping) else f"a {type(self.extra).__name__}"
+            raise ValueError(f"extra: expected further fields of the request, got {got}")
+        object.__setattr__(self, "extra", canonical(self.extra))
 
     @classmethod
     def local(cls, server: str, model: str, **changes: Any) -> Settings:
@@ -152,17 +161,26 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint is on this machine, where no proxy of the environment applies."""
-        host = urlsplit(self.base_url).hostname or ""
+        host = (urlsplit(self.base_url).hostname or "").rstrip(".")
         try:
-            return ipaddress.ip_address(host).is_loopback
+            address = ipaddress.ip_address(host)
         except ValueError:
             return host == "localhost"
+        # 0.0.0.0 is what servers print that listen on all addresses; asked for, it is this machine.
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback or address.is_unspecified
+
+    @property
+    def is_free(self) -> bool:
+        """Whether tokens cost nothing: their price is 0, or nobody gave one for a server on this machine."""
+        return self.is_loopback if self.price is None else self.price.of(1, 1) == 0
 
     def require_limit(self) -> None:
         """Raise ValueError unless something bounds what a run can cost."""
+        if self.is_free:
+            return
         if self.price is None and self.token_cap is None:
             raise ValueError(f"the price of {self.model} is not given: set token_cap, or price and budget")
-        if self.price is not None and self.price.of(1, 1) > 0 and self.budget is None and self.token_cap is None:
+        if self.price is not None and self.budget is None and self.token_cap is None:
             raise ValueError(f"{self.model} costs money: set budget (in {self.price.currency}) or token_cap")
 
     def identity(self) -> dict[str, Any]:

@@ -27,7 +27,10 @@ from llmpp_core.prompts import Prompt
 OFFLINE, RECORDED, LIVE = "offline endpoint (not an LLM)", "LLM, recorded", "LLM, live"
 #: What stands where no language model has answered.
 NOT_RECORDED = "LLMs: not recorded yet"
+#: Counts of invalid answers by reading of the replies, and the columns that hold what is predicted under it.
+INVALID = {"invalid, as asked": "predicted_as_asked", "invalid, tolerant": "predicted"}
 _MEASURES = ("MAE", "tau", "tau within depth")
+_IN_WORDS = {1: "one", 5: "five", 10: "ten", 20: "twenty"}
 
 
 def ask_offline(names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -98,29 +101,43 @@ def score(frame: pd.DataFrame) -> dict[str, float]:
     return {measure: float(table[measure, "mean"]["mean"]) for measure in _MEASURES}
 
 
-def count_invalid(frame: pd.DataFrame) -> str:
-    """Return how many numbers asked for are invalid, or how many are missing."""
+def count_invalid(frame: pd.DataFrame) -> dict[str, str]:
+    """Return how many of the numbers asked for are invalid under either reading of the replies, and how many are missing."""
     missing = int((~frame["status"].isin(["answered", "invalid"])).sum())
-    invalid = int(frame["predicted"].isna().sum()) - missing
-    return f"{invalid} of {len(frame)}" + (f", {missing} missing" if missing else "")
+    counts = {name: int(frame[column].isna().sum()) - missing for name, column in INVALID.items()}
+    return {name: f"{count} of {len(frame)}" + (f", {missing} missing" if missing else "") for name, count in counts.items()}
+
+
+def form(frame: pd.DataFrame) -> str:
+    """Return how many architectures the requests of a frame's one form asked about: "one per request", "ten per request"."""
+    n = int(frame["per_request"].max())
+    return f"{_IN_WORDS.get(n, n)} per request" + (", JSON" if frame["form"].iloc[0] == "json" else "")
 
 
 def score_models(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Return a table with one row per model: kind, MAE, tau, tau within depth, invalid answers.
+    """Return a table with one row per model and form: kind, form, MAE, tau, tau within depth, invalid answers under both readings.
 
     Parameters
     ----------
     frames : mapping of str to pandas.DataFrame
         By name of the model. If none is a language model's, a last row says that none is recorded.
     by : mapping of str to value, optional
-        Labels that rows of the frames must have, such as ``{"form": "single"}``.
+        Labels that rows of the frames must have, such as ``{"form": "single"}``; a model without such rows was not asked and is
+        left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The index holds the names of the models, with the form where one was asked in several.
     """
     rows = {}
     for name, frame in frames.items():
-        part = select(frame, by or {})
-        rows[name] = {"kind": part["kind"].iloc[0], **score(part), "invalid answers": count_invalid(part)}
+        parts = [part for _, part in select(frame, by or {}).groupby("form", sort=False)]
+        for part in parts:
+            row = {"kind": part["kind"].iloc[0], "form": form(part), **score(part), **count_invalid(part)}
+            rows[name if len(parts) == 1 else f"{name}, {form(part)}"] = row
     if not any(is_llm(frame) for frame in frames.values()):
-        rows[NOT_RECORDED] = {"kind": "LLM", **dict.fromkeys(_MEASURES, math.nan), "invalid answers": "–"}
+        rows[NOT_RECORDED] = {"kind": "LLM", "form": "–", **dict.fromkeys(_MEASURES, math.nan), **dict.fromkeys(INVALID, "–")}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

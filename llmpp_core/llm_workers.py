@@ -14,7 +14,7 @@ from typing import NamedTuple
 from llmpp_core.jobs import results
 from llmpp_core.llm_cache import Cache, CacheError, Stored
 from llmpp_core.llm_limits import Budget, Pace, Stop
-from llmpp_core.llm_run import Counts, Job, Run
+from llmpp_core.llm_run import Counts, Job, Run, Server
 from llmpp_core.llm_settings import Settings
 
 # Requests that travel together; what a lost worker has to ask again.
@@ -22,35 +22,36 @@ _TOGETHER = 50
 
 
 class Asked(NamedTuple):
-    """What a worker brings back: responses and reasons of failures by key, what happened, tokens used, and why it stopped early, if so."""
+    """What a worker brings back: responses and reasons of failures by key, what happened, tokens used, why it stopped early, and notes."""
 
     answers: dict[str, Stored]
     failures: dict[str, str]
     counts: Counts
     tokens: tuple[int, int]
     stopped: str
+    notes: list[str]
 
 
 def require_free(settings: Settings) -> None:
     """Raise ValueError if requests cost money or have a rate limit, which several processes could not keep together."""
     limited = settings.requests_per_minute or settings.tokens_per_minute or settings.token_cap is not None
-    if limited or settings.price is None or settings.price.of(1, 1) > 0:
+    if limited or not settings.is_free:
         raise ValueError(
-            f"{settings.model} costs money or has limits, which only one process can keep: leave out the executor; "
+            f"{settings.model} costs money or has limits, which only one process can keep: leave out the executor, use n_jobs=1; "
             "one process keeps as many requests in flight as `concurrency` says"
         )
 
 
 def ask_here(settings: Settings, jobs: Sequence[Job]) -> Asked:
     """Ask some requests in this process, whose cache is only in memory."""
-    cache, budget, counts, stopped = Cache(Path(":memory:")), Budget(settings), Counts(), ""
-    run = Run(settings, cache, budget, Pace(settings), counts, lambda: None)
+    cache, budget, counts, server, stopped = Cache(Path(":memory:")), Budget(settings), Counts(), Server(), ""
+    run = Run(settings, cache, budget, Pace(settings), counts, lambda: None, server)
     try:
         run.settle(jobs, canary=True)
     except Stop as stop:
         stopped = str(stop)
     found = {job.key: stored for job in jobs if (stored := cache.get(job.key))}
-    return Asked(found, run.failures, counts, (budget.prompt_tokens, budget.answer_tokens), stopped)
+    return Asked(found, run.failures, counts, (budget.prompt_tokens, budget.answer_tokens), stopped, server.notes)
 
 
 def ask_elsewhere(
@@ -61,6 +62,7 @@ def ask_elsewhere(
     counts: Counts,
     budget: Budget,
     on_settled: Callable[[], None],
+    server: Server,
 ) -> dict[str, str]:
     """Have requests asked by an executor and keep the answers as they come in; returns reasons of failures by key, raises Stop."""
     by_key, failures, groups = {job.key: job for job in jobs}, dict[str, str](), range(0, len(jobs), _TOGETHER)
@@ -76,6 +78,8 @@ def ask_elsewhere(
         for _ in (*asked.answers, *asked.failures):
             on_settled()
         failures |= asked.failures
+        for note in asked.notes:
+            server.note(note, note)
         if asked.stopped:
             raise Stop(asked.stopped)
     return failures

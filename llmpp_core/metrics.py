@@ -237,9 +237,11 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, 
         "MAE" and "tau", ours minus theirs.
     """
     draws = bootstrap([ours, theirs], rng, resamples)
-    whole = [summarise(frame).loc["mean"].xs("mean", level=1) for frame in (ours, theirs)]
+    measures = ["MAE", "tau"]
+    tables = [summarise(frame).loc["mean"] for frame in (ours, theirs)]
+    whole = [np.array([table[measure, "mean"] for measure in measures], dtype=float) for table in tables]
     ends = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
-    return {name: Interval(float(whole[0][name] - whole[1][name]), *map(float, ends[:, j])) for j, name in enumerate(("MAE", "tau"))}
+    return {name: Interval(*map(float, three)) for name, three in zip(measures, np.vstack([whole[0] - whole[1], ends]).T, strict=True)}
 
 
 class SeedNoise(NamedTuple):

@@ -141,6 +141,8 @@ class Prompt:
         Range of the numbers in the answer.
     sign : int
         What to multiply the numbers by to make higher better.
+    metric : str
+        Name of the predicted score, which an answer may repeat.
     """
 
     prefix: str
@@ -150,6 +152,7 @@ class Prompt:
     low: float
     high: float
     sign: int = 1
+    metric: str = ""
 
     @property
     def text(self) -> str:
@@ -235,7 +238,7 @@ def build_prompt(
         queries = [f"Test architecture\n{_describe(task, archs[0])}\n{task.metric}:"]
     else:
         queries = [f"Test architecture {i}\n{_describe(task, arch)}" for i, arch in enumerate(archs, 1)]
-    return Prompt("\n\n".join(sections) + "\n\n", "\n\n".join(queries), form, len(archs), task.low, task.high, task.sign)
+    return Prompt("\n\n".join(sections) + "\n\n", "\n\n".join(queries), form, len(archs), task.low, task.high, task.sign, task.metric)
 
 
 def _describe(task: PromptTask, arch: Architecture) -> str:

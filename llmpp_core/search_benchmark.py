@@ -2,7 +2,7 @@
 
 `measure` fills results/search/TASK.jsonl, a row per search (TASK.RECORDING.jsonl where a language model's recorded answers taught the
 cheap predictor), and TASK.found.jsonl, a row per training, and `measure_latency` TASK.latency.jsonl; both go on where they were
-stopped. `searches`, `found` and `llmpp_core.latency_tables.read_latency_table` read them.
+stopped. `llmpp_core.search_tables` and `llmpp_core.latency_tables.read_latency_table` read them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.stats import t as student
 
 from llmpp_core import benchmark
 from llmpp_core.benchmark import prepare, provenance, supernet_path, train_from_scratch
@@ -30,6 +29,7 @@ from llmpp_core.distill import DistilledPredictor
 from llmpp_core.experiments import answers, recordings
 from llmpp_core.files import read_rows
 from llmpp_core.jobs import here, run_jobs
+from llmpp_core.kept_scores import KeptScores
 from llmpp_core.latency import LatencyPredictor
 from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.llm import Client
@@ -40,21 +40,15 @@ from llmpp_core.peers import RandomSearch
 from llmpp_core.profiler import LatencySettings
 from llmpp_core.schedule import predictors_of, schedule
 from llmpp_core.search import EvolutionarySearch, Search
+from llmpp_core.search_records import Record, SearchResult
+from llmpp_core.search_tables import CHEAP, COSTLY, OFFLINE, RESULTS, STOPPED, found, stopped, table_name
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
 from llmpp_core.supernet_predictor import SupernetPredictor
 from llmpp_core.tasks import Task, load_task
 
-#: Where the tables are, in a checkout of this project.
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "search"
-#: What the two predictors are called in the rows. The first is distilled from a teacher.
-CHEAP, COSTLY = "distilled", "supernet"
-#: The teacher that is not a language model; others are names of recordings of the experiment TASK-distill.
-OFFLINE = "offline"
 #: The schedules compared, by the names of `llmpp_core.schedule.schedule`, and random search with the supernet.
 SCHEDULES = ("costly", "HS-NAS", "adaptive", "cheap", "random", "switch 25", "reversed")
-#: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
-STOPPED = ("HS-NAS", "adaptive")
 #: Switch iterations beside 0 ("costly"), 15 ("HS-NAS"), 25 and 30 ("cheap").
 SWITCHES = ("switch 5", "switch 10", "switch 20")
 #: Quantiles of the latency of random architectures that are the limits; the middle one is searched with most seeds.
@@ -142,8 +136,10 @@ def search(
         return None
     task, pairs = prepare(given, device, threads)
     cheap = DistilledPredictor.load(here(distilled))
-    supernet = load_network(here(supernet_path(folder, task.name, SUPERNETS[0], 0)), task.space, device)
-    costly = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
+    checkpoint = here(supernet_path(folder, task.name, SUPERNETS[0], 0))
+    supernet = load_network(checkpoint, task.space, device)
+    asked = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
+    costly = KeptScores(asked, folder / f"{task.name}-scores-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}-{SENTENCES}.jsonl")
     limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
     run: Search
     if name == "random":
@@ -153,9 +149,13 @@ def search(
         entries = schedule(name, cheap, costly)
         names = {id(cheap): CHEAP, id(costly): COSTLY}
         run = EvolutionarySearch(task.space, entries, limited, seed=seed, names=_names(entries, names))
-    began, used = time.perf_counter(), time.process_time()
-    found = run.run()
-    seconds, used = time.perf_counter() - began, time.process_time() - used
+    began, records, saved = time.perf_counter(), list[Record](), [0.0]
+    for record in run.iterate():
+        records.append(record)
+        saved.append(costly.saved_)
+    found = SearchResult(records)
+    # What the search would take alone: a score that was there already counts as long as it took when it was made.
+    seconds = time.perf_counter() - began + saved[-1]
     # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
     bests = [record.best for record in found.records]
     said = costly.predict(bests)
@@ -166,19 +166,18 @@ def search(
         "latency_ms": found.costs["latency"],
         "evaluations": found.evaluations,
         "seconds": round(seconds, 3),
-        "cpu_seconds": round(used, 3),
-        "parts": {part: round(value, 3) for part, value in found.seconds.items()},
+        "parts": {part: round(value + saved[-1] * (part == "score"), 3) for part, value in found.seconds.items()},
         "iterations": [
             {
                 "predictor": record.predictor,
                 "score": record.score,
                 "supernet_score": round(float(score), 5),
                 "evaluations": record.evaluations,
-                "seconds": round(sum(record.seconds.values()), 3),
+                "seconds": round(sum(record.seconds.values()) + later - earlier, 3),
                 "best": record.best.to_hat_dict(),
                 "rule": record.rule,
             }
-            for record, score in zip(found.records, said, strict=True)
+            for record, score, (earlier, later) in zip(found.records, said, pairwise(saved), strict=True)
         ],
         **provenance(device),
     }
@@ -230,7 +229,7 @@ def measure(
     data_sha256 = benchmark.task_digest(task)
     supernet = _trained_supernet(task, folder, ground_truth, data_sha256)
     allowed = limits(task, latency_predictor(task, ground_truth))
-    table = _table_name(teacher)
+    table = table_name(teacher)
     _refuse_other_limits(results / f"{task.name}{table}.jsonl", allowed)
     # Made here once, so that the jobs find it.
     distilled = distilled_predictor(task, folder, ground_truth, teacher)[1]
@@ -298,121 +297,6 @@ def measure_latency(
     settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
     rng = np.random.default_rng(0)
     return extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=seconds, progress=progress)
-
-
-def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the searches with the supernet alone as they were when it had scored as many architectures as in those of another schedule.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Searches.
-    name : str
-        The other schedule. What it found is compared with what the supernet alone finds at the same cost.
-
-    Returns
-    -------
-    list of dict
-        For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
-        supernet_score, evaluations of the supernet and seconds, up to the last iteration that it could afford.
-    """
-    alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
-    found = []
-    for row in rows:
-        key, allowed = (row["limit_ms"], row["seed"]), row["evaluations"].get(COSTLY, 0)
-        if row["schedule"] != name or key not in alone:
-            continue
-        steps = alone[key]["iterations"]
-        asked = np.cumsum([step["evaluations"].get(COSTLY, 0) for step in steps])
-        if asked[0] > allowed:
-            continue
-        last = int(np.searchsorted(asked, allowed, side="right")) - 1
-        seconds = round(sum(step["seconds"] for step in steps[: last + 1]), 3)
-        state = {"best": steps[last]["best"], "supernet_score": steps[last]["supernet_score"]}
-        found.append({"limit_ms": key[0], "seed": key[1], **state, "evaluations": int(asked[last]), "seconds": seconds})
-    return found
-
-
-def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
-    """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
-    return _table(results / f"{task_name}{_table_name(teacher)}.jsonl", "best")
-
-
-def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Read the trainings of what the searches found, as `llmpp_core.benchmark.trainings`."""
-    return _table(results / f"{task_name}.found.jsonl", "arch")
-
-
-def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
-    """Return the standard deviation of the mean score of an architecture over its trainings, pooled over architectures."""
-    scores = trained.groupby("architecture", sort=False)[score]
-    return float((scores.var(ddof=1).mean() / scores.size().min()) ** 0.5)
-
-
-def paired_difference(
-    ours: Sequence[Architecture],
-    theirs: Sequence[Architecture],
-    trained: pd.DataFrame,
-    score: str = "valid_bleu",
-    groups: Sequence[Any] | None = None,
-) -> tuple[float, float, float]:
-    """Return the mean difference in score between what pairs of searches found, and its 95 % interval.
-
-    Two things make it uncertain: other seeds would have found something else, and other trainings would have scored otherwise, the
-    same for all searches that found the same architecture. The second is known from repeated trainings; of the variance over pairs,
-    what it does not explain is counted as the first.
-
-    Parameters
-    ----------
-    ours, theirs : sequence of Architecture
-        What the searches found, in pairs, such as those of equal limits and seeds.
-    trained : pandas.DataFrame
-        Trainings of all of these, as `found` returns them.
-    score : str
-        Column of `trained`.
-    groups : sequence, optional
-        Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
-
-    Returns
-    -------
-    tuple of float
-        Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
-    """
-    if not len(ours) == len(theirs) > 0:
-        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}")
-    means = trained.groupby("architecture", sort=False)[score].mean()
-    numbers = {arch: i for i, arch in enumerate(means.index)}
-    # signs[pair, architecture]
-    signs = np.zeros((len(ours), len(means)))
-    for row, first, second in zip(signs, ours, theirs, strict=True):
-        row[numbers[first]] += 1
-        row[numbers[second]] -= 1
-    difference, noise = signs @ means.to_numpy(), uncertainty(trained, score) ** 2
-    members = [np.flatnonzero(np.array([g == name for g in groups or [0] * len(ours)])) for name in dict.fromkeys(groups or [0])]
-    weights = np.zeros(len(ours))
-    parts = [(0.0, float(len(trained) - len(means)))]
-    for rows in members:
-        weights[rows] = 1 / (len(members) * len(rows))
-        if len(rows) > 1:
-            centred = signs[rows] - signs[rows].mean(axis=0)
-            excess = difference[rows].var(ddof=1) - noise * (centred**2).sum() / (len(rows) - 1)
-            parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
-    parts[0] = (noise * ((weights @ signs) ** 2).sum(), parts[0][1])
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
-    mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
-    return mean, mean - half, mean + half
-
-
-def _table_name(teacher: str) -> str:
-    return "" if teacher == OFFLINE else f".{teacher}"
-
-
-def _table(path: Path, column: str) -> pd.DataFrame:
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"{path} is not there or empty; measure it with: python -m llmpp_core searches TASK")
-    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row[column])} for row in rows])
 
 
 def _names(entries: Sequence[Any], names: dict[int, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -210,13 +211,30 @@ def test_same_seed_same_student_and_torch_is_left_alone(archs: list[Architecture
 
 def test_missing_labels_are_left_out_and_counted(archs: list[Architecture], unseen: list[Architecture]) -> None:
     y = Forgetful().predict(archs)
-    student = DistilledPredictor(**QUICK).fit(archs, y)
+    with pytest.warns(UserWarning, match=r"^labels: 60 of 600 were unreadable \(nan\); the student learns from the other 540$"):
+        student = DistilledPredictor(**QUICK).fit(archs, y)
     kept = np.flatnonzero(~np.isnan(y))
     same = DistilledPredictor(**QUICK).fit([archs[i] for i in kept], y[kept])
     assert (student.n_labels_, student.n_dropped_) == (540, 60)
     np.testing.assert_array_equal(student.predict(unseen), same.predict(unseen))
 
 
+@pytest.mark.parametrize(("lost", "outcome"), [(5, ""), (6, "warning"), (50, "warning"), (51, "error"), (90, "error")])
+def test_a_student_is_not_trained_on_a_part_of_its_labels_without_a_word(archs: list[Architecture], lost: int, outcome: str) -> None:
+    y = np.where(np.arange(100) < lost, np.nan, Linear().predict(archs[:100]))
+    student = DistilledPredictor(**QUICK)
+    if outcome == "error":
+        with pytest.raises(ValueError, match=rf"labels: {lost} of 100 were unreadable \(nan\), and at most 50% may be"):
+            student.fit(archs[:100], y)
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        student.fit(archs[:100], y)
+    assert [f"labels: {lost} of 100 were unreadable" in str(warning.message) for warning in caught] == [True] * (outcome == "warning")
+    assert student.n_dropped_ == lost
+
+
+@pytest.mark.filterwarnings("ignore:labels")
 def test_distill_asks_once_and_records_the_teacher(rng: np.random.Generator) -> None:
     student = distill(Forgetful(), SMALL, 120, rng, student=DistilledPredictor(**QUICK), name="forgetful")
     assert (student.n_labels_, student.n_dropped_, student.teacher_) == (108, 12, "forgetful")

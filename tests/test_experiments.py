@@ -57,6 +57,7 @@ def test_asking_recording_and_reading_give_the_same_table(own: Experiment, tmp_p
         path = experiments.record("own-test", client, results=tmp_path)
     assert len(asked) == 2 * 2 * 2 * 20
     assert set(asked["status"]) == {"answered"}
+    pd.testing.assert_series_equal(asked["predicted_as_asked"], asked["predicted"], check_names=False)
     assert experiments.recordings("own-test", tmp_path) == [path.stem] == ["not-an-llm-incontext-ridge-v1"]
     read = experiments.answers("own-test", path.stem, tmp_path)
     pd.testing.assert_frame_equal(read, asked)
@@ -93,7 +94,25 @@ def test_answers_to_another_version_of_a_prompt_do_not_count(own: Experiment, tm
     changed = dataclasses.replace(TASK, description="another task")
     other = dataclasses.replace(own, questions=lambda: ask_test_sets(own_splits(), {"own": changed}))
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"own-test": other})
-    assert set(experiments.answers("own-test", path.stem, tmp_path)["status"]) == {"missing"}
+    with pytest.warns(UserWarning, match=r"88 of 88 recorded answers fit no question of own-test, the first: [0-9a-f]{64}; they are kept"):
+        assert set(experiments.answers("own-test", path.stem, tmp_path)["status"]) == {"missing"}
+    assert len(read_recording(path).rows) == 88
+
+
+@pytest.mark.parametrize("form", ["single", "batched"])
+def test_a_form_that_was_not_asked_is_not_missing(own: Experiment, tmp_path: Path, form: str) -> None:
+    with OfflineEndpoint() as url:
+        client = Client(offline_settings(url), cache=tmp_path / "c")
+        experiments.ask("own-test", client)
+        path = experiments.record("own-test", client, results=tmp_path)
+    recording = read_recording(path)
+    asked = {key: row for key, row in recording.rows.items() if row.labels["form"] == form}
+    recording.rows = dict(list(asked.items())[1:])
+    write_recording(recording)
+    table = experiments.answers("own-test", path.stem, tmp_path)
+    assert set(table["form"]) == {form}
+    # Within a form that was asked, what is missing stays missing.
+    assert len(table[table["status"] == "missing"].drop_duplicates(["split", "first", "sample"])) == 1
 
 
 def test_nothing_recorded_is_an_empty_list(own: Experiment, tmp_path: Path) -> None:

@@ -1,3 +1,9 @@
+"""What responses are taken for; `test_llm_grammar` has the forms of the text itself.
+
+A server that fails inside a status 200 does so in many words: gateways (an error in the choice), vLLM and SGLang (abort), Ollama (load,
+unload, or nothing at all), DeepSeek (insufficient_system_resource), GLM (network_error).
+"""
+
 from __future__ import annotations
 
 import json
@@ -44,10 +50,9 @@ def test_one_number_is_read(text: str, value: float) -> None:
         "__import__('os')",
     ],
 )
-def test_anything_else_is_invalid_and_nan(text: str) -> None:
+def test_anything_else_is_not_as_asked(text: str) -> None:
     answer = read(text)
-    assert answer.status == "invalid"
-    assert math.isnan(answer.values[0])
+    assert math.isnan(answer.as_asked[0])
     assert "\n" not in answer.reason
     assert answer.text == text
 
@@ -60,9 +65,7 @@ def test_numbered_lines_are_read_by_their_numbers() -> None:
     "text", ["25\n26", "1: 25", "1: 25\n1: 26", "1: 25\n3: 26", "1: 25\n2: 26\n3: 27", "1: 25\n2: 26\nDone.", "1. 25\n2. 26", "1: 25\n2:"]
 )
 def test_numbered_lines_that_do_not_match_the_question_are_invalid_together(text: str) -> None:
-    answer = read(text, "batched", 2)
-    assert answer.status == "invalid"
-    assert all(math.isnan(value) for value in answer.values)
+    assert all(math.isnan(value) for value in read(text, "batched", 2).as_asked)
 
 
 def test_a_number_out_of_range_spoils_only_its_own_architecture() -> None:
@@ -84,8 +87,8 @@ def test_json_objects_are_read_by_their_keys() -> None:
         '{"1": ' + "9" * 5000 + ', "2": 26}',
     ],
 )
-def test_json_that_does_not_match_the_question_is_invalid(text: str) -> None:
-    assert read(text, "json", 2).status == "invalid"
+def test_json_that_does_not_match_the_question_is_not_as_asked(text: str) -> None:
+    assert any(math.isnan(value) for value in read(text, "json", 2).as_asked)
 
 
 def test_scores_are_negated_where_lower_is_better() -> None:
@@ -96,6 +99,63 @@ def test_a_refusal_is_an_answer_that_is_invalid() -> None:
     raw = json.dumps({"choices": [{"message": {"content": None, "refusal": "I cannot"}, "finish_reason": "stop"}]})
     answer = read_answer(Prompt("p", "q", "single", 1, 0, 1), "key", raw)
     assert (answer.status, answer.text) == ("invalid", "I cannot")
+
+
+FINISHES = ("error", "ERROR", "abort", "load", "unload", "cancelled", "network_error", "insufficient_system_resource")
+
+
+def choice(content: Any, finish: str | None = "stop", tokens: int | None = 4, **more: Any) -> str:
+    usage = {"prompt_tokens": 40, "completion_tokens": tokens} if tokens is not None else None
+    message = {"content": content, **more.pop("message", {})}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish, **more}], "usage": usage})
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        *[(choice(text, finish), f"the server gave up: finish_reason '{finish}'") for finish in FINISHES for text in ("", "25.3")],
+        (choice(None, tokens=0), "an empty reply of 0 tokens: the server gave up"),
+        (choice("", tokens=0), "an empty reply of 0 tokens: the server gave up"),
+        (choice("", "stop", error={"code": 502, "message": "Upstream \ud83d gone"}), "an error inside the reply: Upstream \ufffd gone"),
+        (choice("25.3", None, error="gone"), "an error inside the reply: gone"),
+    ],
+)
+def test_a_reply_that_says_that_the_server_failed_is_no_reply(raw: str, reason: str) -> None:
+    with pytest.raises(ReplyError) as error:
+        read_reply(raw)
+    assert str(error.value) == reason
+    # One that was kept before this was known is no answer of the model either.
+    answer = read_answer(Prompt("p", "q", "single", 1, 0, 100), "key", raw)
+    assert (answer.status, answer.reason) == ("failed", reason)
+    assert math.isnan(answer.values[0])
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (choice(None), "the reply is empty"),
+        (choice("", tokens=None), "the reply is empty"),
+        (choice(None, "content_filter", 0), "stopped by the content filter"),
+        (choice("", "length"), "the reply is empty, all of it went on reasoning: raise answer_tokens, or lower"),
+        (choice("", "length", 0), "the reply is empty, all of it went on reasoning: raise answer_tokens, or lower"),
+        (choice(None, message={"reasoning_content": "25?"}), "the reply is empty, all of it went on reasoning: raise answer_tokens"),
+        (choice(" ", message={"reasoning": "25?"}), "the reply is empty, all of it went on reasoning: raise answer_tokens"),
+        (choice([{"type": "thinking", "thinking": "25?"}]), "the reply is empty, all of it went on reasoning: raise answer_tokens"),
+        (choice("<think>25", "length"), "cut off at the token limit: raise answer_tokens"),
+        (choice("<think>25"), "the reasoning has no end: raise answer_tokens"),
+        (choice("<think>25</think>"), "nothing but reasoning: raise answer_tokens"),
+    ],
+)
+def test_an_answer_without_text_says_what_to_change(raw: str, reason: str) -> None:
+    answer = read_answer(Prompt("p", "q", "single", 1, 0, 100), "key", raw)
+    assert answer.status == "invalid"
+    assert answer.reason.startswith(reason)
+
+
+def test_half_a_character_never_leaves_a_reply() -> None:
+    answer = read_answer(Prompt("p", "q", "single", 1, 0, 100), "key", choice("25.30 \ud83d \ud83d\ude00"))
+    assert answer.text == "25.30 \ufffd \U0001f600"
+    assert (answer.text + answer.reason).encode()
 
 
 @pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": None}, {"prompt_tokens": "5"}, {"prompt_tokens": -5}])

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import sqlite3
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_llm_server import prompt
 
 from llmpp_core import llm_cache
-from llmpp_core.llm_cache import Cache, CacheError, Stored
+from llmpp_core.llm import Client, Settings
+from llmpp_core.llm_cache import FILE_NAME, Cache, CacheError, Stored
 
 
 def fill(path: Path, n: int) -> Cache:
@@ -53,31 +59,125 @@ def test_a_response_under_the_wrong_key_counts_as_absent(tmp_path: Path) -> None
     assert cache.get("key9") is None
 
 
-def test_a_file_that_is_no_database_is_set_aside_not_deleted(tmp_path: Path) -> None:
-    for number in (1, 2):
-        (tmp_path / "c").write_bytes(b"not a database at all, " * 100)
-        with pytest.warns(UserWarning, match=f"damaged.*set aside as c.damaged-{number}, 0 answers kept"):
-            cache = Cache(tmp_path / "c")
-        cache.put("key", {}, prompt(0), 0, Stored("fine", None))
-        cache.close()
-        assert (tmp_path / f"c.damaged-{number}").read_bytes().startswith(b"not a database")
-
-
-def test_a_damaged_database_is_set_aside_and_what_can_be_read_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "c"
-    cache = fill(path, 400)
+def spoil(path: Path, start: int, length: int, fill_with: bytes = b"\xff", n: int = 400) -> bytes:
+    """Overwrite a part of a cache of n answers; returns what the file holds now."""
+    cache = fill(path, n)
     cache._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     cache.close()
     data = bytearray(path.read_bytes())
-    middle = len(data) // 2 // 4096 * 4096
-    data[middle : middle + 8192] = b"\xff" * 8192
+    start = len(data) // 2 // 4096 * 4096 if start < 0 else start
+    data[start : start + length] = fill_with * len(data[start : start + length])
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match="damaged"):
-        mended = Cache(path)
-    assert (tmp_path / "c.damaged-1").read_bytes() == bytes(data)
+    return bytes(data)
+
+
+# A cache may be in any folder: these mean something in a URI, a pattern or a shell.
+FOLDERS = ["plain", "run#3", "done 100%25", "what?x=1", "é \\ 'q' \"", "[a]*&mode=rw"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_of_a_damaged_cache_in_any_folder_what_can_be_read_is_kept(tmp_path: Path, folder: str, read_only: bool) -> None:
+    path = tmp_path / folder / FILE_NAME
+    data = spoil(path, -1, 8192)
+    with pytest.warns(UserWarning, match=r"damaged.*: \d+ answers read" if read_only else "damaged.*set aside as llm.sqlite3.damaged-1"):
+        mended = Cache(path, read_only=read_only)
+    # To be read, it stays where it is; to be written, it is set aside, not deleted.
+    assert (path if read_only else path.with_name(f"{FILE_NAME}.damaged-1")).read_bytes() == data
     assert 100 < len(mended) < 400
-    assert mended.get("key0") == Stored("response 0 " * 20, 0.5)
-    assert mended.get("key399") == Stored("response 399 " * 20, 0.5)
+    for i in (0, 399):
+        assert mended.get(f"key{i}") == Stored(f"response {i} " * 20, 0.5)
+    assert [place.name for place in tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize("length", [4096, 10**9])
+@pytest.mark.parametrize("fill_with", [b"\0", b"\xff"])
+def test_a_cache_that_lost_its_beginning_is_set_aside_not_deleted(tmp_path: Path, length: int, fill_with: bytes) -> None:
+    path = tmp_path / FILE_NAME
+    for number in (1, 2):
+        data = spoil(path, 0, length, fill_with, n=20)
+        with pytest.warns(UserWarning, match=f"damaged.*set aside as llm.sqlite3.damaged-{number}, 0 answers kept"):
+            cache = Cache(path)
+        cache.put("key", {}, prompt(0), 0, Stored("fine", None))
+        cache.close()
+        assert (tmp_path / f"{FILE_NAME}.damaged-{number}").read_bytes() == data
+        path.unlink()
+
+
+def foreign_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE places (id INTEGER, url TEXT)")
+        db.commit()
+
+
+FOREIGN: dict[str, Callable[[Path], Any]] = {
+    "text": lambda path: path.write_text("architecture,bleu\n1,25.3\n" * 100),
+    "a short text": lambda path: path.write_text("x"),
+    "JSONL": lambda path: path.write_text('{"recording": {}}\n'),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 50),
+    "a database": foreign_database,
+}
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_no_cache_is_refused_and_left_as_it_is(tmp_path: Path, kind: str, read_only: bool) -> None:
+    path = tmp_path / "mine"
+    FOREIGN[kind](path)
+    data = path.read_bytes()
+    with pytest.raises(CacheError, match=f"^{path} is .*, no cache of answers, and is left as it is: name another file$"):
+        Cache(path, read_only=read_only)
+    assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_empty_file_is_an_empty_cache(tmp_path: Path, read_only: bool) -> None:
+    (tmp_path / "c").touch()
+    cache = Cache(tmp_path / "c", read_only=read_only)
+    assert len(cache) == 0
+    assert cache.get("key") is None
+
+
+def test_what_is_only_to_be_read_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_cache = fill(tmp_path / "c", 3)  # Whose answers are in the WAL still.
+    assert (tmp_path / "c-wal").stat().st_size > 0
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("c", "c-wal"):
+        shutil.copyfile(tmp_path / name, folder / name)
+    open_cache.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def refuse(path: Path) -> sqlite3.Connection:  # As a read-only disk does; root is stopped by nothing else.
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(llm_cache, "_connect_to_read", refuse)
+    cache = Cache(folder / "c", read_only=True)
+    assert [cache.get(f"key{i}") for i in range(3)] == [Stored(f"response {i} " * 20, 0.5) for i in range(3)]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_replay_reads_a_cache_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    fill(tmp_path / "f" / "c", 3).close()
+    (tmp_path / "f" / "c").chmod(0o444)
+    (tmp_path / "f").chmod(0o555)
+    try:
+        client = Client(Settings("m"), cache=tmp_path / "f" / "c", mode="replay")
+        assert client.lookup("key1") == Stored("response 1 " * 20, 0.5)
+    finally:
+        (tmp_path / "f").chmod(0o755)
+
+
+def test_a_replay_changes_nothing_and_sees_what_others_put(tmp_path: Path) -> None:
+    with contextlib.closing(fill(tmp_path / "c", 3)) as live:
+        client = Client(Settings("m"), cache=tmp_path / "c", mode="replay")
+        assert client.lookup("key1") == Stored("response 1 " * 20, 0.5)
+        live.put("new", {}, prompt(9), 0, Stored("x", None))
+        assert client.lookup("new") == Stored("x", None)
+        with pytest.raises(CacheError, match="cannot be used: attempt to write a readonly database"):
+            client.cache.put("other", {}, prompt(9), 0, Stored("x", None))
 
 
 def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: Path) -> None:
@@ -99,17 +199,37 @@ def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(CacheError, match="folder cannot be opened"):
-        Cache(tmp_path / "folder")
+    (tmp_path / "file").touch()
+    for place in ("folder", "file/c"):
+        with pytest.raises(CacheError, match=f"{place} cannot be opened: "):
+            Cache(tmp_path / place)
 
 
-@pytest.mark.skipif(not Path("/proc/mounts").exists(), reason="this system does not list what is mounted")
-def test_a_network_file_system_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MOUNTS = {
+    "nfs4": "/mnt/n", "cifs": "/mnt/n", "lustre": "/mnt/n", "9p": "/mnt/c", "virtiofs": "/v", "fakeowner": "/v", "fuse.grpcfuse": "/v",
+    "fuse.gcsfuse": "/v", "fuse.drive": "/content/drive", "prl_fs": "/v", "vboxsf": "/v", "ext4": "/v", "xfs": "/mnt/my disk",
+    "tmpfs": "/t\ta", "overlay": "/", "fuse.sshfs": "/mnt/my \\ disk",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MOUNTS)
+def test_file_systems_that_are_not_known_to_be_local_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    point = MOUNTS[kind]
+    written = "".join(f"\\{ord(c):03o}" if c in " \t\\" else c for c in point)
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"x / ext4 rw 0 0\ns {written} {kind} rw 0 0\n")
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: read(mounts if str(self) == "/proc/mounts" else self, **options))
+    local = kind in ("ext4", "xfs", "tmpfs", "overlay")
+    assert llm_cache._foreign_file_system(Path(point) / "some" / "folder") == (None if local else kind)
+
+
+def test_a_cache_on_such_a_file_system_says_what_is_at_stake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_cache, "_foreign_file_system", lambda folder: "9p")
+    with pytest.warns(
+        UserWarning, match=r"file system that is not known to be local \(9p\): on several machines at once answers would be lost"
+    ):
+        Cache(tmp_path / "c")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Cache(tmp_path / "c")
-    # The kinds that are mounted here, as if they were of a network.
-    kinds = {line.split()[2] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()}
-    monkeypatch.setattr(llm_cache, "_NETWORK", kinds)
-    with pytest.warns(UserWarning, match=r"is on a network file system \(.+\): on several machines at once answers would be lost"):
-        Cache(tmp_path / "c")
+        Cache(tmp_path / "c", read_only=True)  # Nothing can be lost.

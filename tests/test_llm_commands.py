@@ -103,26 +103,82 @@ def test_every_bad_line_is_named_and_nothing_already_answered_is_lost(
         {"custom_id": exported[20]["custom_id"], "text": "22.50"},
         {"custom_id": exported[21]["custom_id"], "text": "2150"},
         {"custom_id": exported[22]["custom_id"], "error": {"code": "batch_expired"}, "response": None},
-        {"custom_id": exported[23]["custom_id"], "text": "about 21"},
+        {"custom_id": exported[23]["custom_id"], "text": "21 or 22"},
+        {"custom_id": exported[24]["custom_id"], "text": "Score: 21.50"},
     ]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bad) + "not json\n")
     assert run("prompts", "import", tmp_path / "bad.jsonl") == 1
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith(("rejected", "invalid"))] == [
-        f"rejected  bad.jsonl, line 1: unknown id '{'f' * 64}': no exported request has it",
-        f"rejected  bad.jsonl, line 4: the id {exported[20]['custom_id']} was given before; the first answer counts",
+        f"rejected  bad.jsonl, line 1: unknown id: no exported request has it: '{'f' * 64}'",
+        f"rejected  bad.jsonl, line 4: an id that was given before; the first answer counts: {exported[20]['custom_id']}",
         "rejected  bad.jsonl, line 6: no answer: {'code': 'batch_expired'}",
-        "rejected  bad.jsonl, line 8: expected a JSON object with a custom_id, got 'not json'",
+        "rejected  bad.jsonl, line 9: expected a JSON object with a custom_id: got 'not json'",
         "invalid   bad.jsonl, line 5: 2150 is outside 0 to 100",
-        "invalid   bad.jsonl, line 7: expected one number, got 'about 21'",
+        "invalid   bad.jsonl, line 7: nothing says which of 2 numbers is the answer, got '21 or 22'",
     ]
     assert shown[-2:] == [
-        "3 answers recorded, 2 of them invalid; 1 known; 4 lines rejected",
-        "own-test/unnamed-llm: 75 of 88 answers missing",
+        "4 answers recorded, 2 of them invalid; 1 known; 4 lines rejected",
+        "own-test/unnamed-llm: 74 of 88 answers missing",
     ]
     after = read_recording(recording).rows
     assert before.items() <= after.items()
-    assert len(after) == 13
+    assert len(after) == 14
+
+
+@pytest.mark.parametrize("wrong", ["requests", "nothing", "another file's answers", "prose"])
+def test_a_wrong_file_is_named_in_a_few_lines_and_changes_nothing(
+    exported: list[dict[str, Any]], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    path = tmp_path / "wrong.jsonl"
+    requests = (tmp_path / "own-test-001.jsonl").read_text()
+    others = "".join(json.dumps({"custom_id": f"{i:064}", "text": "25"}) + "\n" for i in range(88))
+    path.write_text({"requests": requests, "nothing": "", "another file's answers": others, "prose": "# A heading\n" * 88}[wrong])
+    before = (results / "own-test" / "unnamed-llm.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run("prompts", "import", path) == 1
+    shown = capsys.readouterr().out.splitlines()
+    rejected = [line for line in shown if line.startswith("rejected")]
+    assert (
+        rejected[0].split(": ", 1)[1]
+        == {
+            "requests": "a request as it was exported, not an answer; import the file that came back, and 87 more such lines",
+            "nothing": "the file holds no line",
+            "another file's answers": f"unknown id: no exported request has it: '{0:064}'",
+            "prose": "expected a JSON object with a custom_id: got '# A heading'",
+        }[wrong]
+    )
+    assert len(rejected) == (1 if wrong in ("requests", "nothing") else 6)
+    assert wrong in ("requests", "nothing") or rejected[-1] == "rejected  wrong.jsonl: 83 more such lines"
+    assert (results / "own-test" / "unnamed-llm.jsonl").read_bytes() == before
+
+
+def test_a_foreign_file_among_the_recordings_stops_no_command(
+    exported: list[dict[str, Any]], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    (results / "own-test" / "foreign.jsonl").write_text("damaged\n")
+    (results / "gone").mkdir()
+    known = (results / "own-test" / "unnamed-llm.jsonl").read_text()
+    (results / "gone" / "old.jsonl").write_text(known.replace('"own-test"', '"gone"'))
+    with pytest.warns(UserWarning, match="foreign") as caught:
+        assert run("prompts", "import", tmp_path / "good.jsonl") == 0
+    assert any("old.jsonl: unknown experiment 'gone'" in str(warning.message) for warning in caught)
+    assert "88 answers recorded" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="foreign"):
+        assert run("prompts", "list") == 0
+    assert "recorded: unnamed-llm" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="foreign"):
+        assert run("prompts", "ask", "own-test", "--model", "m", "--token-cap", "99", "--dry-run") == 0
+    assert (results / "own-test" / "foreign.jsonl").read_text() == "damaged\n"
+
+
+def test_half_a_character_and_fields_for_people_are_imported(exported: Any, results: Path, tmp_path: Path) -> None:
+    half = json.dumps({"custom_id": exported[0]["custom_id"], "text": "21.50 \ud83d", "labels": {"task": "x"}, "position": 1})
+    (tmp_path / "half.jsonl").write_text(half)
+    assert run("prompts", "import", tmp_path / "half.jsonl") == 0
+    [row] = read_recording(results / "own-test" / "unnamed-llm.jsonl").rows.values()
+    assert json.loads(row.stored.response)["choices"][0]["message"]["content"] == "21.50 \ud83d"
 
 
 @pytest.mark.parametrize(

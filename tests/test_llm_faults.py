@@ -82,7 +82,16 @@ def test_only_an_account_level_429_holds_back_all_calls(tmp_path: Path, code: st
         Act(429, error("slow down"), {"Retry-After": "3600"}),
         Act(429, error("pay first", "insufficient_quota")),
         Act(200, error("pay first", "insufficient_quota")),
-        *[Act(status, error("not like this")) for status in (400, 401, 403, 404, 422)],
+        *[
+            Act(status, error("not like this"))
+            for status in (400, 401, 402, 403, 404, 405, 406, 410, 413, 415, 422, 426, 451, 501, 505, 511)
+        ],
+        # As DeepSeek, Moonshot and others say that the account is empty; a gateway's status inside a 200; a list, as Gemini sends it.
+        Act(402, error("Insufficient Balance", "invalid_request_error", "unknown_error")),
+        Act(429, error("pay first", "exceeded_current_quota_error")),
+        Act(503, error("pay first", kind="insufficient_balance")),
+        Act(200, {"error": {"message": "402: no credits", "code": 402}}),
+        Act(429, [error("pay first; 429", "insufficient_quota")]),
         Act(301, b"", {"Location": "http://127.0.0.1:1/v1/chat/completions"}),
     ],
     ids=lambda act: f"{act.status}-{act.headers or act.body}",
@@ -96,6 +105,7 @@ def test_hopeless_errors_stop_after_one_call_with_the_reason(tmp_path: Path, act
         assert len(client.cache) == 0
     message = str(stopped.value)
     assert "\n" not in message
+    assert server.url in message
     assert "0 of 30 requests answered" in message
     assert str(act.status) in message
     if isinstance(act.body, dict):
@@ -115,6 +125,13 @@ TRANSIENT = {
     "null choices": Act(200, {"choices": None}),
     "no choices": Act(200, {"choices": []}),
     "null message": Act(200, {"choices": [{"message": None}]}),
+    "generation failed": Act(424, error("Request failed during generation")),
+    "client left": Act(499, error("gave up")),
+    "no code": Act(200, {"error": "overloaded"}),
+    "429 of a gateway inside 200": Act(200, {"error": {"message": "rate limited", "code": 429}}),
+    # The choice says that the server failed.
+    **{f"finish_reason {reason}": Act(200, completion("", reason)) for reason in ("error", "abort", "load")},
+    "nothing in no tokens": Act(200, completion(None, usage={"prompt_tokens": 20, "completion_tokens": 0})),
 }
 
 
@@ -149,16 +166,22 @@ def test_retries_are_bounded_and_a_lasting_fault_is_not_cached(tmp_path: Path, f
 
 @pytest.mark.parametrize("how", ["hang", "drip"])
 def test_a_call_ends_at_its_deadline_is_retried_and_charged(tmp_path: Path, how: str) -> None:
-    with FakeLLM(once(Act(200, completion(), how=how))) as server:
+    def script(body: dict[str, Any], number: int) -> Act:
+        late = number == 0 and body["messages"][0]["content"].endswith("number 1")
+        return Act(200, completion(), how=how) if late else ok(body, number)
+
+    with FakeLLM(script) as server:
         client = make_client(server, tmp_path, deadline=1.0)
+        client.ask([prompt(0)])
+        before = client.budget.prompt_tokens
         started = time.monotonic()
-        [[answer]] = client.ask([prompt(0)])
+        [[answer]] = client.ask([prompt(1)])
         assert answer.status == "answered"
         assert 1.0 <= time.monotonic() - started < 10.0
         assert client.counts.estimated == 1
         # Both calls were charged: the answered one by the server's count, the other by estimate.
-        assert client.budget.prompt_tokens > answer.prompt_tokens
-        assert client.budget.answer_tokens == 4 + 25
+        assert client.budget.prompt_tokens - before > answer.prompt_tokens
+        assert client.budget.answer_tokens == 4 + 4 + 25
 
 
 def test_missing_usage_is_estimated_and_flagged(tmp_path: Path) -> None:
@@ -186,7 +209,7 @@ def test_an_allowance_spent_on_reasoning_is_named_not_cached_and_stops_the_run(t
 
 
 INVALID = {
-    "prose": completion("About 25.3 BLEU."),
+    "prose": completion("Somewhere above 25.3 BLEU."),
     "nan": completion("nan"),
     "infinity": completion("inf"),
     "comma": completion("25,3"),
@@ -243,6 +266,24 @@ def test_an_unreachable_server_is_named(tmp_path: Path) -> None:
     client = Client(
         Settings("fake", "http://127.0.0.1:1/v1", key_variable=None, token_cap=10**6, retries=1, backoff=0.001), cache=tmp_path / "c"
     )
-    with pytest.raises(LLMStopped, match="the first request failed: connection failed"):
+    with pytest.raises(LLMStopped, match=r"^fake at http://127.0.0.1:1/v1: the first request failed: connection to 127.0.0.1:1 failed"):
         client.ask([prompt(0), prompt(1)])
     assert client.budget.prompt_tokens == 0
+    assert client.counts.retries == 0  # Whoever named a wrong port is told at once.
+
+
+@pytest.mark.parametrize("how", ["hang", "drip"])
+def test_a_server_that_never_answers_is_reported_at_the_first_deadline(tmp_path: Path, how: str) -> None:
+    with FakeLLM(lambda body, number: Act(200, completion(), how=how)) as server:
+        with pytest.raises(LLMStopped, match=r"the first request failed: no answer within the deadline of 0\.5 s"):
+            make_client(server, tmp_path, deadline=0.5).ask([prompt(i) for i in range(9)])
+        assert len(server.calls) == 1
+
+
+def test_a_server_that_goes_away_is_waited_for_once_it_has_answered(tmp_path: Path) -> None:
+    with FakeLLM() as server:
+        client = make_client(server, tmp_path, retries=2)
+        client.ask([prompt(0)])
+    [[answer]] = client.ask([prompt(1)])
+    assert answer.status == "failed"
+    assert client.counts.retries == 2

@@ -1,10 +1,17 @@
+"""Recordings, whole and damaged.
+
+Kinds of fault: one bad file that spoils the use of others (siblings: `load`, `read_recordings`, `experiments.recordings`, the import and
+every command over them); half a character, which no file takes (siblings: recordings, exported requests, imported answers, texts of
+answers, error messages of servers).
+"""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
-from fake_llm_server import completion, prompt
+from fake_llm_server import completion
 
 from llmpp_core.llm_cache import Stored
 from llmpp_core.llm_recordings import (
@@ -12,13 +19,12 @@ from llmpp_core.llm_recordings import (
     Row,
     load,
     open_recording,
-    read_batches,
     read_recording,
+    read_recordings,
     recording_path,
-    write_batches,
+    to_json,
     write_recording,
 )
-from llmpp_core.llm_run import Job
 from llmpp_core.llm_settings import Settings
 
 SETTINGS = Settings("vendor/model:1", temperature=0.0)
@@ -99,36 +105,69 @@ def test_a_key_given_twice_is_named(recording: Recording) -> None:
         read_recording(recording.path)
 
 
-def test_batch_files_hold_every_request_once_and_keep_the_limits(tmp_path: Path) -> None:
-    jobs = [Job(SETTINGS.key(prompt(i)), prompt(i), 0) for i in range(25)]
-    assert write_batches([], SETTINGS, tmp_path, "none") == []
-    for limits, files in (({}, 1), ({"max_requests": 10}, 3), ({"max_bytes": 2000}, 4)):
-        paths = write_batches(jobs, SETTINGS, tmp_path, "x", **limits)
-        assert len(paths) >= files
-        assert all(path.stat().st_size <= limits.get("max_bytes", 200_000_000) for path in paths)
-        lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-        assert [line["custom_id"] for line in lines] == [job.key for job in jobs]
-        assert [line["body"] for line in lines] == [SETTINGS.body(job.prompt) for job in jobs]
-        assert {(line["method"], line["url"]) for line in lines} == {("POST", "/v1/chat/completions")}
-        assert sorted(tmp_path.glob("x-*.jsonl")) == paths  # Files of an earlier export are gone.
+HALF = "25.30 \ud83d"
 
 
-def test_answers_files_are_read_line_by_line(tmp_path: Path) -> None:
-    good = {"custom_id": "a", "response": {"status_code": 200, "body": completion("25")}, "error": None}
-    lines = [
-        json.dumps(good),
-        "",
-        json.dumps({"custom_id": "b", "text": "26.5"}),
-        "{broken",
-        json.dumps({"id": "no id"}),
-        json.dumps({"custom_id": "c", "response": None, "error": {"code": "batch_expired"}}),
-        json.dumps({"custom_id": "d", "response": {"status_code": 500, "body": {}}}),
-        json.dumps({"custom_id": "e", "response": {"status_code": 200, "body": {"choices": []}}}),
-    ]
-    (tmp_path / "answers.jsonl").write_text("\n".join(lines))
-    found = list(read_batches([tmp_path / "answers.jsonl"]))
-    assert [(line.where.split("line ")[1], line.key, bool(line.response)) for line in found] == [
-        *[("1", "a", True), ("3", "b", True), ("4", "", False), ("5", "", False), ("6", "c", False), ("7", "d", False), ("8", "e", False)]
-    ]
-    assert "batch_expired" in found[4].problem
-    assert all(bool(line.problem) != bool(line.response) for line in found)
+@pytest.mark.parametrize("raw", [json.dumps(completion(HALF)), json.dumps(completion(HALF), ensure_ascii=False)], ids=["escaped", "raw"])
+def test_half_a_character_is_recorded_and_comes_back(recording: Recording, raw: str) -> None:
+    recording.rows["half"] = Row({"task": "t0", "first": 5}, 0, Stored(raw, None))
+    write_recording(recording)
+    assert json.loads(read_recording(recording.path).rows["half"].stored.response) == completion(HALF)
+    assert read_recording(recording.path).rows["half"].stored.response.encode()
+
+
+def test_other_characters_are_written_as_they_read() -> None:
+    assert to_json({"text": "é😀"}) == '{"text": "é😀"}'
+    assert to_json("é\ud83d").isascii()
+
+
+def foreign(kind: str) -> bytes:
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}
+    return {
+        "empty": b"",
+        "half a line": b'{"recording": {"experi',
+        "requests": json.dumps(request).encode(),
+        "binary": bytes(range(256)),
+        "answers": b'{"custom_id": "a", "text": "25"}\n',
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "half a line", "requests", "binary", "answers", "folder"])
+def test_a_foreign_file_is_named_and_spoils_no_other(recording: Recording, tmp_path: Path, kind: str) -> None:
+    write_recording(recording)
+    other = recording.path.with_name("a-foreign-one.jsonl")
+    if kind == "folder":
+        other.mkdir()
+    else:
+        other.write_bytes(foreign(kind))
+    with pytest.warns(UserWarning, match=r"^left out: .*a-foreign-one\.jsonl") as caught:
+        assert set(load(tmp_path, SETTINGS)) == set(recording.rows)
+    assert len(caught) == 1
+    assert kind == "folder" or "move the file away" in str(caught[0].message)
+    with pytest.warns(UserWarning, match="a-foreign-one"):
+        assert [found.rows for found in read_recordings(tmp_path.glob("*/*.jsonl"))] == [recording.rows]
+
+
+@pytest.mark.parametrize("damage", ["head", "half a line", "twice"])
+def test_a_damaged_recording_of_the_model_that_is_asked_is_refused_since_its_answers_were_paid_for(
+    recording: Recording, tmp_path: Path, damage: str
+) -> None:
+    write_recording(recording)
+    text = recording.path.read_text()
+    lines = text.splitlines(keepends=True)
+    changed = {"head": text[5:], "half a line": text[:-20], "twice": text + lines[2]}[damage]
+    recording.path.write_text(changed)
+    with pytest.raises(ValueError, match=r"vendor-model-1\.jsonl, line \d+: .*; mend the line, or move the file away"):
+        load(tmp_path, SETTINGS)
+    with pytest.warns(UserWarning, match="left out: .*vendor-model-1"):
+        assert load(tmp_path, Settings("another")) == {}
+    assert recording.path.read_text() == changed
+
+
+def test_a_recorded_failure_of_the_server_is_asked_again(recording: Recording) -> None:
+    failed = completion("", "error", {"prompt_tokens": 0, "completion_tokens": 0})
+    recording.rows["failed"] = Row({"task": "t0", "first": 5}, 0, Stored(json.dumps(failed), None))
+    write_recording(recording)
+    with pytest.warns(UserWarning, match="finish_reason 'error'; left out, so that it is asked again"):
+        found = read_recording(recording.path)
+    assert found.rows.keys() == recording.rows.keys() - {"failed"}

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_llm_server import prompt
 
@@ -13,6 +15,7 @@ from llmpp_core.prompts import Prompt, build_prompt
 from llmpp_core.space import HAT_WMT
 
 BASE = Settings("m", temperature=0.0)
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -71,33 +74,109 @@ def test_local_servers_need_no_key_and_cost_nothing(server: str) -> None:
     [
         ({"model": ""}, "model: expected the id of a model"),
         ({"base_url": "api.example.org"}, r"base_url: expected http\(s\)://host/path, got 'api.example.org'"),
-        ({"base_url": "https://user:secret@example.org/v1"}, "base_url: expected no user name, password or query"),
-        ({"base_url": "https://example.org/v1?key=secret"}, "base_url: expected no user name, password or query"),
-        ({"concurrency": 0}, "concurrency: expected a positive number, got 0"),
-        ({"requests_per_minute": -1.0}, "requests_per_minute: expected a positive number, got -1.0"),
+        *(({"base_url": f"https://{where}"}, "base_url: expected no user name, password, query or fragment")
+          for where in ("user:secret@example.org/v1", "example.org/v1?key=secret", "example.org/v1#secret")),
+        *(({"base_url": f"http://{where}"}, "base_url: expected http") for where in ("host:99999/v1", "host/v 1", "[::1/v1", "")),
+        ({"extra": [("top_p", 1)]}, "extra: expected further fields of the request, got a list"),
+        *(({"extra": {name: 1}}, f"extra: expected further fields of the request, got {name}, which other settings decide")
+          for name in ("temperature", "max_tokens", "max_completion_tokens", "n", "stream", "model")),
+        *(({"extra": {"x": value}}, "extra: expected JSON values") for value in (NAN, INF, {1}, {1: 2}, [object()])),
     ],
-)
+)  # fmt: skip
 def test_bad_settings_are_named_without_telling_secrets(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         dataclasses.replace(BASE, **change)
     assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+NUMBERS = {
+    "a positive whole number": ["answer_tokens", "concurrency", "max_failures", "token_cap"],
+    "a whole number of at least 0": ["retries"],
+    "a positive number": ["deadline", "requests_per_minute", "tokens_per_minute"],
+    "a number of at least 0": ["budget", "backoff", "temperature"],
+    "a number from 0 to 1": ["max_invalid"],
+}
+
+
+@pytest.mark.parametrize(("expected", "name"), [(expected, name) for expected, names in NUMBERS.items() for name in names])
+def test_numbers_that_would_switch_a_limit_off_are_refused(expected: str, name: str) -> None:
+    bad = [
+        -1,
+        NAN,
+        INF,
+        -INF,
+        True,
+        "5",
+        *([2.5] if "whole" in expected or "to 1" in expected else []),
+        *([0] if "positive" in expected else []),
+    ]
+    for value in bad:
+        with pytest.raises(ValueError, match=f"^{name}: expected {expected}, got {re.escape(repr(value))}$"):
+            dataclasses.replace(BASE, **{name: value})
+    for value in (1, 1.0, np.int64(1), np.float32(1)):
+        found = getattr(dataclasses.replace(BASE, **{name: value}), name)
+        assert (found, type(found)) == (1, int if "whole" in expected else float)
+
+
+def test_every_number_among_the_settings_is_checked() -> None:
+    found = {field.name for field in dataclasses.fields(Settings) if {"int", "float"} & set(str(field.type).split(" | "))}
+    assert found == {name for names in NUMBERS.values() for name in names}
+
+
+# Spellings that are equal; the first of each is the one of keys that are recorded.
+SPELLINGS: list[list[dict[str, Any]]] = [
+    [{"temperature": 0.0}, {"temperature": 0}, {"temperature": -0.0}, {"temperature": np.float64(0)}],
+    [{"temperature": 1.0}, {"temperature": 1}],
+    [{"answer_tokens": 30}, {"answer_tokens": 30.0}, {"answer_tokens": np.int64(30)}],
+    [{"extra": {"top_p": 1, "seed": 3}}, {"extra": {"seed": 3.0, "top_p": 1.0}}, {"extra": {"top_p": np.float32(1), "seed": np.int64(3)}}],
+    [{"extra": {"a": [{"b": 2}]}}, {"extra": {"a": ({"b": 2.0},)}}],
+    [{"base_url": "https://llm.example/v1"}, *({"base_url": url} for url in ("HTTPS://llm.example/v1", "https://LLM.Example:443/v1/"))],
+    [{"base_url": "http://[fe80::a]/v1"}, {"base_url": " http://[FE80::A]:80/v1 "}],
+]
+
+
+@pytest.mark.parametrize("spellings", SPELLINGS)
+def test_settings_that_are_equal_have_one_key_and_send_one_request(spellings: list[dict[str, Any]]) -> None:
+    found = [dataclasses.replace(BASE, **change) for change in spellings]
+    assert len({settings.key(prompt(0)) for settings in found}) == 1
+    assert len({json.dumps([settings.identity(), settings.body(prompt(0))], sort_keys=True) for settings in found}) == 1
+    assert Settings.from_identity(found[-1].identity()).key(prompt(0)) == found[0].key(prompt(0))
+    assert dataclasses.replace(BASE, extra={"seed": True}).key(prompt(0)) != dataclasses.replace(BASE, extra={"seed": 1}).key(prompt(0))
 
 
 def test_prices_are_per_million_and_dated() -> None:
     assert Price(2.0, 8.0, "2026-01-01").of(1e6, 5e5) == 6.0
-    with pytest.raises(ValueError, match="price date: expected YYYY-MM-DD, got 'today'"):
-        Price(2.0, 8.0, "today")
-    with pytest.raises(ValueError, match="price: expected two numbers of at least 0"):
-        Price(float("nan"), 8.0, "2026-01-01")
+    for date in ("today", "2026-13-01", "", None):
+        with pytest.raises(ValueError, match=f"price date: expected YYYY-MM-DD, got {date!r}"):
+            Price(2.0, 8.0, date)  # type: ignore[arg-type]
+    for price in (NAN, INF, -1.0, "2", None):
+        with pytest.raises(ValueError, match="price: expected two numbers of at least 0"):
+            Price(price, 8.0, "2026-01-01")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="allowed are vllm, ollama, llama-server"):
         Settings.local("mine", "m")
 
 
 @pytest.mark.parametrize(
-    ("url", "loopback"), [("http://localhost:1/v1", True), ("http://[::1]:1/v1", True), ("https://127.0.0.1.nip.io", False)]
+    "url", ["http://localhost:1/v1", "http://LOCALHOST./v1", "http://[::1]:1/v1", "http://127.8.0.1", "http://0.0.0.0:8000"]
 )
-def test_loopback(url: str, loopback: bool) -> None:
-    assert Settings("m", url).is_loopback is loopback
+def test_a_server_on_this_machine_needs_no_limit_unless_it_has_a_price(url: str) -> None:
+    settings = Settings("m", url)
+    assert settings.is_loopback
+    settings.require_limit()
+    with pytest.raises(ValueError, match="m costs money: set budget"):
+        dataclasses.replace(settings, price=Price(1, 0, "2026-01-01")).require_limit()
+
+
+@pytest.mark.parametrize(
+    "url", ["https://127.0.0.1.nip.io", "http://10.0.0.7", "http://localhost.example.org", "http://[::ffff:10.0.0.7]/v1"]
+)
+def test_a_server_elsewhere_needs_a_limit(url: str) -> None:
+    settings = Settings("m", url)
+    assert not settings.is_loopback
+    with pytest.raises(ValueError, match="the price of m is not given: set token_cap, or price and budget"):
+        settings.require_limit()
+    dataclasses.replace(settings, price=FREE).require_limit()
 
 
 def test_token_estimates_bracket_those_of_known_tokenizers() -> None:

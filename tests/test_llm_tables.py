@@ -19,10 +19,11 @@ SINGLE = {"form": "single"}
 
 
 def stand_in(body: dict[str, Any], number: int) -> Act:
-    """Answer as the offline endpoint does, 0.5 too high; refuse to name a number for prompts of every seventh length."""
+    """Answer as the offline endpoint does, 0.5 too high; for prompts of one length in seven with prose, for another in prose alone."""
     text = body["messages"][0]["content"]
     pairs = [line.rpartition(": ") for line in answer_prompt(text).splitlines()]
     answer = "\n".join(f"{number}{colon}{float(value) + 0.5:.2f}" for number, colon, value in pairs)
+    answer = f"Here you go:\n{answer}" if len(text) % 7 == 4 else answer
     return Act(body=completion("I cannot say" if len(text) % 7 == 3 else answer, prompt=text))
 
 
@@ -84,7 +85,12 @@ def test_invalid_answers_are_counted_and_left_out(own: Experiment, tmp_path: Pat
     assert 0 < invalid < len(single)
     row = llm_tables.score_models({name: frame}, SINGLE).loc["wordy"]
     assert row["kind"] == llm_tables.RECORDED
-    assert row["invalid answers"] == f"{invalid} of {len(single)}"
+    not_as_asked = int(single["predicted_as_asked"].isna().sum())
+    assert invalid < not_as_asked < len(single)
+    assert row["form"] == "one per request"
+    assert row["invalid, tolerant"] == f"{invalid} of {len(single)}"
+    assert row["invalid, as asked"] == f"{not_as_asked} of {len(single)}"
+    assert llm_tables.count_invalid(single) == dict(row[list(llm_tables.INVALID)])
     valid = single.dropna(subset="predicted")
     by_split = (valid["predicted"] - valid["true"]).abs().groupby(valid["split"]).mean()
     assert row["MAE"] == pytest.approx(by_split.mean())
@@ -105,9 +111,25 @@ def test_a_part_of_the_answers_has_no_score(own: Experiment, tmp_path: Path) -> 
     frame = llm_tables.recorded("own-test", tmp_path)["half"]
     row = llm_tables.score_models({"half": frame}, SINGLE).loc["half"]
     assert pd.isna(row["MAE"])
-    assert row["invalid answers"].endswith("missing")
+    assert all(row[name].endswith("missing") for name in llm_tables.INVALID)
     assert llm_tables.best_llm({"half": frame}) is None
     assert pd.isna(llm_tables.repeatability(frame)["standard deviation"])
+
+
+def test_tables_say_which_form_was_asked_and_leave_out_what_was_not(own: Experiment, tmp_path: Path) -> None:  # noqa: F811
+    recording = read_recording(record(tmp_path, tmp_path, "ten at once"))
+    recording.rows = {key: row for key, row in recording.rows.items() if row.labels["form"] == "batched"}
+    write_recording(recording)
+    offline = llm_tables.ask_offline(["own-test"])["own-test"]
+    frames = {MODEL: offline, **llm_tables.recorded("own-test", tmp_path)}
+    assert list(llm_tables.score_models(frames, SINGLE).index) == [MODEL]
+    batched = llm_tables.score_models(frames, {"form": "batched"})
+    assert batched["form"].to_dict() == {MODEL: "ten per request", "ten at once": "ten per request"}
+    both = llm_tables.score_models(frames)
+    assert list(both.index) == [f"{MODEL}, one per request", f"{MODEL}, ten per request", "ten at once"]
+    pd.testing.assert_series_equal(both.loc["ten at once"], batched.loc["ten at once"])
+    assert llm_tables.is_complete(frames["ten at once"])
+    assert llm_tables.best_llm(frames, SINGLE) is None
 
 
 def test_tokens_are_the_servers_or_an_estimate(own: Experiment, tmp_path: Path) -> None:  # noqa: F811

@@ -27,18 +27,8 @@ from llmpp_core import __main__, benchmark, search_benchmark
 from llmpp_core.files import append_rows, read_rows
 from llmpp_core.latency_tables import read_latency_table
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search_benchmark import (
-    LIMITS,
-    SCHEDULES,
-    found,
-    latency_predictor,
-    limits,
-    measure,
-    paired_difference,
-    plan,
-    searches,
-    stopped,
-)
+from llmpp_core.search_benchmark import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
+from llmpp_core.search_tables import found, paired_difference, searches, stopped
 from llmpp_core.space import TINY
 
 PLANNED = plan
@@ -259,6 +249,25 @@ def test_the_cheap_predictor_is_made_again_when_its_demonstrations_change(ground
     assert other != path
     archs = benchmark.architectures(task, 12)
     assert np.corrcoef(first.predict(archs), second.predict(archs))[0, 1] < 0
+
+
+def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archs = benchmark.architectures(reversed_task(), 30)
+    labels = pd.DataFrame({"architecture": archs, "predicted": [10.0 * arch.decoder_layers for arch in archs]})
+    monkeypatch.setattr(search_benchmark, "recordings", lambda name: ["a-model"] if name == f"{NAME}-distill" else [])
+    monkeypatch.setattr(search_benchmark, "answers", lambda name, recording: labels)
+    student, path = search_benchmark.distilled_predictor(reversed_task(), tmp_path, ground / "tfs", "a-model")
+    assert (student.teacher_, student.n_labels_) == ("a-model", 30)
+    assert np.corrcoef(student.predict(archs), labels["predicted"])[0, 1] > 0.9
+    control = search_benchmark.distilled_predictor(reversed_task(), tmp_path, ground / "tfs")[1]
+    assert path != control
+    monkeypatch.setattr(search_benchmark, "plan", lambda seeds: PLAN[:1])
+    where = {"results": tmp_path, "ground_truth": ground / "tfs", "seeds": 1, "trainings": 1, "threads": 1}
+    assert measure(NAME, ground / "checkpoints", **where, teacher="a-model")
+    assert len(searches(NAME, tmp_path, "a-model")) == 1
+    assert not (tmp_path / f"{NAME}.jsonl").exists(), "each teacher has a table of its own"
+    with pytest.raises(ValueError, match=r"no teacher 'nobody' is recorded for tests\.reversed-distill; there are offline, a-model"):
+        measure(NAME, ground / "checkpoints", **where, teacher="nobody")
 
 
 def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""What reaches an endpoint, and which way.
+
+Looked at: every variable that the installed `openai` package reads, found in its source, all at once; certificates for every spelling of
+the scheme; proxies of every scheme, usable or not.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fake_llm_server import FakeLLM, completion, prompt
+
+from llmpp_core.llm import Client, LLMStopped, Settings
+from llmpp_core.llm_connection import connect
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+SENT = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding", "user-agent", "x-stainless-raw-response"}
+
+
+def variables_of_the_package() -> set[str]:
+    """Return the names of all environment variables that the package may read: whatever looks like one in a file that reads them."""
+    texts = [path.read_text(encoding="utf-8") for path in Path(openai.__file__).parent.rglob("*.py")]
+    reading = [text for text in texts if "environ" in text or "getenv" in text]
+    return {name for text in reading for name in re.findall(r"""["']([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)["']""", text)}
+
+
+def test_of_the_environment_only_the_named_key_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = variables_of_the_package()
+    known = {"OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL", "OPENAI_CUSTOM_HEADERS"}
+    assert known | {"OPENAI_WEBHOOK_SECRET"} <= names
+    for name in names:
+        monkeypatch.setenv(name, f"planted-{name}")
+    headers = [f"{name}: planted-header-{name}" for name in ("Authorization", "authorization", "X-Team", "Host", "User-Agent", "Cookie")]
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(headers))
+    monkeypatch.setenv("MY_KEY", "sk-the-one-that-is-named")
+    caplog.set_level(logging.DEBUG)
+    with FakeLLM() as server:
+        settings = Settings("fake", server.url, key_variable="MY_KEY")
+        client = Client(settings, cache=tmp_path / "c")
+        assert client.ask([prompt(0)])[0][0].status == "answered"
+        [(body, sent)] = server.calls
+        assert sent["host"] == server.url.split("/")[2]
+    assert set(sent) - {""} == SENT
+    assert sent["authorization"] == "Bearer sk-the-one-that-is-named"
+    assert body == settings.body(prompt(0))
+    files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert "planted" not in str(sent)
+    for text in (str(body), caplog.text, client.summary(), repr(vars(client)), files.decode(errors="replace")):
+        assert "planted" not in text
+        assert "sk-the-one" not in text
+
+
+@pytest.fixture(scope="module")
+def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, list[Any]]]:
+    """Serve TLS with a certificate that nobody has signed; yields port and authorizations received."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs the command openssl, to make a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", "-subj", "/CN=x"]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    received: list[Any] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.headers["authorization"])
+            data = json.dumps(completion()).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "c.pem", folder / "k.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], received
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
+def test_a_certificate_that_nobody_signed_is_refused_however_the_scheme_is_spelled(
+    impostor: tuple[int, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-0123456789")
+    settings = Settings("m", f"{scheme}://127.0.0.1:{impostor[0]}/v1", key_variable="MY_KEY", token_cap=10**6)
+    with pytest.raises(LLMStopped, match=r"the first request failed: connection to .* failed .*(?i:certificate)"):
+        Client(settings, cache=tmp_path / "c").ask([prompt(0)])
+    assert not impostor[1]
+
+
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*PROXIES, "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "value", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "socks5h://127.0.0.1:1", "socks4://h:1", "nonsense://h", "http://h:port"]
+)
+def test_no_proxy_of_the_environment_applies_to_this_machine(tmp_path: Path, proxies: pytest.MonkeyPatch, value: str) -> None:
+    for name in PROXIES:
+        proxies.setenv(name, value)
+    with FakeLLM() as server:
+        for host in ("127.0.0.1", "localhost", "LOCALHOST"):
+            settings = Settings("fake", server.url.replace("127.0.0.1", host), endpoint=host, key_variable=None, retries=0)
+            assert Client(settings, cache=tmp_path / "c").ask([prompt(0)])[0][0].status == "answered"
+
+
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("value", ["nonsense://user:secret@h:1", "http://user:secret@h:port", "socks4://user:secret@h:1"])
+def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(
+    tmp_path: Path, proxies: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    proxies.setenv(name, value)
+    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
+    with pytest.raises(LLMStopped, match=f"the proxy in the environment variable {name} cannot be used: expected http://") as stopped:
+        client.ask([prompt(0)])
+    assert "secret" not in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert stopped.value.__cause__ is None
+
+
+def test_a_socks_proxy_without_its_package_says_which_one(tmp_path: Path, proxies: pytest.MonkeyPatch) -> None:
+    proxies.setitem(sys.modules, "socksio", None)  # type: ignore[arg-type]
+    proxies.setenv("all_proxy", "socks5://user:secret@127.0.0.1:1")
+    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
+    with pytest.raises(LLMStopped, match="the proxy in the environment variable all_proxy cannot be used: SOCKS needs the package socksio"):
+        client.ask([prompt(0)])
+
+
+def test_a_proxy_that_is_absent_fails_at_once(tmp_path: Path, proxies: pytest.MonkeyPatch) -> None:
+    proxies.setenv("https_proxy", "http://127.0.0.1:1")
+    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
+    with pytest.raises(LLMStopped, match=r"m at https://llm.invalid/v1: the first request failed: connection to llm.invalid:443 failed"):
+        client.ask([prompt(0)])
+    assert client.counts.retries == 0
+    assert client.budget.prompt_tokens == 0
+
+
+def test_what_is_no_fault_of_a_proxy_is_not_blamed_on_one(proxies: pytest.MonkeyPatch) -> None:
+    proxies.setattr(openai, "DefaultAsyncHttpxClient", lambda **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        connect(Settings("m", "https://llm.invalid/v1"), "key")

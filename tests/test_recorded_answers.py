@@ -1,0 +1,39 @@
+"""The answers that are committed: each under the key of a question, in the experiment's own words, readable in both ways."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmpp_core import experiments
+from llmpp_core.llm_answers import read_answer
+from llmpp_core.llm_recordings import read_recording, recording_path
+
+RECORDED = sorted((path.parent.name, path.stem) for path in experiments.RESULTS.glob("*/*.jsonl"))
+CLAUDE = "anthropic-claude-2026-11"
+
+
+@pytest.mark.needs_data("tfs")
+@pytest.mark.parametrize(("name", "model"), RECORDED)
+def test_every_recorded_answer_belongs_to_a_question_and_reads_the_same_in_both_ways(name: str, model: str) -> None:
+    recording = read_recording(recording_path(experiments.RESULTS, name, model))
+    wanted = experiments.expected(name, recording.settings)
+    assert recording.rows
+    for key, row in recording.rows.items():
+        question, sample = wanted[key]
+        assert (question.labels, sample) == (row.labels, row.sample)
+        answer = read_answer(question.prompt, key, row.stored.response)
+        assert answer.status == "answered", answer.reason
+        assert answer.as_asked == answer.values
+    # A form that was asked was asked of every question.
+    asked = {row.labels["form"] for row in recording.rows.values()}
+    assert set(recording.rows) == {key for key, (question, _) in wanted.items() if question.labels["form"] in asked}
+
+
+def test_the_data_card_counts_what_is_there() -> None:
+    rows = [read_recording(recording_path(experiments.RESULTS, name, model)).rows for name, model in RECORDED if model == CLAUDE]
+    card = (experiments.RESULTS / "README.md").read_text(encoding="utf-8")
+    assert f"({_words(len(rows))} experiments, {len({key for part in rows for key in part})} requests" in card
+
+
+def _words(number: int) -> str:
+    return {12: "twelve"}.get(number, str(number))
