@@ -39,7 +39,7 @@ def average(*predictions: pd.DataFrame) -> pd.DataFrame:
 def error_ratio(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> Interval:
     """Return the MAE of one predictor over that of another on the same architectures, paired as in `llmpp_core.metrics.compare`."""
     maes = bootstrap([ours, theirs], rng, resamples)[:, :, 0]
-    whole = [float(summarise(frame).loc["mean", ("MAE", "mean")]) for frame in (ours, theirs)]
+    whole = [float(summarise(frame)["MAE", "mean"]["mean"]) for frame in (ours, theirs)]
     low, high = np.quantile(maes[0] / maes[1], [0.025, 0.975])
     return Interval(whole[0] / whole[1], float(low), float(high))
 
@@ -47,7 +47,7 @@ def error_ratio(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generat
 def tau_behind(ours: pd.DataFrame, rivals: list[pd.DataFrame], rng: np.random.Generator, resamples: int = 2000) -> Interval:
     """Return the best tau among rivals minus ours; in every resample the best one there, since which is best is uncertain too."""
     taus = bootstrap([ours, *rivals], rng, resamples)[:, :, 1]
-    whole = [float(summarise(frame).loc["mean", ("tau", "mean")]) for frame in (ours, *rivals)]
+    whole = [float(summarise(frame)["tau", "mean"]["mean"]) for frame in (ours, *rivals)]
     low, high = np.quantile(taus[1:].max(axis=0) - taus[0], [0.025, 0.975])
     return Interval(max(whole[1:]) - whole[0], float(low), float(high))
 

@@ -119,7 +119,7 @@ def form(frame: pd.DataFrame) -> str:
 
 def by_form(frames: Mapping[str, pd.DataFrame], by: Mapping[str, Any] | None = None) -> dict[str, pd.DataFrame]:
     """Return the answers of each model to each form of prompt that it was asked in, under the names of `score_models`."""
-    found = {}
+    found: dict[str, pd.DataFrame] = {}
     for name, frame in frames.items():
         parts = [part for _, part in select(frame, by or {}).groupby("form", sort=False)]
         found |= {name if len(parts) == 1 else f"{name}, {form(part)}": part for part in parts}

@@ -141,3 +141,21 @@ def test_tokens_are_the_servers_or_an_estimate(own: Experiment, tmp_path: Path) 
     assert set(estimated["counted_by"]) == {"estimate"}
     assert (estimated["sent"] > 1000).all()
     assert llm_tables.sizes(["own-test"]).loc["own-test", "requests"] == 88
+
+
+def test_a_model_has_one_entry_per_form_that_it_was_asked_in(own: Experiment) -> None:  # noqa: F811
+    both = llm_tables.ask_offline(["own-test"])["own-test"]
+    found = llm_tables.by_form({"both": both, "one": llm_tables.select(both, SINGLE)})
+    assert list(found) == list(llm_tables.score_models({"both": both, "one": llm_tables.select(both, SINGLE)}).index[:-1])
+    assert {part["form"].nunique() for part in found.values()} == {1}
+    assert len(found) == both["form"].nunique() + 1
+
+
+def test_samples_that_differ_are_pooled_by_their_variance(own: Experiment) -> None:  # noqa: F811
+    one = llm_tables.select(llm_tables.ask_offline(["own-test"])["own-test"], SINGLE)
+    one = one.drop_duplicates(["task", "split", "architecture"])
+    apart = [2.0 * (i % 2) for i in range(len(one))]
+    two = pd.concat([one.assign(sample=0), one.assign(sample=1, predicted=one["predicted"] + apart)])
+    pooled = (2 * (len(one) // 2) / len(one)) ** 0.5
+    assert llm_tables.repeatability(two)["standard deviation"] == pytest.approx(pooled)
+    assert list(llm_tables.as_predictions(two)["predicted"]) == pytest.approx(list(one["predicted"] + [half / 2 for half in apart]))
