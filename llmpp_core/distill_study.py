@@ -76,6 +76,15 @@ def ask(students: Mapping[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([part.assign(predicted=students[task].predict(list(part["architecture"]))) for task, part in parts])
 
 
+def doubt(students: Mapping[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `ask`'s rows with "spread", the standard deviation of the student's members, and "error", the distance to "true"."""
+    parts = []
+    for task, part in _by_task(frame):
+        mean, std = students[task].predict(list(part["architecture"]), return_std=True)
+        parts.append(part.assign(predicted=mean, spread=std, error=np.abs(mean - part["true"])))
+    return pd.concat(parts)
+
+
 def measure(frame: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Interval]:
     """Return "MAE" and "tau" of predictions with 95 % intervals over architectures (see `llmpp_core.metrics.bootstrap`)."""
     whole = metrics.summarise(frame).loc["mean"].xs("mean", level=1)
