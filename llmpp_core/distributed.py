@@ -44,18 +44,22 @@ def processes() -> PartialState:
     import torch.distributed.nn
     from accelerate import PartialState
 
-    # After the import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default
+    # Before what follows, since accelerate sets some of them itself.
+    found = {name: os.environ[name] for name in _LAUNCHED if name in os.environ}
+    # After the first import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default
     # argument, and so would keep its threads alive beyond the handler below.
     try:
         place = PartialState(cpu=not torch.cuda.is_available())
     except (ValueError, RuntimeError, KeyError, ImportError) as error:
         PartialState._reset_state()
-        found = [f"{name}={os.environ[name]}" for name in _LAUNCHED if name in os.environ]
+        for name in set(_LAUNCHED) - set(found):
+            os.environ.pop(name, None)
         if not found:
             raise
+        said, why = ", ".join(map("=".join, found.items())), " ".join(str(error).split())
         raise ValueError(
-            f"{', '.join(found)}: these variables say that this is one of several processes, which cannot be reached "
-            f"({' '.join(str(error).split())}); unset them, or start with: accelerate launch -m llmpp_core ..."
+            f"{said}: so this would be one of several processes, which cannot be reached ({why}); unset these variables, or start with: "
+            "accelerate launch -m llmpp_core ..."
         ) from None
     if place.num_processes > 1:
         # The threads of the connection must end before the process does, or it may abort after all its work is done.

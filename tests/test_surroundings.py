@@ -97,7 +97,7 @@ def test_variables_of_a_launch_that_was_none_are_named(variables: dict[str, str]
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(", ".join(f"{name}={value}" for name, value in variables.items()))
-    assert "unset them, or start with: accelerate launch" in line
+    assert "unset these variables, or start with: accelerate launch" in line
 
 
 def test_without_such_variables_a_process_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
