@@ -87,9 +87,10 @@ def doubt(students: Mapping[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
 
 def measure(frame: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Interval]:
     """Return "MAE" and "tau" of predictions with 95 % intervals over architectures (see `llmpp_core.metrics.bootstrap`)."""
-    whole = metrics.summarise(frame).loc["mean"].xs("mean", level=1)
+    measures, whole = ("MAE", "tau"), metrics.summarise(frame).loc["mean"]
     ends = np.quantile(metrics.bootstrap([frame], rng, resamples)[0], [0.025, 0.975], axis=0)
-    return {name: Interval(float(whole[name]), *map(float, ends[:, j])) for j, name in enumerate(("MAE", "tau"))}
+    values = np.vstack([np.array([whole[name, "mean"] for name in measures], dtype=float), ends])
+    return {name: Interval(*map(float, three)) for name, three in zip(measures, values.T, strict=True)}
 
 
 def mae_range(frames: Sequence[pd.DataFrame], rng: np.random.Generator, resamples: int = 2000) -> Interval:
