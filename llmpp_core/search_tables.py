@@ -126,7 +126,7 @@ def paired_difference(
     ours, theirs = as_list(ours, "ours"), as_list(theirs, "theirs")
     groups = [0] * len(ours) if groups is None else list(groups)
     if not len(ours) == len(theirs) == len(groups) > 0:
-        raise ValueError(f"expected pairs of architectures and a group of each, got {len(ours)}, {len(theirs)} and {len(groups)}")
+        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}, and a group of each, got {len(groups)}")
     means = trained.groupby("architecture", sort=False)[score].mean()
     numbers = {arch: i for i, arch in enumerate(means.index)}
     # signs[pair, architecture]
