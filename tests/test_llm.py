@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import sqlite3
-import threading
 import time
 import traceback
 from collections import Counter
@@ -311,9 +310,13 @@ def test_two_processes_on_one_cache_lose_nothing_and_pay_once(tmp_path: Path) ->
 
 
 def test_ctrl_c_waits_for_what_is_paid_for(tmp_path: Path) -> None:
-    with FakeLLM(latency=0.1) as server:
+    def script(body: dict[str, Any], number: int) -> Act:
+        if body["messages"][0]["content"] == prompt(7).text:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ok(body, number)
+
+    with FakeLLM(script, latency=0.1) as server:
         client = make_client(server.url, tmp_path / "c", concurrency=4)
-        threading.Timer(0.35, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             client.ask([prompt(i) for i in range(100)])
         assert 1 < len(client.cache) == len(server.calls) < 30

@@ -98,7 +98,7 @@ def test_it_speaks_chat_completions_and_says_what_it_is(archs: list[Architecture
 def test_the_client_gives_a_clear_line_for_a_model_it_does_not_have(tmp_path: Path, archs: list[Architecture]) -> None:
     with OfflineEndpoint() as url:
         client = Client(Settings("gpt-4", base_url=url, key_variable=None, token_cap=10**6), cache=tmp_path / "c")
-        with pytest.raises(LLMStopped, match="gpt-4: HTTP 404: there is no model 'gpt-4' here, only not-an-llm"):
+        with pytest.raises(LLMStopped, match=f"gpt-4 at {url}: HTTP 404: there is no model 'gpt-4' here, only not-an-llm"):
             client.ask([build_prompt(TASK, [(archs[0], 1.0)], [archs[1]])])
 
 
