@@ -41,7 +41,7 @@ from llmpp_core.profiler import turns
 from llmpp_core.prompts import PromptTask, build_prompt, choose_demonstrations
 from llmpp_core.proxies import ZeroCostPredictor
 from llmpp_core.scaling import training_flops
-from llmpp_core.search_benchmark import paired_difference
+from llmpp_core.search_tables import paired_difference
 from llmpp_core.space import TINY, Architecture
 from llmpp_core.supernet_predictor import SupernetPredictor
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def check(folder: Path, server: FakeLLM) -> None:
     server.latency = 0.0
     assert start(folder, server.url).wait(120) == 0
     assert len(server.calls) == 40
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """Let the tests run under nohup, too: what they start would ignore SIGHUP like this process."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

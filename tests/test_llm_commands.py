@@ -290,7 +290,7 @@ def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recordi
     def fail(*arguments: Any) -> list[Path]:
         raise OSError("no space left")
 
-    monkeypatch.setattr("llmpp_core.llm_recordings.write_batches", fail)
+    monkeypatch.setattr("llmpp_core.llm_batches.write_batches", fail)
     assert run("prompts", "export", "own-test", "--model", "n", "--out", tmp_path / "out") == 1
     assert run("prompts", "export", "own-test", "--model", "m", "--endpoint", "vllm", "--out", tmp_path / "out") == 1
     # What was there before stays.

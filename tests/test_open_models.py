@@ -115,7 +115,7 @@ def test_a_changed_answer_is_found(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_data("tfs")
-@pytest.mark.parametrize(("name", "size"), [(name, name.split("-")[1].removesuffix("b")) for name in WEIGHTS.values()])
+@pytest.mark.parametrize(("name", "size"), [(name, name.split("-")[-2].removesuffix("b")) for name in WEIGHTS.values()])
 def test_the_page_tells_what_is_recorded(name: str, size: str) -> None:
     recorded(name)
     table = answers("wmt-test", name)
