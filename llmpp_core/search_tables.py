@@ -89,9 +89,15 @@ def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
 
 
 def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
-    """Return the standard deviation of the mean score of an architecture over its trainings, pooled over architectures."""
+    """Return the standard deviation of the mean score of an architecture over its trainings, for the median number of trainings."""
+    return float((_noise(trained, score) / trained.groupby("architecture", sort=False).size().median()) ** 0.5)
+
+
+def _noise(trained: pd.DataFrame, score: str) -> float:
+    """Return the variance of one training's score, pooled over the architectures that were trained more than once."""
     scores = trained.groupby("architecture", sort=False)[score]
-    return float((scores.var(ddof=1).mean() / scores.size().min()) ** 0.5)
+    freedom = scores.size() - 1
+    return float((scores.var(ddof=1) * freedom).sum() / freedom.sum())
 
 
 def paired_difference(
@@ -128,13 +134,14 @@ def paired_difference(
     if not len(ours) == len(theirs) == len(groups) > 0:
         raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}, and a group of each, got {len(groups)}")
     means = trained.groupby("architecture", sort=False)[score].mean()
+    sizes = trained.groupby("architecture", sort=False).size().to_numpy()
     numbers = {arch: i for i, arch in enumerate(means.index)}
     # signs[pair, architecture]
     signs = np.zeros((len(ours), len(means)))
     for row, first, second in zip(signs, ours, theirs, strict=True):
         row[numbers[first]] += 1
         row[numbers[second]] -= 1
-    difference, noise = signs @ means.to_numpy(), uncertainty(trained, score) ** 2
+    difference, noise = signs @ means.to_numpy(), _noise(trained, score) / sizes
     members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
     weights = np.zeros(len(ours))
     parts = [(0.0, float(len(trained) - len(means)))]
@@ -142,9 +149,9 @@ def paired_difference(
         weights[rows] = 1 / (len(members) * len(rows))
         if len(rows) > 1:
             centred = signs[rows] - signs[rows].mean(axis=0)
-            excess = difference[rows].var(ddof=1) - noise * (centred**2).sum() / (len(rows) - 1)
+            excess = difference[rows].var(ddof=1) - (noise * centred**2).sum() / (len(rows) - 1)
             parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
-    parts[0] = (noise * ((weights @ signs) ** 2).sum(), parts[0][1])
+    parts[0] = ((noise * (weights @ signs) ** 2).sum(), parts[0][1])
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
     mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
@@ -175,8 +182,16 @@ def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, score: str = "valid_bleu") -> Interval:
-    """Return the mean difference in score between two frames of `by_schedule`, over the seeds that both have (see `paired_difference`)."""
-    seeds = ours.index.intersection(theirs.index)
+    """Return the mean difference in score between two frames of `by_schedule` (see `paired_difference`).
+
+    It is over the seeds that both have and whose results were trained; without any it is nan.
+    """
+    known = set(trained["architecture"])
+    seeds = [
+        seed for seed in ours.index.intersection(theirs.index) if {ours.at[seed, "architecture"], theirs.at[seed, "architecture"]} <= known
+    ]
+    if not seeds:
+        return Interval(np.nan, np.nan, np.nan)
     return Interval(*paired_difference(list(ours.loc[seeds, "architecture"]), list(theirs.loc[seeds, "architecture"]), trained, score))
 
 

@@ -35,6 +35,7 @@ from llmpp_core.latency import LatencyPredictor, LatencyPrior, choose_measuremen
 from llmpp_core.latency_mlp import LatencyMLP
 from llmpp_core.latency_tables import MeasuredLatency
 from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_core.llm_settings import Settings
 from llmpp_core.partial_dependence import partial_dependence
 from llmpp_core.predictors import CalibratedPredictor, TablePredictor, baselines
 from llmpp_core.profiler import turns
@@ -72,6 +73,8 @@ FORMS: dict[str, Callable[[Any], Any]] = {
 
 class Listener:
     """Takes the place of a client: keeps what it is asked and answers nothing."""
+
+    settings = Settings("listener")
 
     def ask(self, prompts: Any, samples: int) -> list[Any]:
         self.prompts = [prompt.text for prompt in prompts]
