@@ -41,17 +41,19 @@ def need_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def need_writable(path: Path) -> None:
-    """Raise ValueError unless a file can be written to `path`, whose folder is made: to be found out before the work, not after."""
+    """Raise ValueError unless a file can be written to `path`: to be found out before the work, not after. Leaves nothing behind."""
+    # The folder itself, or what it would be made in.
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if not folder.is_dir():
+            raise NotADirectoryError("its folder is a file")
+        with tempfile.TemporaryFile(dir=folder):
             pass
         if path.exists():
             with open(path, "ab"):
                 pass
     except OSError as error:
-        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror or error
-        raise ValueError(f"{path}: cannot be written: {reason}") from None
+        raise ValueError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -192,6 +192,11 @@ def test_a_run_of_notebooks_does_not_start_without_a_place_for_its_pages(folder:
         runner.run(paths)
 
 
+def test_asking_whether_a_place_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    files.need_writable(tmp_path / "a" / "b" / "rows.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 # --- after the work -----------------------------------------------------------------------------------------------
 
 
