@@ -26,8 +26,8 @@ import numpy as np
 from llmpp_core import preparation
 from llmpp_core.corpus_readers import open_corpus
 from llmpp_core.preparation import Settings
+from llmpp_core.provenance import processor
 from llmpp_core.scaling import PAIRS
-from llmpp_core.status import processor
 
 TASK = "wmt14.en-de"
 WORDS = 200_000

@@ -35,9 +35,9 @@ from llmpp_core.llm_predictor import LLMPredictor
 from llmpp_core.metrics import kendall_tau, mean_absolute_error
 from llmpp_core.offline_llm import MODEL, OfflineEndpoint, offline_settings
 from llmpp_core.predictors import baselines
+from llmpp_core.provenance import commit
 from llmpp_core.sources import TFSSplit, tfs_splits
 from llmpp_core.space import HAT_WMT
-from llmpp_core.status import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 2024

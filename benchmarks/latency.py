@@ -20,7 +20,7 @@ from tqdm import tqdm
 from llmpp_core import sources
 from llmpp_core.files import alone, append_rows, read_rows
 from llmpp_core.latency_benchmark import JOBS, MLP, OWN, RESULTS, compare, predictors
-from llmpp_core.status import commit
+from llmpp_core.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTIAL = ROOT / "_build" / "latency_predictors.jsonl"

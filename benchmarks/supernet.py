@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from llmpp_core.batches import Pairs
+from llmpp_core.provenance import processor
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.space import Architecture
-from llmpp_core.status import processor
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.supernet_predictor import SupernetPredictor
 from llmpp_core.tasks import Task, load_task

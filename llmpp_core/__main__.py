@@ -42,7 +42,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from llmpp_core import sources
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     try:
         files = list(dict.fromkeys(name for group in args.names or sources.GROUPS for name in sources.names(group)))
@@ -71,9 +71,9 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     from llmpp_core.cost import count_flops, count_parameters
+    from llmpp_core.errors import InputError
     from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
     from llmpp_core.long_commands import read_architecture
-    from llmpp_core.runner_notebook import InputError
     from llmpp_core.space import HAT_WMT, SPACES
 
     if args.space is not None and args.space not in SPACES:
@@ -94,7 +94,7 @@ def _refuse_absurd(file: Path, arch: Any, qkv_dim: int) -> None:
     """Raise InputError for what no network can be: heads that do not divide attention, widths beyond any memory."""
     from dataclasses import asdict
 
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     for name, value in asdict(arch).items():
         for number in value if isinstance(value, (list, tuple)) else (value,):
@@ -165,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 or 128 and the signal's number if interrupted."""
     args = parser().parse_args(argv)
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     try:
         return int(args.command(args))

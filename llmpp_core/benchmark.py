@@ -30,10 +30,10 @@ from llmpp_core.files import read_rows, replace_file, writable
 from llmpp_core.jobs import here, run_jobs
 from llmpp_core.latency_tables import extend_latency_table, read_latency_table
 from llmpp_core.profiler import LatencySettings
+from llmpp_core.provenance import commit, processor
 from llmpp_core.proxies import PROXIES, ZeroCostPredictor
 from llmpp_core.sources import SUPERNETS
 from llmpp_core.space import Architecture
-from llmpp_core.status import commit, processor
 from llmpp_core.supernet import SuperTransformer
 from llmpp_core.tasks import Task, load_task
 from llmpp_core.training import History, Sampling, sandwich, train, uniform

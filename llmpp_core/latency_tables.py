@@ -19,8 +19,8 @@ from llmpp_core.files import alone, append_rows, need_writable, read_rows
 from llmpp_core.inputs import as_list
 from llmpp_core.jobs import run_jobs
 from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, device_name, measure, turns, warn_if_busy
+from llmpp_core.provenance import commit
 from llmpp_core.space import Architecture, SearchSpace
-from llmpp_core.status import commit
 
 # What a row holds of a `LatencyMeasurement` beside its settings.
 _MEASURED = tuple(field.name for field in fields(LatencyMeasurement) if field.name not in ("settings", "rounds", "repeatability"))

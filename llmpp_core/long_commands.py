@@ -113,7 +113,7 @@ def _add_task(command: argparse.ArgumentParser, examples: str) -> None:
 
 def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
     """Return the architecture of a file in HAT's YAML form; InputError if it is none, or not in `space`."""
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
     from llmpp_core.space import Architecture
 
     try:
@@ -131,7 +131,7 @@ def _import(module: str | None) -> None:
     """Import the user's module; InputError if that fails."""
     import importlib
 
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     if module is None:
         return
@@ -147,7 +147,7 @@ def _measure(args: argparse.Namespace) -> int:
     import torch
 
     from llmpp_core import benchmark, search_benchmark, sources, tasks
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     _import(args.module)
     if args.task not in tasks.task_names():
@@ -251,7 +251,7 @@ def _start(module: str | None) -> None:
 def _prepare(args: argparse.Namespace) -> int:
     """Prepare the corpus of a WMT task."""
     from llmpp_core import preparation, tasks
-    from llmpp_core.runner_notebook import InputError
+    from llmpp_core.errors import InputError
 
     if args.task not in preparation.SUBWORDS:
         raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(preparation.SUBWORDS)}")
@@ -283,8 +283,8 @@ def _train(args: argparse.Namespace) -> int:
     """Train one network of a task, on as many processes as ``accelerate launch`` started."""
     from llmpp_core.benchmark import SUPERNET_KINDS, prepare
     from llmpp_core.distributed import all_or_none, processes
+    from llmpp_core.errors import InputError
     from llmpp_core.evaluation import evaluate
-    from llmpp_core.runner_notebook import InputError
     from llmpp_core.supernet import SuperTransformer
     from llmpp_core.tasks import load_task
     from llmpp_core.training import train

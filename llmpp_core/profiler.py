@@ -23,8 +23,8 @@ from scipy.stats import iqr, trimboth
 
 from llmpp_core.inputs import as_list
 from llmpp_core.progress import progress_bar
+from llmpp_core.provenance import processor
 from llmpp_core.space import Architecture, SearchSpace, as_generator
-from llmpp_core.status import processor
 from llmpp_core.transformer import MAX_LENGTH, UNK, Cache, Transformer
 
 # The calibration is the smallest architecture of the space, with this share of the decoder's steps.

@@ -22,13 +22,15 @@ from typing import Any
 
 import joblib
 
+from llmpp_core.errors import InputError
 from llmpp_core.files import need_writable
+from llmpp_core.provenance import commit, machine
 from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import InputError, Notebook, Paths, project_state, read, stored_page, write_atomically
+from llmpp_core.runner_notebook import Notebook, Paths, project_state, read, stored_page, write_atomically
 from llmpp_core.runner_plan import Job, plan, read_notebooks, select
 from llmpp_core.runner_worker import Failure, Finished, Task, work
 from llmpp_core.scorecard import read_claims, scorecard_page
-from llmpp_core.status import DONE, FAILED, NOT_RUN, STORED, Record, commit, duration, machine, read_record, status_page, write_record
+from llmpp_core.status import DONE, FAILED, NOT_RUN, STORED, Record, duration, read_record, status_page, write_record
 
 #: Outcome of a notebook whose page is still what a run would give.
 UNCHANGED = "unchanged"

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llmpp_core.errors import InputError
 from llmpp_core.files import replace_file
 
 #: Libraries whose versions a page names.
@@ -26,10 +27,6 @@ NOTICE = "stored-outputs"
 _VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled")
 # Files that run notebooks or describe runs; a change here changes no result.
 _NOT_HASHED = ("__main__.py", "runner.py", "runner_console.py", "runner_plan.py", "scorecard.py", "status.py")
-
-
-class InputError(ValueError):
-    """What the user asked for, or a file the user wrote, is wrong; the message is one line."""
 
 
 @dataclass(frozen=True)

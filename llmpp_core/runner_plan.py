@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from llmpp_core import sources, status
+from llmpp_core import provenance, sources
+from llmpp_core.errors import InputError
 from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import InputError, Notebook, Paths, content_hash, project_state, read, sha256, versions
+from llmpp_core.runner_notebook import Notebook, Paths, content_hash, project_state, read, sha256, versions
 from llmpp_core.status import DONE, STORED, read_record
 
 #: Profiles that `run` accepts; see the notebooks' parameters.
@@ -163,7 +164,7 @@ def plan(
     check_parameters(needed.values(), profile, {})
     found, absent = find_data({group for notebook in needed.values() for group in notebook.needs}, console)
     state = project_state(paths)
-    device = "cpu" if profile == "smoke" else status.gpu() or "cpu"
+    device = "cpu" if profile == "smoke" else provenance.gpu() or "cpu"
     jobs: dict[str, Job] = {}
     for stem in TopologicalSorter({stem: notebook.after for stem, notebook in sorted(needed.items())}).static_order():
         notebook = needed[stem]

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from llmpp_core.runner_notebook import NOTICE, InputError, Paths, text
+from llmpp_core.errors import InputError
+from llmpp_core.runner_notebook import NOTICE, Paths, text
 from llmpp_core.status import DONE, Record, link, list_table
 
 #: Verdicts by kind of section: all checks pass, some, none, an interval leaves it open, a number is missing.

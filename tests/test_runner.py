@@ -19,9 +19,10 @@ import pytest
 from small_book import files, glue, small_book, stdout, write_notebook
 
 from llmpp_core import sources
+from llmpp_core.errors import InputError
 from llmpp_core.runner import run
 from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import InputError, Paths
+from llmpp_core.runner_notebook import Paths
 from llmpp_core.status import read_record
 
 GLUED = glue("ch01_quarter", "np.float64(0.25)")

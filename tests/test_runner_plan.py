@@ -11,8 +11,9 @@ import pytest
 from small_book import small_book, write_notebook
 
 from llmpp_core import runner_plan, sources
+from llmpp_core.errors import InputError
 from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import InputError, Paths, sha256
+from llmpp_core.runner_notebook import Paths, sha256
 from llmpp_core.status import DONE, Record, write_record
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from small_book import glue, small_book, write_notebook
 
+from llmpp_core.errors import InputError
 from llmpp_core.experiments import recordings
-from llmpp_core.runner_notebook import InputError, Paths
+from llmpp_core.runner_notebook import Paths
 from llmpp_core.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
 from llmpp_core.status import DONE, FAILED, STORED, Record
 

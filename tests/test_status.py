@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_core import status
+from llmpp_core import provenance, status
 from llmpp_core.status import DONE, FAILED, STORED, Record
 
 
@@ -53,7 +53,7 @@ def test_no_run_at_all_is_a_page_too(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_described_without_its_name() -> None:
-    found = status.machine()
+    found = provenance.machine()
     assert set(found) == {"system", "architecture", "CPUs", "GPU"}
     assert platform.node() not in found.values()
 
@@ -63,19 +63,19 @@ def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path, monkeypatch: 
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert status.commit(tmp_path) == "unknown"
+    assert provenance.commit(tmp_path) == "unknown"
     git("init")
     (tmp_path / "inner").mkdir()
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-m", "first")
-    assert len(status.commit(tmp_path)) == 40
-    assert status.commit(tmp_path / "inner") == "unknown", "a copy inside another repository is not that repository"
+    assert len(provenance.commit(tmp_path)) == 40
+    assert provenance.commit(tmp_path / "inner") == "unknown", "a copy inside another repository is not that repository"
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "table").write_text("1")
-    assert len(status.commit(tmp_path)) == 40
+    assert len(provenance.commit(tmp_path)) == 40
     (tmp_path / "file").write_text("2")
-    assert status.commit(tmp_path).endswith(" + uncommitted changes")
+    assert provenance.commit(tmp_path).endswith(" + uncommitted changes")
 
 
 def test_a_record_that_cannot_be_read_is_no_record(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from small_nets import VOCAB, reversed_pairs
 
 from llmpp_core import benchmark, files, jobs, latency_tables, runner, search_benchmark, training
 from llmpp_core.__main__ import main
+from llmpp_core.errors import InputError
 from llmpp_core.files import alone, append_rows, read_rows, to_json
 from llmpp_core.genes import Genes
 from llmpp_core.jobs import run_jobs
 from llmpp_core.latency_tables import MeasuredLatency
 from llmpp_core.preparation import Settings, prepare
 from llmpp_core.profiler import LatencySettings
-from llmpp_core.runner_notebook import InputError, Paths
+from llmpp_core.runner_notebook import Paths
 from llmpp_core.search import EvolutionarySearch
 from llmpp_core.search_records import read_records
 from llmpp_core.space import TINY
