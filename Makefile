@@ -11,13 +11,13 @@ PORT ?= 8000
 BIN := .venv/bin
 STAMP := .venv/.installed
 # What the built pages depend on, apart from what the runner writes below book/.
-SOURCES := book llmpp_core _config.yml requirements.lock
+SOURCES := book llmpp_core llmpp_book _config.yml requirements.lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/index.html
-	$(BIN)/python -m llmpp_core run
+	$(BIN)/llmpp run
 	@# Pages quote each other's numbers, so a change anywhere builds them all; a failed build leaves no checksum behind.
 	@sum=$$(find $(SOURCES) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -exec cksum {} + | LC_ALL=C sort | cksum); \
 	if [ "$$sum" = "$$(cat _build/.checksum 2>/dev/null)" ]; then echo "The pages are up to date."; else \
@@ -42,7 +42,7 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/mypy
 
 notebooks: $(STAMP) ## run every notebook and store the outputs in notebooks/, the ones to commit
-	$(BIN)/python -m llmpp_core run --update
+	$(BIN)/llmpp run --update
 
 serve: ## show the built book at http://127.0.0.1:8000 (PORT=… for another port)
 	@test -f _build/html/index.html || { echo "There is no book yet: run make book." >&2; exit 1; }

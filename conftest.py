@@ -13,8 +13,8 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbval.plugin import IPyNbCell
 
-from llmpp_core import sources
-from llmpp_core.runner_worker import SURROUNDINGS, own_kernels
+from llmpp_book.runner.worker import SURROUNDINGS, own_kernels
+from llmpp_core import upstream as sources
 
 if len(tempfile.gettempdir()) > 60:
     # Sockets are files there, and the path of one has 107 characters at most.

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core import preparation
-from llmpp_core.corpus_readers import open_corpus
-from llmpp_core.preparation import Settings
-from llmpp_core.provenance import processor
-from llmpp_core.scaling import PAIRS
+from llmpp_book.studies.paper_costs import PAIRS
+from llmpp_core.jobs.provenance import processor
+from llmpp_core.text import wmt as preparation
+from llmpp_core.text.readers import open_corpus
+from llmpp_core.text.wmt import Settings
 
 TASK = "wmt14.en-de"
 WORDS = 200_000

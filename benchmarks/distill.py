@@ -27,17 +27,17 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 
-from llmpp_core.distill import FEATURE_SETS, OFFICIAL, DistilledPredictor
-from llmpp_core.experiments import WMT_TASKS
-from llmpp_core.features import HATFeatures, OfficialFeatures
-from llmpp_core.llm import Client
-from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_book.studies.questions import WMT_TASKS
+from llmpp_core.jobs.provenance import commit
+from llmpp_core.llm.client import Client
+from llmpp_core.llm.offline import MODEL, OfflineEndpoint, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.metrics import kendall_tau, mean_absolute_error
-from llmpp_core.offline_llm import MODEL, OfflineEndpoint, offline_settings
-from llmpp_core.predictors import baselines
-from llmpp_core.provenance import commit
-from llmpp_core.sources import TFSSplit, tfs_splits
-from llmpp_core.space import HAT_WMT
+from llmpp_core.predictors.baselines import baselines
+from llmpp_core.predictors.distill import FEATURE_SETS, OFFICIAL, DistilledPredictor
+from llmpp_core.space.features import HATFeatures, OfficialFeatures
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import TFSSplit, tfs_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 2024

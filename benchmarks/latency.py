@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from llmpp_core import sources
-from llmpp_core.files import alone, append_rows, read_rows
-from llmpp_core.latency_benchmark import JOBS, MLP, OWN, RESULTS, compare, predictors
-from llmpp_core.provenance import commit
+from llmpp_book.studies.latency import JOBS, MLP, OWN, RESULTS, compare, predictors
+from llmpp_core import upstream as sources
+from llmpp_core.jobs.files import alone, append_rows, read_rows
+from llmpp_core.jobs.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTIAL = ROOT / "_build" / "latency_predictors.jsonl"

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import openai
 
-from llmpp_core.experiments import WMT_TASKS
-from llmpp_core.llm import Client, Settings
-from llmpp_core.prompts import build_prompt
-from llmpp_core.space import HAT_WMT
+from llmpp_book.studies.questions import WMT_TASKS
+from llmpp_core.llm.client import Client, Settings
+from llmpp_core.llm.prompts import build_prompt
+from llmpp_core.space.search_space import HAT_WMT
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "fake_llm_server.py"
 

@@ -23,18 +23,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from llmpp_core.benchmark import prepare, provenance
-from llmpp_core.cluster import connect, sent
-from llmpp_core.jobs import results
-from llmpp_core.llm import Client
-from llmpp_core.llm_run import Job
-from llmpp_core.llm_workers import Asked, ask_here
-from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
-from llmpp_core.prompts import build_prompt
-from llmpp_core.space import TINY
-from llmpp_core.tasks import load_task
-from llmpp_core.training import train
-from llmpp_core.transformer import Transformer
+from llmpp_book.studies.measurements import prepare, provenance
+from llmpp_core.jobs.cluster import connect, sent
+from llmpp_core.jobs.table import results
+from llmpp_core.llm.client import Client
+from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
+from llmpp_core.llm.prompts import build_prompt
+from llmpp_core.llm.run import Job
+from llmpp_core.llm.workers import Asked, ask_here
+from llmpp_core.nets.training import train
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.search_space import TINY
+from llmpp_core.tasks.registry import load_task
 
 # Requests of one labelling job.
 TOGETHER = 25

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmpp_core import search
-from llmpp_core.constraints import Limit
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.distill import DistilledPredictor
-from llmpp_core.genes import Genes
-from llmpp_core.latency import LatencyPredictor
-from llmpp_core.predictors import baselines
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.search_records import SearchResult
-from llmpp_core.search_scores import Scores
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core.latency.predictor import LatencyPredictor
+from llmpp_core.predictors.baselines import baselines
+from llmpp_core.predictors.distill import DistilledPredictor
+from llmpp_core.search import evolution as search
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import Limit
+from llmpp_core.search.records import SearchResult
+from llmpp_core.search.scores import Scores
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import HAT_WMT
 
 FOREST = "HAT + costs, random forest"
 

@@ -14,14 +14,15 @@ import time
 import numpy as np
 import torch
 
-from llmpp_core.batches import Pairs
-from llmpp_core.provenance import processor
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.space import Architecture
-from llmpp_core.supernet import SuperTransformer
-from llmpp_core.supernet_predictor import SupernetPredictor
-from llmpp_core.tasks import Task, load_task
-from llmpp_core.training import Recipe, smoothed_loss, train, uniform
+from llmpp_core.jobs.provenance import processor
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.supernet import SuperTransformer
+from llmpp_core.nets.training import Recipe, smoothed_loss, train, uniform
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.tasks.registry import load_task
+from llmpp_core.tasks.task import Task
+from llmpp_core.text.batches import Pairs
 
 
 @torch.inference_mode()

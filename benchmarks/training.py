@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmpp_core.benchmark import SUPERNET_KINDS, prepare, provenance
-from llmpp_core.supernet import SuperTransformer
-from llmpp_core.training import train
-from llmpp_core.transformer import Transformer
+from llmpp_book.studies.measurements import SUPERNET_KINDS, prepare, provenance
+from llmpp_core.nets.supernet import SuperTransformer
+from llmpp_core.nets.training import train
+from llmpp_core.nets.transformer import Transformer
 
 
 def timed(model: Any, pairs: Any, recipe: Any, share: float, **settings: Any) -> float:

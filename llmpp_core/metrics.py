@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.base import clone
 
-from llmpp_core.inputs import as_scores
-from llmpp_core.sources import TFSSplit
-from llmpp_core.space import as_generator
+from llmpp_core.space.inputs import as_scores
+from llmpp_core.space.search_space import as_generator
+from llmpp_core.upstream import TFSSplit
 
 
 def mean_absolute_error(true: ArrayLike, predicted: ArrayLike) -> float:
@@ -89,7 +89,7 @@ def evaluate(make_predictor: Callable[[TFSSplit], Any], splits: Iterable[TFSSpli
         Called with the split, so that it can look up the scores supernets gave; returns an unfitted regressor over
         `Architecture`, which is cloned and fitted on the ten demonstrations alone.
     splits : iterable of TFSSplit
-        Usually the nine of `llmpp_core.sources.tfs_splits`.
+        Usually the nine of `llmpp_core.upstream.tfs_splits`.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def random_splits(records: Mapping[str, pd.DataFrame], rng: np.random.Generator,
     Parameters
     ----------
     records : mapping of task to pandas.DataFrame
-        Frames of `llmpp_core.sources.tfs_records`.
+        Frames of `llmpp_core.upstream.tfs_records`.
     rng : numpy.random.Generator
         Source of randomness.
     n : int

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from llmpp_core import sources
+from llmpp_core import upstream as sources
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmpp_core.preparation import Settings, prepare
+from llmpp_core.text.wmt import Settings, prepare
 
 #: So small that a corpus of a hundred pairs has several shards.
 SMALL = Settings(120, sample=60, shard=32)

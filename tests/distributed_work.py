@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from small_nets import MICRO, VOCAB, new_supernet, reversed_pairs
 
-from llmpp_core import training
-from llmpp_core.__main__ import main
-from llmpp_core.batches import Pairs
-from llmpp_core.distributed import gathered, processes
-from llmpp_core.space import Architecture
-from llmpp_core.supernet import KINDS, SuperTransformer
-from llmpp_core.supernet_predictor import SupernetPredictor
-from llmpp_core.training import Recipe, Sampling, sandwich, train, uniform
-from llmpp_core.transformer import Transformer
+from llmpp_book.__main__ import main
+from llmpp_core.nets import training
+from llmpp_core.nets.distributed import gathered, processes
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.supernet import KINDS, SuperTransformer
+from llmpp_core.nets.training import Recipe, Sampling, sandwich, train, uniform
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.text.batches import Pairs
 
 
 class Case(NamedTuple):

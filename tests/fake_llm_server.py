@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmpp_core.prompts import Prompt
+from llmpp_core.llm.prompts import Prompt
 
 
 @dataclass

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.genes import Genes
-from llmpp_core.space import TINY, Architecture, SearchSpace
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY, SearchSpace
 
 #: Small enough to list: 1,152 architectures.
 MINI = SearchSpace(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmpp_core.runner_notebook import Paths
+from llmpp_book.runner.notebook import Paths
 
 PARAMETERS = 'profile = "smoke"\nseed = 0\nrate = 0.5'
 

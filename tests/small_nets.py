@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmpp_core.batches import Pairs
-from llmpp_core.files import read_rows
-from llmpp_core.space import SearchSpace
-from llmpp_core.supernet import SuperTransformer
-from llmpp_core.tasks import ParallelText, Task, register
-from llmpp_core.training import Recipe
-from llmpp_core.transformer import Transformer
-from llmpp_core.vocabulary import Vocabulary
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.nets.supernet import SuperTransformer
+from llmpp_core.nets.training import Recipe
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.search_space import SearchSpace
+from llmpp_core.tasks.registry import register
+from llmpp_core.tasks.task import ParallelText, Task
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.vocabulary import Vocabulary
 
 #: Every width differs from every other, so that a mix-up of two does not go unseen.
 MICRO = SearchSpace(
@@ -44,7 +45,7 @@ VOCAB = 12
 torch.set_num_threads(1)
 # Forking from a process that has imported everything makes a new one start at once; PyTorch imports some of its parts late.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["llmpp_core.benchmark", "torch._dynamo", "torch.distributed.tensor", "pytest"]
+    ["llmpp_book.studies.ground_truth", "torch._dynamo", "torch.distributed.tensor", "pytest"]
 )
 
 

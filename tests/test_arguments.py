@@ -12,20 +12,20 @@ import pytest
 from small_nets import VOCAB, reversed_pairs
 
 from llmpp_core import metrics
-from llmpp_core.checkpoints import load_network
-from llmpp_core.constraints import Limit
-from llmpp_core.distill import DistilledPredictor, distill
-from llmpp_core.files import load_tensors, save_tensors
-from llmpp_core.genes import Genes
-from llmpp_core.latency import split_rows
-from llmpp_core.predictors import CalibratedPredictor, TablePredictor
-from llmpp_core.profiler import turns
-from llmpp_core.prompts import choose_demonstrations
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.space import TINY
-from llmpp_core.supernet_predictor import SupernetPredictor
-from llmpp_core.training import Recipe, train
-from llmpp_core.transformer import Transformer
+from llmpp_core.jobs.files import load_tensors, save_tensors
+from llmpp_core.latency.predictor import split_rows
+from llmpp_core.latency.profiler import turns
+from llmpp_core.llm.prompts import choose_demonstrations
+from llmpp_core.nets.checkpoints import load_network
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.training import Recipe, train
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.predictors.baselines import CalibratedPredictor, TablePredictor
+from llmpp_core.predictors.distill import DistilledPredictor, distill
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import Limit
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY
 
 ARCHS = TINY.sample(12, np.random.default_rng(0))
 SCORES = np.random.default_rng(1).random(12) + 20

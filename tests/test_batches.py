@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpp_core.batches import Pairs, epochs
-from llmpp_core.transformer import BOS, EOS, PAD
+from llmpp_core.text.batches import Pairs, epochs
+from llmpp_core.text.vocabulary import BOS, EOS, PAD
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60)
 

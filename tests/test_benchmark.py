@@ -15,18 +15,22 @@ import numpy as np
 import pytest
 from small_nets import MICRO, reversed_task, run_killed
 
-from llmpp_core import benchmark, training
-from llmpp_core.benchmark import SUPERNET_KINDS, architectures, measure, records, supernet_path, supernet_scores, supernets, trainings
-from llmpp_core.checkpoints import load_network
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.decoding import translate
-from llmpp_core.evaluation import validation_loss
-from llmpp_core.files import read_rows
-from llmpp_core.latency_tables import read_latency_table
-from llmpp_core.proxies import PROXIES
-from llmpp_core.sources import SUPERNETS
-from llmpp_core.tasks import Task, load_task, register
-from llmpp_core.training import train
+from llmpp_book.studies import ground_truth as benchmark
+from llmpp_book.studies import measurements
+from llmpp_book.studies.ground_truth import records, supernet_scores, supernets, trainings
+from llmpp_book.studies.measurements import SUPERNET_KINDS, architectures, measure, supernet_path
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.latency.tables import read_latency_table
+from llmpp_core.nets import training
+from llmpp_core.nets.checkpoints import load_network
+from llmpp_core.nets.decoding import translate
+from llmpp_core.nets.loss import validation_loss
+from llmpp_core.nets.proxies import PROXIES
+from llmpp_core.nets.training import train
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.tasks.registry import load_task, register
+from llmpp_core.tasks.task import Task
+from llmpp_core.upstream import SUPERNETS
 
 NAME = "tests.reversed"
 #: Numbers of the miniature: three architectures, trained twice each.
@@ -48,7 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(benchmark, "CHECKED", 4)
-            benchmark.measure_latency(NAME, results=folder, n=3, repeats=1)
+            measurements.measure_latency(NAME, results=folder, n=3, repeats=1)
     return folder
 
 
@@ -210,7 +214,7 @@ def test_a_training_that_diverges_is_reported_and_not_averaged_in(tmp_path: Path
 
 def test_missing_tables_and_checkpoints_say_how_to_get_them(measured: Path, tmp_path: Path) -> None:
     for read, table in ((trainings, ""), (records, ""), (supernet_scores, ".inherited"), (supernets, ".supernets")):
-        with pytest.raises(ValueError, match=rf"tests\.none{table}\.jsonl is not there or empty; measure it with: python -m llmpp_core"):
+        with pytest.raises(ValueError, match=rf"tests\.none{table}\.jsonl is not there or empty; measure it with: llmpp"):
             read("tests.none", tmp_path)
     with pytest.raises(ValueError, match=r"unknown task 'tests\.none'; known are "):
         measure("tests.none", tmp_path, results=tmp_path)
@@ -236,7 +240,7 @@ def test_a_table_of_another_recipe_is_refused(measured: Path, task: Task, tmp_pa
     (tmp_path / f"{task.name}.jsonl").write_bytes((measured / f"{task.name}.jsonl").read_bytes())
     other = replace(task, recipe=replace(task.recipe, learning_rate=1.0))
     with pytest.raises(ValueError, match=r"jsonl:1: measured with learning_rate="):
-        benchmark.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
+        measurements.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
 
 
 @pytest.mark.parametrize("what", ["text", "space"])
@@ -248,24 +252,24 @@ def test_a_table_of_another_text_or_space_is_refused(what: str, measured: Path, 
     else:
         other = replace(task, space=replace(task.space, decoder_ffn_dims=(*task.space.decoder_ffn_dims, 8)))
     with pytest.raises(ValueError, match=r"jsonl:1: measured when the task had another text, vocabulary or search space; move the file"):
-        benchmark.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
+        measurements.measure(other, tmp_path, results=tmp_path, n=1, seeds=1)
     # Rows that do not say what they were measured on pass, as before there was a word for it.
     rows = [{k: v for k, v in row.items() if k != "data_sha256"} for row in read_rows(measured / f"{task.name}.jsonl")]
     (tmp_path / "earlier.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    benchmark.refuse_others(tmp_path / "earlier.jsonl", benchmark.task_digest(other), asdict(task.recipe))
+    measurements.refuse_others(tmp_path / "earlier.jsonl", measurements.task_digest(other), asdict(task.recipe))
 
 
 @pytest.mark.parametrize("table", ["", ".supernets"])
 def test_the_stored_tables_are_of_the_recipes_of_today(table: str) -> None:
     task, path = load_task("synthetic"), benchmark.RESULTS / f"synthetic{table}.jsonl"
     recipe = task.supernet_recipe if table else task.recipe
-    benchmark.refuse_others(path, benchmark.task_digest(task), asdict(recipe))
+    measurements.refuse_others(path, measurements.task_digest(task), asdict(recipe))
     with pytest.raises(ValueError, match=r"jsonl:1: measured with accumulate=1, not 2; move the file away"):
-        benchmark.refuse_others(path, benchmark.task_digest(task), asdict(replace(recipe, accumulate=2)))
+        measurements.refuse_others(path, measurements.task_digest(task), asdict(replace(recipe, accumulate=2)))
 
 
 def test_the_curve_of_a_training_that_broke_off_is_json() -> None:
-    assert benchmark._curve(training.History(loss=[1.23456, math.nan, math.inf])) == [1.2346, None, None]
+    assert measurements._curve(training.History(loss=[1.23456, math.nan, math.inf])) == [1.2346, None, None]
 
 
 def test_a_name_is_registered_once() -> None:

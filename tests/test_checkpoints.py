@@ -13,14 +13,14 @@ import pytest
 import torch
 from small_nets import MICRO, VOCAB, new_network, new_supernet, reversed_pairs
 
-from llmpp_core import checkpoints, training
-from llmpp_core.batches import Pairs
-from llmpp_core.checkpoints import digest, load_network, read_checkpoint, space_record, write_checkpoint
-from llmpp_core.files import load_tensors, save_tensors
-from llmpp_core.space import SPACES, TINY, SearchSpace
-from llmpp_core.supernet import KINDS, SuperTransformer
-from llmpp_core.training import Recipe, sandwich, train, uniform
-from llmpp_core.transformer import Transformer
+from llmpp_core.jobs.files import load_tensors, save_tensors
+from llmpp_core.nets import checkpoints, training
+from llmpp_core.nets.checkpoints import digest, load_network, read_checkpoint, space_record, write_checkpoint
+from llmpp_core.nets.supernet import KINDS, SuperTransformer
+from llmpp_core.nets.training import Recipe, sandwich, train, uniform
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.search_space import SPACES, TINY, SearchSpace
+from llmpp_core.text.batches import Pairs
 
 RECIPE = Recipe(updates=6, batch_tokens=100, learning_rate=0.01)
 

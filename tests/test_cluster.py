@@ -26,15 +26,19 @@ from distributed import LocalCluster, WorkerPlugin
 from small_nets import reversed_task, run_interrupted
 from test_benchmark import tables
 
-from llmpp_core import __main__, benchmark, cluster, jobs
-from llmpp_core.cluster import ClusterError, _SameVersion, connect, sent
-from llmpp_core.files import read_rows, writable
-from llmpp_core.jobs import JobsLost, here, results, run_jobs
-from llmpp_core.llm import Client, Price, Settings
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
-from llmpp_core.space import TINY
-from llmpp_core.tasks import load_task
+from llmpp_book import __main__
+from llmpp_book.studies import ground_truth as benchmark
+from llmpp_book.studies import measurements
+from llmpp_core.jobs import cluster
+from llmpp_core.jobs import table as jobs
+from llmpp_core.jobs.cluster import ClusterError, _SameVersion, connect, sent
+from llmpp_core.jobs.files import read_rows, writable
+from llmpp_core.jobs.table import JobsLost, here, results, run_jobs
+from llmpp_core.llm.client import Client, Price, Settings
+from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.space.search_space import TINY
+from llmpp_core.tasks.registry import load_task
 
 #: A benchmark in miniature.
 SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
@@ -117,10 +121,10 @@ def test_a_benchmark_comes_to_the_same_when_a_worker_is_killed(executor: Any, tm
     executor._client.register_plugin(OwnDisk())
     task = reversed_task()
     alone, farm = tmp_path / "alone", tmp_path / "farm"
-    assert benchmark.measure(task, alone / "checkpoints", results=alone, **SMALL)
+    assert measurements.measure(task, alone / "checkpoints", results=alone, **SMALL)
     rows, total = farm / f"{task.name}.jsonl", sum(map(len, tables(alone).values()))
     killing, left = kill_when(rows.exists, executor, 1.0, lambda: total - sum(map(len, tables(farm).values())))
-    assert benchmark.measure(task, farm / "checkpoints", results=farm, executor=executor, **SMALL)
+    assert measurements.measure(task, farm / "checkpoints", results=farm, executor=executor, **SMALL)
     killing.join()
     assert left[0] > 0
     assert tables(farm) == tables(alone)
@@ -170,8 +174,9 @@ def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from llmpp_core import __main__, jobs
-from llmpp_core.cluster import connect
+from llmpp_book import __main__
+from llmpp_core.jobs import table as jobs
+from llmpp_core.jobs.cluster import connect
 
 def nap(i):
     time.sleep(0.01)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from searches import MINI, Additive, everything
 
-from llmpp_core.constraints import InfeasibleError, Limit, cheapest_row, feasible_row, flops_limit, parameter_limit, violation
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.genes import Genes
-from llmpp_core.latency import LatencyPredictor
-from llmpp_core.space import HAT_WMT, SPACES, TINY, SearchSpace
+from llmpp_core.latency.predictor import LatencyPredictor
+from llmpp_core.search.limits import InfeasibleError, Limit, cheapest_row, feasible_row, flops_limit, parameter_limit, violation
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY, SearchSpace
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=lambda space: space.name)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpp_core import corpora, sources
-from llmpp_core.corpora import Cleaning, ParallelText, as_parallel, clean, multi30k, read_lines, read_parallel, stream, wmt
-from llmpp_core.sources import SourceError
+from llmpp_core import upstream as sources
+from llmpp_core.jobs.files import SourceError
+from llmpp_core.text import corpora
+from llmpp_core.text.corpora import Cleaning, ParallelText, as_parallel, clean, multi30k, read_lines, read_parallel, stream, wmt
 
 
 def write(path: Path, data: bytes) -> Path:

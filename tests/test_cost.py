@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmpp_core import sources
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.space import HAT_WMT, SPACES, SPAN_LAYERS, Architecture
+from llmpp_core import upstream as sources
+from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.search_space import HAT_WMT, SPACES
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from small_nets import MICRO, VOCAB, new_network, reversed_pairs
 
-from llmpp_core import decoding
-from llmpp_core.batches import Pairs
-from llmpp_core.decoding import translate
-from llmpp_core.space import TINY, Architecture, SearchSpace
-from llmpp_core.training import Recipe, train
-from llmpp_core.transformer import BOS, EOS, PAD, Cache, Transformer
+from llmpp_core.nets import decoding
+from llmpp_core.nets.decoding import translate
+from llmpp_core.nets.training import Recipe, train
+from llmpp_core.nets.transformer import Cache, Transformer
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import TINY, SearchSpace
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.vocabulary import BOS, EOS, PAD
 
 ARCHS = MICRO.sample(6, np.random.default_rng(0))
 

@@ -18,13 +18,14 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
-from llmpp_core.cost import count_parameters
-from llmpp_core.distill import FEATURE_SETS, MONOTONE, OFFICIAL, DistilledPredictor, distill
-from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures, OfficialFeatures
 from llmpp_core.metrics import kendall_tau, mean_absolute_error
-from llmpp_core.predictors import baselines
-from llmpp_core.sources import tfs_splits
-from llmpp_core.space import HAT_WMT, SMALL, SPACES, TINY, Architecture, SearchSpace
+from llmpp_core.predictors.baselines import baselines
+from llmpp_core.predictors.distill import FEATURE_SETS, MONOTONE, OFFICIAL, DistilledPredictor, distill
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures, OfficialFeatures
+from llmpp_core.space.search_space import HAT_WMT, SMALL, SPACES, TINY, SearchSpace
+from llmpp_core.upstream import tfs_splits
 
 # Enough for most tests, in a tenth of a second.
 QUICK = {"features": "averages", "steps": 60}

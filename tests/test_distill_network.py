@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmpp_core.distill import OFFICIAL
-from llmpp_core.distill_network import Recipe, train
+from llmpp_core.predictors.distill import OFFICIAL
+from llmpp_core.predictors.student import Recipe, train
 
 ROWS, LABELS = np.random.default_rng(1).random((50, 10)), 25 + np.random.default_rng(2).random(50)
 PLAIN = {**{name: value for name, value in OFFICIAL.items() if name != "features"}, "monotone": False}

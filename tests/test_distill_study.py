@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from llmpp_core import distill_study, metrics
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_book.studies import distillation as distill_study
+from llmpp_core import metrics
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import HAT_WMT
 
 
 class Mean(RegressorMixin, BaseEstimator):

@@ -19,12 +19,12 @@ import torch
 from distributed_work import CASES, KINDS, PAIRS, UPDATES, candidates, count, run, run_half
 from small_nets import MICRO, new_supernet
 
-from llmpp_core import training
-from llmpp_core.__main__ import main
-from llmpp_core.distributed import share
-from llmpp_core.files import load_tensors
-from llmpp_core.supernet_predictor import SupernetPredictor
-from llmpp_core.transformer import PAD
+from llmpp_book.__main__ import main
+from llmpp_core.jobs.files import load_tensors
+from llmpp_core.nets import training
+from llmpp_core.nets.distributed import share
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.text.vocabulary import PAD
 
 TESTS = Path(__file__).parent
 

@@ -10,12 +10,14 @@ import torch
 from small_nets import MICRO, VOCAB, new_network, reversed_pairs, reversed_task
 from torch.nn import functional as F
 
-from llmpp_core import evaluation
-from llmpp_core.batches import Pairs
-from llmpp_core.decoding import translate
-from llmpp_core.evaluation import chunked_loss, evaluate, validation_loss
-from llmpp_core.tasks import Task
-from llmpp_core.transformer import PAD, Transformer
+from llmpp_core.nets import loss as evaluation
+from llmpp_core.nets.decoding import translate
+from llmpp_core.nets.loss import chunked_loss, validation_loss
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.tasks.evaluation import evaluate
+from llmpp_core.tasks.task import Task
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.vocabulary import PAD
 
 ARCHS = MICRO.sample(4, np.random.default_rng(0))
 

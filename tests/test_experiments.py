@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmpp_core import experiments, sources
-from llmpp_core.experiments import Experiment, ask_test_sets
-from llmpp_core.llm import Client, Settings
-from llmpp_core.llm_recordings import load, read_recording, write_recording
+from llmpp_book.studies import questions as experiments
+from llmpp_book.studies.questions import Experiment, ask_test_sets
+from llmpp_core import upstream as sources
+from llmpp_core.llm.client import Client, Settings
+from llmpp_core.llm.offline import MODEL, OfflineEndpoint, offline_settings
+from llmpp_core.llm.prompts import LEVELS, PromptTask
+from llmpp_core.llm.recordings import load, read_recording, write_recording
 from llmpp_core.metrics import summarise
-from llmpp_core.offline_llm import MODEL, OfflineEndpoint, offline_settings
-from llmpp_core.prompts import LEVELS, PromptTask
-from llmpp_core.sources import TFSSplit
-from llmpp_core.space import HAT_WMT
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import TFSSplit
 
 TASK = PromptTask("own", "a task of our own", "score", "a number", 0.0, 100.0)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_nets import VOCAB, new_supernet
 
-from llmpp_core.cost import count_parameters
-from llmpp_core.space import SPACES, SearchSpace
-from llmpp_core.supernet import KINDS
+from llmpp_core.nets.supernet import KINDS
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.search_space import SPACES, SearchSpace
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from searches import MINI, everything
 
-from llmpp_core.constraints import Limit, flops_limit, parameter_limit
-from llmpp_core.cost import parameter_counts
-from llmpp_core.feasible import Feasible
-from llmpp_core.genes import Genes
-from llmpp_core.space import HAT_WMT, TINY
+from llmpp_core.search.feasible import Feasible
+from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
+from llmpp_core.space.cost import parameter_counts
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import HAT_WMT, TINY
 
 
 def of(limit: float) -> Feasible:

@@ -13,10 +13,11 @@ from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline, make_union
 
-from llmpp_core import sources
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, ScoreFeatures
-from llmpp_core.space import HAT_WMT, SPACES, SPAN_LAYERS, TINY
+from llmpp_core import upstream as sources
+from llmpp_core.space.architecture import SPAN_LAYERS
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, ScoreFeatures
+from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from llmpp_core import figures
+from llmpp_book import figures
 
 mpl.use("agg")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from llmpp_core.files import append_rows, load_tensors, read_rows, replace_file, save_tensors, writable
+from llmpp_core.jobs.files import append_rows, load_tensors, read_rows, replace_file, save_tensors, writable
 
 # --- whole files ------------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searches import MINI, everything
 
-from llmpp_core.cost import count_flops, count_parameters, flop_counts, parameter_counts
-from llmpp_core.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
-from llmpp_core.genes import ArchitectureTable, Genes
-from llmpp_core.space import HAT_WMT, SPACES, Architecture, SearchSpace
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_flops, count_parameters, flop_counts, parameter_counts
+from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
+from llmpp_core.space.genes import ArchitectureTable, Genes
+from llmpp_core.space.search_space import HAT_WMT, SPACES, SearchSpace
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 spaces = st.sampled_from(list(SPACES.values()))

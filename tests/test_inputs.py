@@ -16,11 +16,25 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline, make_union
 from small_nets import VOCAB, new_supernet, reversed_pairs
 
+from llmpp_book.studies.paper_costs import training_flops
+from llmpp_book.studies.search_tables import paired_difference
 from llmpp_core import metrics
-from llmpp_core.constraints import parameter_limit
-from llmpp_core.cost import flop_counts, parameter_counts
-from llmpp_core.distill import DistilledPredictor
-from llmpp_core.features import (
+from llmpp_core.latency.hat_mlp import LatencyMLP
+from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, choose_measurements, latency_errors, latency_terms
+from llmpp_core.latency.profiler import turns
+from llmpp_core.latency.tables import MeasuredLatency
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.llm.settings import Settings
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.proxies import ZeroCostPredictor
+from llmpp_core.predictors.baselines import CalibratedPredictor, TablePredictor, baselines
+from llmpp_core.predictors.distill import DistilledPredictor
+from llmpp_core.predictors.partial_dependence import partial_dependence
+from llmpp_core.search.limits import parameter_limit
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import flop_counts, parameter_counts
+from llmpp_core.space.features import (
     HAT_FEATURE_NAMES,
     CostFeatures,
     DepthFeatures,
@@ -29,22 +43,9 @@ from llmpp_core.features import (
     OfficialFeatures,
     ScoreFeatures,
 )
-from llmpp_core.genes import Genes
-from llmpp_core.inputs import as_list, as_scores, warn_if_weak
-from llmpp_core.latency import LatencyPredictor, LatencyPrior, choose_measurements, latency_errors, latency_terms
-from llmpp_core.latency_mlp import LatencyMLP
-from llmpp_core.latency_tables import MeasuredLatency
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.llm_settings import Settings
-from llmpp_core.partial_dependence import partial_dependence
-from llmpp_core.predictors import CalibratedPredictor, TablePredictor, baselines
-from llmpp_core.profiler import turns
-from llmpp_core.prompts import PromptTask, build_prompt, choose_demonstrations
-from llmpp_core.proxies import ZeroCostPredictor
-from llmpp_core.scaling import training_flops
-from llmpp_core.search_tables import paired_difference
-from llmpp_core.space import TINY, Architecture
-from llmpp_core.supernet_predictor import SupernetPredictor
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
+from llmpp_core.space.search_space import TINY
 
 TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
 ARCHS = TINY.sample(12, np.random.default_rng(0))

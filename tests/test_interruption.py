@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 from fake_llm_server import FakeLLM
 
-from llmpp_core.llm_recordings import read_recording
+from llmpp_core.llm.recordings import read_recording
 
 CODE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_experiments import TASK, own_splits
-from llmpp_core import __main__, experiments
+from llmpp_book import __main__
+from llmpp_book.studies import questions as experiments
 experiments.RESULTS = Path(sys.argv[2])
 questions = lambda: experiments.ask_test_sets(own_splits(), {"own": TASK})
 experiments.EXPERIMENTS = {"own-test": experiments.Experiment("own-test", "a test", questions)}

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from small_nets import run_killed
 
-from llmpp_core.files import read_rows
-from llmpp_core.jobs import end_with_parent, run_jobs
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.jobs.table import end_with_parent, run_jobs
 
 
 def square(i: int) -> dict[str, int]:

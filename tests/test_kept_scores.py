@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from llmpp_core.kept_scores import KeptScores
-from llmpp_core.space import TINY
+from llmpp_core.search.kept_scores import KeptScores
+from llmpp_core.space.search_space import TINY
 
 
 class Counting:

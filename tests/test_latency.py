@@ -13,9 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from llmpp_core import latency_benchmark, sources
-from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-from llmpp_core.latency import (
+from llmpp_book.studies import latency as latency_benchmark
+from llmpp_core import upstream as sources
+from llmpp_core.latency.hat_mlp import LatencyMLP
+from llmpp_core.latency.predictor import (
     LatencyPredictor,
     LatencyPrior,
     choose_measurements,
@@ -24,8 +25,9 @@ from llmpp_core.latency import (
     latency_terms,
     split_rows,
 )
-from llmpp_core.latency_mlp import LatencyMLP
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.space.search_space import HAT_WMT
 
 ARCHS = HAT_WMT.sample(300, np.random.default_rng(0))
 TERMS = latency_terms(ARCHS)

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 from searches import Additive
 
-from llmpp_core import latency_tables, profiler
-from llmpp_core.constraints import Limit
-from llmpp_core.features import HAT_FEATURE_NAMES, HATFeatures
-from llmpp_core.files import read_rows
-from llmpp_core.latency import LatencyPredictor, latency_terms
-from llmpp_core.latency_tables import MeasuredLatency, build_latency_table, extend_latency_table, read_latency_table
-from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.space import SMALL, TINY, Architecture
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.latency import profiler
+from llmpp_core.latency import tables as latency_tables
+from llmpp_core.latency.predictor import LatencyPredictor, latency_terms
+from llmpp_core.latency.profiler import LatencyMeasurement, LatencySettings
+from llmpp_core.latency.tables import MeasuredLatency, build_latency_table, extend_latency_table, read_latency_table
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import Limit
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.space.search_space import SMALL, TINY
 
 SETTINGS = LatencySettings(vocab_size=50)
 ARCHS = TINY.sample_balanced(12, np.random.default_rng(0))

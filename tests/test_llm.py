@@ -20,11 +20,11 @@ import openai  # noqa: F401  (before processes fork, so that they start at once)
 import pytest
 from fake_llm_server import Act, FakeLLM, answer_to, completion, ok, prompt
 
-from llmpp_core.llm import Client, LLMStopped, MissingAnswers, Price, Settings
-from llmpp_core.llm_batches import write_batches
-from llmpp_core.llm_cache import Cache, Stored
-from llmpp_core.llm_recordings import Recording, Row, load, write_recording
-from llmpp_core.llm_settings import LOCAL_SERVERS
+from llmpp_core.llm.batches import write_batches
+from llmpp_core.llm.cache import Cache, Stored
+from llmpp_core.llm.client import Client, LLMStopped, MissingAnswers, Price, Settings
+from llmpp_core.llm.recordings import Recording, Row, load, write_recording
+from llmpp_core.llm.settings import LOCAL_SERVERS
 
 
 def make_client(url: str, cache: Path, **changes: Any) -> Client:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llmpp_core.llm_answers import Answer, ReplyError, read_answer, read_reply
-from llmpp_core.prompts import Prompt
+from llmpp_core.llm.answers import Answer, ReplyError, read_answer, read_reply
+from llmpp_core.llm.prompts import Prompt
 
 
 def read(text: str, form: str = "single", n: int = 1, low: float = 0.0, high: float = 100.0, sign: int = 1) -> Answer:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from fake_llm_server import completion, prompt
 
-from llmpp_core.llm_batches import read_batches, write_batches
-from llmpp_core.llm_run import Job
-from llmpp_core.llm_settings import Settings
+from llmpp_core.llm.batches import read_batches, write_batches
+from llmpp_core.llm.run import Job
+from llmpp_core.llm.settings import Settings
 
 SETTINGS = Settings("vendor/model:1", temperature=0.0)
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from fake_llm_server import prompt
 
-from llmpp_core import llm_cache
-from llmpp_core.llm import Client, Settings
-from llmpp_core.llm_cache import FILE_NAME, Cache, CacheError, Stored
+from llmpp_core.llm import cache as llm_cache
+from llmpp_core.llm.cache import FILE_NAME, Cache, CacheError, Stored
+from llmpp_core.llm.client import Client, Settings
 
 
 def fill(path: Path, n: int) -> Cache:

@@ -17,13 +17,13 @@ import pytest
 from fake_llm_server import Act, FakeLLM, completion, ok
 from test_experiments import own  # noqa: F401  (a fixture)
 
-from llmpp_core import experiments
-from llmpp_core.experiments import Experiment
-from llmpp_core.llm import Settings
-from llmpp_core.llm_commands import add_commands
-from llmpp_core.llm_recordings import read_recording
+from llmpp_book.commands.prompts import add_commands
+from llmpp_book.studies import questions as experiments
+from llmpp_book.studies.questions import Experiment
+from llmpp_core.llm.client import Settings
+from llmpp_core.llm.offline import MODEL, OfflineEndpoint, answer_prompt
+from llmpp_core.llm.recordings import read_recording
 from llmpp_core.metrics import summarise
-from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt
 
 
 def run(*arguments: str | Path) -> int:
@@ -163,7 +163,7 @@ def test_a_wrong_file_is_named_in_a_few_lines_and_changes_nothing(
 def test_a_foreign_file_among_the_recordings_stops_no_command(
     exported: list[dict[str, Any]], results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     (results / "own-test" / "foreign.jsonl").write_text("damaged\n")
     (results / "gone").mkdir()
     known = (results / "own-test" / "unnamed-llm.jsonl").read_text()
@@ -226,7 +226,7 @@ def test_bad_input_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     assert run(*arguments) == code
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
@@ -260,7 +260,7 @@ def test_a_dry_run_says_when_a_limit_is_too_low(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     assert run("prompts", "ask", "own-test", "--model", "m", "--dry-run", *limits) == 0
     estimate, *rest = capsys.readouterr().out.splitlines()
     assert "88 requests to send" in estimate
@@ -280,7 +280,7 @@ def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recordi
         empty = server.prompts()[2:3] == [text]
         return Act(body=completion("", finish="length", prompt=text)) if empty else ok(body, number)
 
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     with FakeLLM(script) as server:
         assert run("prompts", "ask", "own-test", "--model", "m", "--local", "vllm", "--base-url", server.url, "--concurrency", "1") == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -290,7 +290,7 @@ def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recordi
     def fail(*arguments: Any) -> list[Path]:
         raise OSError("no space left")
 
-    monkeypatch.setattr("llmpp_core.llm_batches.write_batches", fail)
+    monkeypatch.setattr("llmpp_core.llm.batches.write_batches", fail)
     assert run("prompts", "export", "own-test", "--model", "n", "--out", tmp_path / "out") == 1
     assert run("prompts", "export", "own-test", "--model", "m", "--endpoint", "vllm", "--out", tmp_path / "out") == 1
     # What was there before stays.
@@ -332,7 +332,7 @@ def test_asking_records_the_answers(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     with OfflineEndpoint() as url:
         common = ("own-test", "--model", MODEL, "--base-url", url, "--endpoint", "offline", "--price", "0", "0", "2026-01-01")
         assert run("prompts", "ask", *common, "--dry-run") == 0
@@ -347,7 +347,7 @@ def test_asking_records_the_answers(
 def test_serve_offline_serves_until_interrupted() -> None:
     code = """
 import argparse
-from llmpp_core.llm_commands import add_commands
+from llmpp_book.commands.prompts import add_commands
 parser = argparse.ArgumentParser()
 add_commands(parser.add_subparsers())
 arguments = parser.parse_args(["serve-offline", "--port", "0"])

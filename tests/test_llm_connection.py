@@ -23,8 +23,8 @@ import openai
 import pytest
 from fake_llm_server import FakeLLM, completion, prompt
 
-from llmpp_core.llm import Client, LLMStopped, Settings
-from llmpp_core.llm_connection import connect
+from llmpp_core.llm.client import Client, LLMStopped, Settings
+from llmpp_core.llm.connection import connect
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SENT = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding", "user-agent", "x-stainless-raw-response"}

@@ -19,12 +19,12 @@ from fake_llm_server import FakeLLM, answer_to, prompt
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
-from llmpp_core.llm import Client, MissingAnswers, Price, Settings
-from llmpp_core.llm_cache import Stored
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
-from llmpp_core.prompts import PromptTask
-from llmpp_core.space import HAT_WMT
+from llmpp_core.llm.cache import Stored
+from llmpp_core.llm.client import Client, MissingAnswers, Price, Settings
+from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import PromptTask
+from llmpp_core.space.search_space import HAT_WMT
 
 TASK = PromptTask(name="t", description="d", metric="BLEU", metric_description="m", low=0, high=100)
 LIMITED: list[dict[str, Any]] = [

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, completion, ok, prompt
 
-from llmpp_core.llm import Client, LLMStopped, Settings
-from llmpp_core.llm_faults import retry_after
+from llmpp_core.llm.client import Client, LLMStopped, Settings
+from llmpp_core.llm.faults import retry_after
 
 
 def make_client(server: FakeLLM, folder: Path, **changes: Any) -> Client:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpp_core.llm_answers import Answer, read_answer
-from llmpp_core.prompts import FORMS, Prompt
+from llmpp_core.llm.answers import Answer, read_answer
+from llmpp_core.llm.prompts import FORMS, Prompt
 
 
 def read(content: Any, form: str, n: int, low: float = 0.0, high: float = 100.0, metric: str = "", **message: Any) -> Answer:

@@ -10,10 +10,10 @@ from fake_llm_server import FakeLLM
 from test_experiments import own  # noqa: F401  (a fixture)
 from test_llm_commands import results, run  # noqa: F401  (a fixture)
 
-from llmpp_core.experiments import Experiment
-from llmpp_core.llm_local import START
-from llmpp_core.llm_recordings import read_recording
-from llmpp_core.llm_settings import LOCAL_SERVERS
+from llmpp_book.studies.questions import Experiment
+from llmpp_core.llm.local import START
+from llmpp_core.llm.recordings import read_recording
+from llmpp_core.llm.settings import LOCAL_SERVERS
 
 
 def test_every_server_has_a_line_that_starts_it() -> None:
@@ -31,7 +31,7 @@ def test_a_server_that_is_not_there_is_named_with_what_starts_it(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     assert run("prompts", "ask", "own-test", "--model", "m", "--local", server, "--base-url", url) == 1
@@ -47,7 +47,7 @@ def test_a_local_server_needs_no_limit_and_has_time(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("llmpp_core.llm.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("llmpp_core.llm.client.cache_dir", lambda: tmp_path)
     with FakeLLM() as server:
         common = ("prompts", "ask", "own-test", "--model", "m", "--local", "ollama", "--base-url", server.url, "--log-probabilities", "5")
         # The batched prompts get single answers, which are invalid.

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_llm_predictor import TASK, make_predictor
 
-from llmpp_core.llm import Client, Settings
-from llmpp_core.llm_logprobs import asks_log_probabilities, read_distribution, with_log_probabilities
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.llm_recordings import Recording, Row, load, write_recording
-from llmpp_core.prompts import Prompt, PromptTask
-from llmpp_core.space import TINY
+from llmpp_core.llm.client import Client, Settings
+from llmpp_core.llm.logprobs import asks_log_probabilities, read_distribution, with_log_probabilities
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import Prompt, PromptTask
+from llmpp_core.llm.recordings import Recording, Row, load, write_recording
+from llmpp_core.space.search_space import TINY
 
 PROMPT = Prompt("", "q", "single", 1, 0.0, 100.0)
 # A token as written, its probability, and its alternatives with theirs.

@@ -10,11 +10,12 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
-from llmpp_core.llm import Client, Settings
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
-from llmpp_core.prompts import PromptTask
-from llmpp_core.space import TINY, Architecture
+from llmpp_core.llm.client import Client, Settings
+from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import PromptTask
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import TINY
 
 TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from fake_llm_server import completion
 
-from llmpp_core.llm_cache import Stored
-from llmpp_core.llm_recordings import (
+from llmpp_core.llm.cache import Stored
+from llmpp_core.llm.recordings import (
     Recording,
     Row,
     load,
@@ -25,7 +25,7 @@ from llmpp_core.llm_recordings import (
     to_json,
     write_recording,
 )
-from llmpp_core.llm_settings import Settings
+from llmpp_core.llm.settings import Settings
 
 SETTINGS = Settings("vendor/model:1", temperature=0.0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, ok, prompt
 
-from llmpp_core.llm import Client, LLMStopped, Settings
+from llmpp_core.llm.client import Client, LLMStopped, Settings
 
 FILTERS = {
     "Azure": Act(400, {"error": {

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmpp_core import experiments, llm_scores, metrics
-from llmpp_core.sources import TFSSplit
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_book.studies import answer_scores as llm_scores
+from llmpp_book.studies import questions as experiments
+from llmpp_core import metrics
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import TFSSplit
 
 ARCHS = HAT_WMT.sample_balanced(12, np.random.default_rng(0))
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from fake_llm_server import prompt
 
-from llmpp_core.experiments import WMT_TASKS
-from llmpp_core.llm_settings import FREE, LOCAL_SERVERS, Price, Settings, estimate_tokens, fewest_tokens
-from llmpp_core.prompts import Prompt, build_prompt
-from llmpp_core.space import HAT_WMT
+from llmpp_book.studies.questions import WMT_TASKS
+from llmpp_core.llm.prompts import Prompt, build_prompt
+from llmpp_core.llm.settings import FREE, LOCAL_SERVERS, Price, Settings, estimate_tokens, fewest_tokens
+from llmpp_core.space.search_space import HAT_WMT
 
 BASE = Settings("m", temperature=0.0)
 NAN, INF = float("nan"), float("inf")

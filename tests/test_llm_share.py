@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, completion, ok, prompt
 
-from llmpp_core.llm import Client, LLMStopped, Price, Settings
-from llmpp_core.llm_workers import ask_here
+from llmpp_core.llm.client import Client, LLMStopped, Price, Settings
+from llmpp_core.llm.workers import ask_here
 
 PRICE = Price(1.0, 1.0, "2026-01-01")
 ADVICE = r"another form of request \(single, batched, json\), another level of the prompt or, where replies are cut off, more answer_tokens"

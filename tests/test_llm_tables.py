@@ -9,11 +9,12 @@ import pytest
 from fake_llm_server import Act, FakeLLM, completion
 from test_experiments import own  # noqa: F401  (a fixture)
 
-from llmpp_core import experiments, llm_tables
-from llmpp_core.experiments import Experiment
-from llmpp_core.llm import Client, LLMStopped, Settings
-from llmpp_core.llm_recordings import read_recording, write_recording
-from llmpp_core.offline_llm import MODEL, OfflineEndpoint, answer_prompt, offline_settings
+from llmpp_book.studies import answers as llm_tables
+from llmpp_book.studies import questions as experiments
+from llmpp_book.studies.questions import Experiment
+from llmpp_core.llm.client import Client, LLMStopped, Settings
+from llmpp_core.llm.offline import MODEL, OfflineEndpoint, answer_prompt, offline_settings
+from llmpp_core.llm.recordings import read_recording, write_recording
 
 SINGLE = {"form": "single"}
 

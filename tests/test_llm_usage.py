@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, completion, prompt
 
-from llmpp_core.llm import Client, LLMStopped, Price, Settings
-from llmpp_core.llm_settings import FREE, fewest_tokens
+from llmpp_core.llm.client import Client, LLMStopped, Price, Settings
+from llmpp_core.llm.settings import FREE, fewest_tokens
 
 PRICE = Price(1e6, 1e6, "2026-01-01")
 

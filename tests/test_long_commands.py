@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from small_nets import run_interrupted
 
-from llmpp_core import benchmark
-from llmpp_core.__main__ import main
-from llmpp_core.long_commands import _pool
-from llmpp_core.tasks import load_task
+from llmpp_book.__main__ import main
+from llmpp_book.commands.work import _pool
+from llmpp_book.studies import ground_truth as benchmark
+from llmpp_core.tasks.registry import load_task
 
 #: A module of a user's: a task that is learnt in no time.
 MODULE = """
-from llmpp_core.space import TINY
-from llmpp_core.tasks import Task, register
-from llmpp_core.training import Recipe
+from llmpp_core.space.architecture import TINY
+from llmpp_core.tasks.task import Task, register
+from llmpp_core.nets.training import Recipe
 
 @register("mine")
 def mine():
@@ -40,7 +40,7 @@ def test_a_module_of_the_users_brings_a_task_to_every_process(tmp_path: Path) ->
     words = ["train", "mine", "--import", "my_tasks", "--supernet", "HAT", "--checkpoint", "net"]
     root = str(Path(benchmark.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-m", "llmpp_core", *words],
+        [sys.executable, "-m", "llmpp_book", *words],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": root},
         capture_output=True,
@@ -101,8 +101,9 @@ def test_a_device_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from llmpp_core import __main__, jobs
-from llmpp_core.long_commands import _pool
+from llmpp_book import __main__
+from llmpp_core.jobs import table as jobs
+from llmpp_book.commands.work import _pool
 
 def nap(i):
     time.sleep(0.01 if i < 20 else 100)

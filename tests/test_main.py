@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from small_book import files, small_book, write_notebook
 
-from llmpp_core import __main__, sources
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.runner_notebook import Paths
-from llmpp_core.space import HAT_WMT, TINY
+from llmpp_book import __main__
+from llmpp_book.runner.notebook import Paths
+from llmpp_core import upstream as sources
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.search_space import HAT_WMT, TINY
 
 LARGEST = HAT_WMT.largest().to_hat_yaml()
 
@@ -26,7 +27,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     paths = small_book(tmp_path / "book")
     write_notebook(paths.notebooks, "01_a")
     write_notebook(paths.notebooks, "02_b", needs=["tfs"])
-    monkeypatch.setattr("llmpp_core.runner_notebook.Paths", lambda: paths)
+    monkeypatch.setattr("llmpp_book.runner.notebook.Paths", lambda: paths)
     return paths
 
 
@@ -42,8 +43,8 @@ def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, s
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["fetch", "--help"], ["describe", "--help"]])
 def test_help_comes_at_once(words: list[str]) -> None:
     begin = time.monotonic()
-    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "llmpp_core", *words], capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("usage: python -m llmpp_core")
+    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "llmpp_book", *words], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("usage: llmpp")
     assert time.monotonic() - begin < 5
     for library in ("numpy", "pandas", "yaml", "tqdm", "papermill"):
         assert f" {library}\n" not in shown.stderr, f"help loads {library}"
@@ -150,7 +151,7 @@ def test_an_error_in_the_program_is_not_hidden(book: Paths, monkeypatch: pytest.
 
 
 def test_the_repository_is_found_from_the_package_not_the_folder(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "llmpp_core", "run", "00_nothing"]
+    words = [sys.executable, "-m", "llmpp_book", "run", "00_nothing"]
     asked = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert asked.returncode == 2
     assert Paths().root == Path(__main__.__file__).parents[1]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from llmpp_core import metrics, sources
-from llmpp_core.cost import count_parameters
-from llmpp_core.sources import TFSSplit
-from llmpp_core.space import HAT_WMT
+from llmpp_core import metrics
+from llmpp_core import upstream as sources
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import TFSSplit
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 few_values = st.integers(-3, 3).map(float)  # few, so that ties are common

@@ -17,15 +17,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from llmpp_core import experiments
-from llmpp_core.features import HATFeatures
-from llmpp_core.llm import Client, LLMStopped, Settings
-from llmpp_core.llm_predictor import LLMPredictor
+from llmpp_book.studies import questions as experiments
+from llmpp_core.llm.client import Client, LLMStopped, Settings
+from llmpp_core.llm.offline import MODEL, OfflineEndpoint, PromptError, answer_prompt, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import LEVELS, PromptTask, build_prompt
 from llmpp_core.metrics import evaluate, summarise
-from llmpp_core.offline_llm import MODEL, OfflineEndpoint, PromptError, answer_prompt, offline_settings
-from llmpp_core.prompts import LEVELS, PromptTask, build_prompt
-from llmpp_core.sources import tfs_splits
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.features import HATFeatures
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import tfs_splits
 
 TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0, decimals=3)
 

@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, completion
 
-from llmpp_core.experiments import RESULTS, answers, expected
-from llmpp_core.llm import Client
-from llmpp_core.llm_answers import read_reply
-from llmpp_core.llm_local import DEADLINE
-from llmpp_core.llm_recordings import read_recording, recording_path
+from llmpp_book.studies.questions import RESULTS, answers, expected
+from llmpp_core.llm.answers import read_reply
+from llmpp_core.llm.client import Client
+from llmpp_core.llm.local import DEADLINE
+from llmpp_core.llm.recordings import read_recording, recording_path
 from llmpp_core.metrics import summarise
 
 #: Recordings of wmt-test, by the sha256 of the weights that answered.

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from searches import MINI, Additive, everything
 
-from llmpp_core.constraints import Limit, flops_limit, parameter_limit
-from llmpp_core.genes import Genes
-from llmpp_core.pareto import ParetoSearch, objectives, pareto_front
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.space import TINY, SearchSpace
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
+from llmpp_core.search.pareto import ParetoSearch, objectives, pareto_front
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY, SearchSpace
 
 
 def costs(space: SearchSpace, most: float = np.inf) -> list[Limit]:

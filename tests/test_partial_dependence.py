@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmpp_core.features import OfficialFeatures
-from llmpp_core.partial_dependence import partial_dependence
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core.predictors.partial_dependence import partial_dependence
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.features import OfficialFeatures
+from llmpp_core.space.search_space import HAT_WMT
 
 
 class Linear:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from searches import MINI, Additive, everything
 
-from llmpp_core.constraints import parameter_limit
-from llmpp_core.genes import Genes
-from llmpp_core.peers import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
-from llmpp_core.search_records import read_records
-from llmpp_core.space import TINY
+from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
+from llmpp_core.search.limits import parameter_limit
+from llmpp_core.search.records import read_records
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY
 
 LIMIT = parameter_limit(TINY, 250e3)
 METHODS = [RandomSearch, LocalSearch, BayesianSearch]

@@ -15,17 +15,17 @@ import pytest
 from sklearn.model_selection import cross_val_score
 from small_nets import VOCAB, new_supernet, reversed_pairs, reversed_task
 
-from llmpp_core.distill import DistilledPredictor
-from llmpp_core.latency import LatencyPredictor, LatencyPrior
-from llmpp_core.latency_mlp import LatencyMLP
-from llmpp_core.llm import Client
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.offline_llm import OfflineEndpoint, offline_settings
-from llmpp_core.predictors import CalibratedPredictor, TablePredictor, baselines
-from llmpp_core.prompts import PromptTask
-from llmpp_core.proxies import ZeroCostPredictor
-from llmpp_core.space import TINY
-from llmpp_core.supernet_predictor import SupernetPredictor
+from llmpp_core.latency.hat_mlp import LatencyMLP
+from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior
+from llmpp_core.llm.client import Client
+from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import PromptTask
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.proxies import ZeroCostPredictor
+from llmpp_core.predictors.baselines import CalibratedPredictor, TablePredictor, baselines
+from llmpp_core.predictors.distill import DistilledPredictor
+from llmpp_core.space.search_space import TINY
 
 ARCHS = TINY.sample(12, np.random.default_rng(0))
 SCORES = np.linspace(20, 30, 12)

@@ -16,12 +16,14 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 
-from llmpp_core import metrics, sources
-from llmpp_core.cost import count_parameters
-from llmpp_core.features import HATFeatures
-from llmpp_core.predictors import OWN_CHOICE, CalibratedPredictor, TablePredictor, baselines, supernet_family, supernet_predictors
-from llmpp_core.sources import SUPERNETS, TFS_TASKS
-from llmpp_core.space import HAT_WMT, Architecture
+from llmpp_core import metrics
+from llmpp_core import upstream as sources
+from llmpp_core.predictors.baselines import OWN_CHOICE, CalibratedPredictor, TablePredictor, baselines, supernet_family, supernet_predictors
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.features import HATFeatures
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import SUPERNETS, TFS_TASKS
 
 
 def made_up_records(n: int = 30, seed: int = 0) -> pd.DataFrame:

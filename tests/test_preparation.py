@@ -16,11 +16,14 @@ import pytest
 from corpora_on_disk import NAME, SMALL, peak_memory, prepare_small, write_corpus
 from small_nets import run_killed
 
-from llmpp_core import corpora, preparation, sources, tasks
-from llmpp_core.__main__ import main
-from llmpp_core.batches import Pairs
-from llmpp_core.preparation import load_prepared, prepare, read_manifest
-from llmpp_core.sources import SourceError
+from llmpp_book.__main__ import main
+from llmpp_core import upstream as sources
+from llmpp_core.jobs.files import SourceError
+from llmpp_core.tasks import registry
+from llmpp_core.text import corpora
+from llmpp_core.text import wmt as preparation
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.wmt import load_prepared, prepare, read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -282,15 +285,15 @@ def test_settings_are_checked(change: dict[str, Any]) -> None:
 
 
 def test_a_task_finds_what_was_prepared(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SourceError, match=r"wmt14\.en-de is not prepared; `python -m llmpp_core prepare wmt14\.en-de` does it"):
-        tasks._FACTORIES[NAME]()
+    with pytest.raises(SourceError, match=r"wmt14\.en-de is not prepared; `llmpp prepare wmt14\.en-de` does it"):
+        registry._FACTORIES[NAME]()
     shutil.copytree(prepared, tmp_path / "data" / "prepared" / NAME)
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data"))
-    task = tasks._FACTORIES[NAME]()
+    task = registry._FACTORIES[NAME]()
     assert (task.name, task.title, len(task.pairs["train"]), len(task.pairs["valid"])) == (NAME, "WMT'14 En-De", 95, 9)
     assert task.bleu(task.vocabulary.encode(list(task.text["test"].tgt)), "test") > 99.9
     with pytest.raises(ValueError, match=r"prepared for wmt14\.en-de, not for wmt19\.en-de"):
-        tasks.prepared_task("wmt19.en-de", prepared)
+        registry.prepared_task("wmt19.en-de", prepared)
 
 
 # The command

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmpp_core import profiler
-from llmpp_core.profiler import LatencyMeasurement, LatencySettings, at_one_pace, measure, measure_many, turns, why_busy
-from llmpp_core.space import SMALL, TINY, Architecture
-from llmpp_core.transformer import Transformer
+from llmpp_core.latency import profiler
+from llmpp_core.latency.profiler import LatencyMeasurement, LatencySettings, at_one_pace, measure, measure_many, turns, why_busy
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import SMALL, TINY
 
 QUICK = LatencySettings(vocab_size=50, source_length=7, target_length=6, batch=2, beam=3, warmup=1, runs=2)
 ARCHS = TINY.sample_balanced(6, np.random.default_rng(0))

@@ -9,8 +9,8 @@ import pytest
 from tqdm import tqdm
 
 import llmpp_core
-from llmpp_core import progress
-from llmpp_core.progress import progress_bar
+from llmpp_core.jobs import progress
+from llmpp_core.jobs.progress import progress_bar
 
 
 def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import llmpp_core.prompts
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.experiments import WMT_TASKS
-from llmpp_core.prompts import FORMS, FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, choose_demonstrations, example_pairs
-from llmpp_core.space import HAT_WMT, TINY, Architecture
+import llmpp_core.llm.prompts
+from llmpp_book.studies.questions import WMT_TASKS
+from llmpp_core.llm.prompts import FORMS, FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, choose_demonstrations, example_pairs
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.search_space import HAT_WMT, TINY
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 TASK = WMT_TASKS["wmt14ende"]
@@ -50,7 +51,7 @@ def test_whole_prompts_are_as_reviewed(name: str) -> None:
 
 
 def test_the_module_is_not_shadowed_by_the_folder_of_texts() -> None:
-    assert Path(llmpp_core.prompts.__file__ or "").name == "prompts.py"
+    assert Path(llmpp_core.llm.prompts.__file__ or "").name == "prompts.py"
 
 
 def test_levels_are_cumulative_and_each_adds_text() -> None:

@@ -15,13 +15,15 @@ from sklearn.utils import estimator_checks
 from torch import nn
 from torch.nn import functional as F
 
-from llmpp_core import proxies
-from llmpp_core.batches import Batch, Pairs
-from llmpp_core.cost import count_parameters
-from llmpp_core.predictors import CalibratedPredictor
-from llmpp_core.proxies import PROXIES, ZeroCostPredictor
-from llmpp_core.space import HAT_WMT, TINY, Architecture
-from llmpp_core.transformer import PAD, Memory, Transformer
+from llmpp_core.nets import proxies
+from llmpp_core.nets.proxies import PROXIES, ZeroCostPredictor
+from llmpp_core.nets.transformer import Memory, Transformer
+from llmpp_core.predictors.baselines import CalibratedPredictor
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.search_space import HAT_WMT, TINY
+from llmpp_core.text.batches import Batch, Pairs
+from llmpp_core.text.vocabulary import PAD
 
 VOCABULARY = 40
 

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmpp_core.llm import Answer, Client, LLMStopped, Settings
-from llmpp_core.llm_local import DEADLINE
-from llmpp_core.llm_logprobs import with_log_probabilities
-from llmpp_core.llm_predictor import LLMPredictor
-from llmpp_core.llm_recordings import Recording, Row, load, write_recording
-from llmpp_core.prompts import Prompt, PromptTask, build_prompt
-from llmpp_core.space import TINY
+from llmpp_core.llm.client import Answer, Client, LLMStopped, Settings
+from llmpp_core.llm.local import DEADLINE
+from llmpp_core.llm.logprobs import with_log_probabilities
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import Prompt, PromptTask, build_prompt
+from llmpp_core.llm.recordings import Recording, Row, load, write_recording
+from llmpp_core.space.search_space import TINY
 
 TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
 ARCHS = TINY.sample(3, np.random.default_rng(0))
@@ -44,7 +44,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log = open(tmp_path_factory.mktemp("server") / "log.txt", "wb")  # noqa: SIM115  (the server's for as long as it runs)
-    command = [sys.executable, "-m", "llmpp_core", "serve-model", str(weights), "--port", str(port)]
+    command = [sys.executable, "-m", "llmpp_book", "serve-model", str(weights), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=Path(__file__).parents[1], env=os.environ)
     try:
         assert server.stdout

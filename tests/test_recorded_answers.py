@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmpp_core import experiments
-from llmpp_core.llm_answers import read_answer
-from llmpp_core.llm_recordings import read_recording, recording_path
+from llmpp_book.studies import questions as experiments
+from llmpp_core.llm.answers import read_answer
+from llmpp_core.llm.recordings import read_recording, recording_path
 
 RECORDED = sorted((path.parent.name, path.stem) for path in experiments.RESULTS.glob("*/*.jsonl"))
 CLAUDE = "anthropic-claude-2026-11"

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from llmpp_core.metrics import top_k_regret
-from llmpp_core.regret import by_split, choose
-from llmpp_core.space import HAT_WMT
+from llmpp_core.search.regret import by_split, choose
+from llmpp_core.space.search_space import HAT_WMT
 
 TRUE = np.array([3.0, 1.0, 2.0, 9.0])
 

@@ -18,12 +18,12 @@ import nbformat
 import pytest
 from small_book import files, glue, small_book, stdout, write_notebook
 
-from llmpp_core import sources
-from llmpp_core.errors import InputError
-from llmpp_core.runner import run
-from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import Paths
-from llmpp_core.status import read_record
+from llmpp_book.errors import InputError
+from llmpp_book.runner.console import Console
+from llmpp_book.runner.notebook import Paths
+from llmpp_book.runner.run import run
+from llmpp_book.runner.status import read_record
+from llmpp_core import upstream as sources
 
 GLUED = glue("ch01_quarter", "np.float64(0.25)")
 FIRST = (
@@ -110,7 +110,7 @@ def test_a_failure_names_cell_error_and_command_and_fails_the_run(book: tuple[Pa
     assert report.startswith("03_broken failed in cell 3: KeyError: 'key'\n\n    # why\n    wrong = {}\n    wrong['key']\n")
     assert "----> 3 wrong['key']" in report
     assert "\x1b" not in report
-    assert report.endswith("as far as it came: _build/run/03_broken.failed.ipynb\nrun it again with: python -m llmpp_core run 03_broken\n")
+    assert report.endswith("as far as it came: _build/run/03_broken.failed.ipynb\nrun it again with: llmpp run 03_broken\n")
     partial = nbformat.read(paths.runs / "03_broken.failed.ipynb", as_version=4)
     assert any(o.output_type == "error" for cell in partial.cells for o in cell.get("outputs", []))
 
@@ -139,7 +139,7 @@ def test_without_its_data_a_notebook_shows_stored_outputs_under_a_notice(book: t
     assert f"05_data  stored outputs: {reason}" in outcome.lines
     title, notice, _, cell = page(paths, "05_data").cells
     assert title.source == "# 05_data"
-    assert re.search(r"\(tfs\) could not be had here.*`python -m llmpp_core fetch tfs`.*run 05_data", notice.source, re.DOTALL)
+    assert re.search(r"\(tfs\) could not be had here.*`llmpp fetch tfs`.*run 05_data", notice.source, re.DOTALL)
     assert cell.outputs[0].text == "stored\n"
     assert call(paths, "05").code == 0, "nothing failed"
 
@@ -294,8 +294,8 @@ SCRIPT = """
 if __name__ == "__main__":
     import sys
     from pathlib import Path
-    from llmpp_core.runner_notebook import Paths
-    from llmpp_core.runner import run
+    from llmpp_book.runner.notebook import Paths
+    from llmpp_book.runner.run import run
     sys.exit(run(Paths(Path(sys.argv[1]))))
 """
 

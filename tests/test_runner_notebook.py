@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from small_book import small_book, stdout, write_notebook
 
-from llmpp_core.errors import InputError
-from llmpp_core.runner_notebook import content_hash, normalise, project_state, read, stored_page, write_atomically
+from llmpp_book.errors import InputError
+from llmpp_book.runner.notebook import content_hash, normalise, project_state, read, stored_page, write_atomically
 
 
 def test_a_notebook_declares_its_needs_and_parameters(tmp_path: Path) -> None:

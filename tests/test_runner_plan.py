@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_core import runner_plan, sources
-from llmpp_core.errors import InputError
-from llmpp_core.runner_console import Console
-from llmpp_core.runner_notebook import Paths, sha256
-from llmpp_core.status import DONE, Record, write_record
+from llmpp_book.errors import InputError
+from llmpp_book.runner import plan as runner_plan
+from llmpp_book.runner.console import Console
+from llmpp_book.runner.notebook import Paths, sha256
+from llmpp_book.runner.status import DONE, Record, write_record
+from llmpp_core import upstream as sources
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def test_parameters_are_for_the_named_notebooks_the_profile_for_all(book: Paths)
 
 
 def test_a_job_names_the_command_that_repeats_it(book: Paths) -> None:
-    assert jobs(book, "01")["01_a"].command() == "python -m llmpp_core run 01_a"
+    assert jobs(book, "01")["01_a"].command() == "llmpp run 01_a"
     command = jobs(book, "01", profile="full", seed=2)["01_a"].command()
-    assert command == "python -m llmpp_core run 01_a --profile full -p seed=2"
+    assert command == "llmpp run 01_a --profile full -p seed=2"
 
 
 @pytest.mark.parametrize(

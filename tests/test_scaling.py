@@ -10,9 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.llm_settings import Price
-from llmpp_core.scaling import (
+from llmpp_book.studies.paper_costs import (
     PAIRS,
     TRANSFORMER_BASE,
     Machine,
@@ -24,9 +22,11 @@ from llmpp_core.scaling import (
     training_flops,
     training_memory,
 )
-from llmpp_core.space import HAT_WMT, SMALL, TINY
-from llmpp_core.training import smoothed_loss
-from llmpp_core.transformer import Transformer
+from llmpp_core.llm.settings import Price
+from llmpp_core.nets.training import smoothed_loss
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.search_space import HAT_WMT, SMALL, TINY
 
 MACHINE = Machine("a GPU", tflops=50.0, usd_per_hour=2.0)
 PREPARATION = Preparation(pairs_per_s=10_000, vocabulary_s=60, memory_gib=1.0, bytes_per_pair=600)

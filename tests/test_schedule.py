@@ -11,9 +11,9 @@ from searches import Additive
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
-from llmpp_core.features import HATFeatures
-from llmpp_core.schedule import Adaptive, AnyOf, Candidates, Disagreement, Uncertainty, default_names, predictors_of, schedule
-from llmpp_core.space import TINY
+from llmpp_core.search.schedule import Adaptive, AnyOf, Candidates, Disagreement, Uncertainty, default_names, predictors_of, schedule
+from llmpp_core.space.features import HATFeatures
+from llmpp_core.space.search_space import TINY
 
 
 def test_named_schedules() -> None:

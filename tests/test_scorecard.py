@@ -11,11 +11,11 @@ import pytest
 import yaml
 from small_book import glue, small_book, write_notebook
 
-from llmpp_core.errors import InputError
-from llmpp_core.experiments import recordings
-from llmpp_core.runner_notebook import Paths
-from llmpp_core.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
-from llmpp_core.status import DONE, FAILED, STORED, Record
+from llmpp_book.errors import InputError
+from llmpp_book.runner.notebook import Paths
+from llmpp_book.runner.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
+from llmpp_book.runner.status import DONE, FAILED, STORED, Record
+from llmpp_book.studies.questions import recordings
 
 CLAIM = {
     "id": "best",
@@ -167,7 +167,7 @@ def test_displayed_values_are_glued_too(tmp_path: Path) -> None:
 def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     path = write_notebook(tmp_path, "01_a")
     path.write_text(path.read_text()[:-5])
-    with pytest.raises(InputError, match=r"^01_a\.ipynb is damaged; make it again with: python -m llmpp_core run 01_a$"):
+    with pytest.raises(InputError, match=r"^01_a\.ipynb is damaged; make it again with: llmpp run 01_a$"):
         read_glued(path)
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from searches import MINI, Additive, everything
 
-from llmpp_core.constraints import InfeasibleError, Limit, parameter_limit
-from llmpp_core.cost import count_parameters
-from llmpp_core.genes import Genes
-from llmpp_core.peers import RandomSearch
-from llmpp_core.schedule import Adaptive, Candidates, Disagreement, Uncertainty, schedule
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.search_records import Record, SearchResult, read_records
-from llmpp_core.search_scores import ranking
-from llmpp_core.space import TINY, SearchSpace
+from llmpp_core.search.alternatives import RandomSearch
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import InfeasibleError, Limit, parameter_limit
+from llmpp_core.search.records import Record, SearchResult, read_records
+from llmpp_core.search.schedule import Adaptive, Candidates, Disagreement, Uncertainty, schedule
+from llmpp_core.search.scores import ranking
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY, SearchSpace
 
 LIMIT = parameter_limit(TINY, 250e3)
 SMALL: dict[str, Any] = {"population": 20, "parents": 6, "mutants": 8, "crossovers": 8}

@@ -23,13 +23,16 @@ from dask import config
 from small_nets import reversed_task
 from test_benchmark import NAME
 
-from llmpp_core import __main__, benchmark, search_benchmark
-from llmpp_core.files import append_rows, read_rows
-from llmpp_core.latency_tables import read_latency_table
-from llmpp_core.profiler import LatencyMeasurement, LatencySettings
-from llmpp_core.search_benchmark import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
-from llmpp_core.search_tables import found, paired_difference, searches, stopped
-from llmpp_core.space import TINY
+from llmpp_book import __main__
+from llmpp_book.studies import ground_truth as benchmark
+from llmpp_book.studies import measurements
+from llmpp_book.studies import searches as search_benchmark
+from llmpp_book.studies.search_tables import found, paired_difference, searches, stopped
+from llmpp_book.studies.searches import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
+from llmpp_core.jobs.files import append_rows, read_rows
+from llmpp_core.latency.profiler import LatencyMeasurement, LatencySettings
+from llmpp_core.latency.tables import read_latency_table
+from llmpp_core.space.search_space import TINY
 
 PLANNED = plan
 #: Quick ones: the supernet has the last two iterations at most.
@@ -45,10 +48,10 @@ def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the benchmark that searches need, and its checkpoints; latencies follow from depth and width."""
     folder = tmp_path_factory.mktemp("ground")
-    assert benchmark.measure(NAME, folder / "checkpoints", results=folder / "tfs", n=12, seeds=1, threads=1)
+    assert measurements.measure(NAME, folder / "checkpoints", results=folder / "tfs", n=12, seeds=1, threads=1)
     settings = LatencySettings(len(reversed_task().vocabulary))
     rows = []
-    for arch in benchmark.architectures(reversed_task(), 12):
+    for arch in measurements.architectures(reversed_task(), 12):
         encoder, decoder = 1.0 + arch.encoder_layers, arch.decoder_layers + arch.decoder_embed_dim / 100
         measured = LatencyMeasurement(encoder, decoder, 0.1, 0.1, 1.0, 0.0, 0.5, "a processor", settings)
         rows.append({"arch": arch.to_hat_dict(), "round": 0, **asdict(measured)})
@@ -247,12 +250,12 @@ def test_the_cheap_predictor_is_made_again_when_its_demonstrations_change(ground
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     second, other = search_benchmark.distilled_predictor(task, tmp_path, tmp_path / "tfs")
     assert other != path
-    archs = benchmark.architectures(task, 12)
+    archs = measurements.architectures(task, 12)
     assert np.corrcoef(first.predict(archs), second.predict(archs))[0, 1] < 0
 
 
 def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archs = benchmark.architectures(reversed_task(), 30)
+    archs = measurements.architectures(reversed_task(), 30)
     labels = pd.DataFrame({"architecture": archs, "predicted": [10.0 * arch.decoder_layers for arch in archs]})
     monkeypatch.setattr(search_benchmark, "recordings", lambda name: ["a-model"] if name == f"{NAME}-distill" else [])
     monkeypatch.setattr(search_benchmark, "answers", lambda name, recording: labels)
@@ -272,7 +275,7 @@ def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path,
 
 def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:
     for read, table in ((searches, ""), (found, ".found")):
-        with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: python -m llmpp_core searches"):
+        with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: llmpp searches"):
             read("none", tmp_path)
     with pytest.raises(ValueError, match=r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first: python -m"):
         measure(NAME, tmp_path, results=tmp_path, ground_truth=tmp_path)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import MICRO, new_network, reversed_pairs
 
-from llmpp_core.batches import Pairs, epochs
-from llmpp_core.checkpoints import digest
-from llmpp_core.decoding import translate
-from llmpp_core.shards import StoredTokens, read_shard, stored_tokens, write_shard
-from llmpp_core.training import Recipe, train
+from llmpp_core.nets.checkpoints import digest
+from llmpp_core.nets.decoding import translate
+from llmpp_core.nets.training import Recipe, train
+from llmpp_core.text.batches import Pairs, epochs
+from llmpp_core.text.shards import StoredTokens, read_shard, stored_tokens, write_shard
 
 SHARDS = (0, 7, 1, 0, 25, 3)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llmpp_core import sources
-from llmpp_core.space import HAT_WMT
+from llmpp_core import upstream as sources
+from llmpp_core.jobs import files
+from llmpp_core.space.search_space import HAT_WMT
 
 NAME = "llmas/data/train-test_seedarchs/123/wmt14ende/train.jsonl"
 
@@ -118,12 +119,12 @@ def test_a_whole_file_of_the_data_folder_is_used_where_it_lies(nowhere: Path, kn
 def test_a_damaged_file_is_set_aside_and_never_used(where: str, damage, nowhere: Path, known: bytes, monkeypatch) -> None:
     path = put(nowhere / where, damage(known))
     monkeypatch.setenv("LLMPP_DATA_DIR", str(nowhere / "data"))
-    with pytest.raises(sources.SourceError, match=r"damaged: sha256 is .* not used, set aside as train.jsonl.damaged") as error:
+    with pytest.raises(files.SourceError, match=r"damaged: sha256 is .* not used, set aside as train.jsonl.damaged") as error:
         sources.fetch(NAME, download=False)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert files_below(nowhere) == [f"{where}/{NAME}.damaged"]
-    with pytest.raises(sources.SourceError, match="is not here"):
+    with pytest.raises(files.SourceError, match="is not here"):
         sources.fetch(NAME, download=False)
 
 
@@ -147,15 +148,15 @@ def test_a_damaged_file_in_a_folder_that_cannot_be_written(nowhere: Path, known:
         raise PermissionError
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(sources.SourceError, match=r"damaged.*not used, left in place"):
+    with pytest.raises(files.SourceError, match=r"damaged.*not used, left in place"):
         sources.fetch(NAME)
     assert path.exists()
 
 
 def test_an_absent_file_says_how_to_get_it(nowhere: Path, known: bytes) -> None:
-    with pytest.raises(sources.SourceError, match=f"{NAME} is not here; set LLMPP_DATA_DIR or run: python -m llmpp_core fetch"):
+    with pytest.raises(files.SourceError, match=f"{NAME} is not here; set LLMPP_DATA_DIR or run: llmpp fetch"):
         sources.fetch(NAME, download=False)
-    with pytest.raises(sources.SourceError, match=f"{NAME} could not be downloaded") as error:
+    with pytest.raises(files.SourceError, match=f"{NAME} could not be downloaded") as error:
         sources.fetch(NAME)
     assert "\n" not in str(error.value)
     assert files_below(nowhere) == []
@@ -183,7 +184,7 @@ def test_a_download_lands_whole_in_the_cache_and_is_kept(mirror: Path, known: by
 
 def test_a_download_with_another_checksum_is_discarded(mirror: Path, known: bytes, nowhere: Path) -> None:
     put(mirror, known[:-1])
-    with pytest.raises(sources.SourceError, match=f"{NAME}: the download does not have the expected sha256.*discarded"):
+    with pytest.raises(files.SourceError, match=f"{NAME}: the download does not have the expected sha256.*discarded"):
         sources.fetch(NAME)
     assert files_below(nowhere / "cache") == []
 
@@ -198,13 +199,13 @@ def test_a_download_that_breaks_off_leaves_nothing(mirror: Path, known: bytes, n
         self.wfile.write(known[: len(known) // 2])
 
     monkeypatch.setattr(QuietHandler, "do_GET", send_half)
-    with pytest.raises(sources.SourceError, match=NAME):
+    with pytest.raises(files.SourceError, match=NAME):
         sources.fetch(NAME)
     assert files_below(nowhere / "cache") == []
 
 
 def test_a_file_that_the_server_lacks_is_named(mirror: Path, known: bytes, nowhere: Path) -> None:
-    with pytest.raises(sources.SourceError, match=f"{NAME} could not be downloaded \\(HTTPError\\)"):
+    with pytest.raises(files.SourceError, match=f"{NAME} could not be downloaded \\(HTTPError\\)"):
         sources.fetch(NAME)
     assert files_below(nowhere) == []
 

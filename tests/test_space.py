@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from llmpp_core.cost import count_flops, count_parameters
-from llmpp_core.space import HAT_WMT, SPACES, SPAN_LAYERS, TINY, Architecture, SearchSpace
+from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
+from llmpp_core.space.cost import count_flops, count_parameters
+from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY, SearchSpace
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 spaces = st.sampled_from(list(SPACES.values()))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_core import provenance, status
-from llmpp_core.status import DONE, FAILED, STORED, Record
+from llmpp_book.runner import status
+from llmpp_book.runner.status import DONE, FAILED, STORED, Record
+from llmpp_core.jobs import provenance
 
 
 def record(**changes: object) -> Record:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from small_nets import MICRO, VOCAB, new_network, new_supernet, reversed_pairs
 
-from llmpp_core.cost import count_parameters
-from llmpp_core.features import HATFeatures
-from llmpp_core.space import HAT_WMT, SPACES, TINY, Architecture, SearchSpace
-from llmpp_core.supernet import KINDS, SuperTransformer, _router_units
-from llmpp_core.training import smoothed_loss
-from llmpp_core.transformer import Transformer
+from llmpp_core.nets.supernet import KINDS, SuperTransformer, _router_units
+from llmpp_core.nets.training import smoothed_loss
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.features import HATFeatures
+from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY, SearchSpace
 
 MIXTURES = KINDS[1:]
 ARCHS = MICRO.sample(8, np.random.default_rng(0))

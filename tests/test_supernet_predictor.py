@@ -10,15 +10,16 @@ import torch
 from sklearn.base import clone
 from small_nets import MICRO, new_supernet, reversed_pairs
 
-from llmpp_core.batches import Pairs
-from llmpp_core.decoding import translate
-from llmpp_core.evaluation import validation_loss
 from llmpp_core.metrics import kendall_tau
-from llmpp_core.predictors import CalibratedPredictor
-from llmpp_core.space import TINY, Architecture
-from llmpp_core.supernet import KINDS, SuperTransformer
-from llmpp_core.supernet_predictor import SupernetPredictor
-from llmpp_core.training import smoothed_loss
+from llmpp_core.nets.decoding import translate
+from llmpp_core.nets.loss import validation_loss
+from llmpp_core.nets.predictor import SupernetPredictor
+from llmpp_core.nets.supernet import KINDS, SuperTransformer
+from llmpp_core.nets.training import smoothed_loss
+from llmpp_core.predictors.baselines import CalibratedPredictor
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import TINY
+from llmpp_core.text.batches import Pairs
 
 
 @pytest.fixture(scope="module")

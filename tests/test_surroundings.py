@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_core import runner, sources
-from llmpp_core.corpora import wmt_columns
-from llmpp_core.corpus_readers import open_corpus
-from llmpp_core.distributed import processes
-from llmpp_core.runner_notebook import Paths
+from llmpp_book.runner import run as runner
+from llmpp_book.runner.notebook import Paths
+from llmpp_core import upstream as sources
+from llmpp_core.jobs import files
+from llmpp_core.nets.distributed import processes
+from llmpp_core.text.corpora import wmt_columns
+from llmpp_core.text.readers import open_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = """import sys, matplotlib.pyplot as plt
@@ -65,13 +67,13 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
     name = sources.names("tfs")[0]
     for ask in (
-        sources.cache_dir,
+        files.cache_dir,
         lambda: sources.fetch(name, download=False),
         lambda: sources.fetch(name),
         lambda: wmt_columns("wmt14.en-de", "train"),
         lambda: open_corpus("wmt14.en-de", "train"),
     ):
-        with pytest.raises(sources.SourceError, match=r"no cache folder, .*; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR"):
+        with pytest.raises(files.SourceError, match=r"no cache folder, .*; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR"):
             ask()
     assert "set HOME" in (sources.missing(["tfs"], download=False) or "")
     (tmp_path / "wmt14.en-de").mkdir()
@@ -92,7 +94,7 @@ def test_variables_of_a_launch_that_was_none_are_named(variables: dict[str, str]
     words = ["train", "synthetic", "--supernet", "HAT", "--checkpoint", str(tmp_path / "c"), "--minutes", "0.01"]
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "MASTER_ADDR")} | variables
     done = subprocess.run(
-        [sys.executable, "-m", "llmpp_core", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "llmpp_book", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()

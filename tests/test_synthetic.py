@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpp_core.synthetic import Clause, Language, Phrase
-from llmpp_core.tasks import Task, load_task
+from llmpp_core.tasks.registry import load_task
+from llmpp_core.tasks.task import Task
+from llmpp_core.text.synthetic import Clause, Language, Phrase
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmpp_core import corpora, sources, tasks
-from llmpp_core.preparation import SUBWORDS, Settings, prepare
-from llmpp_core.prompts import build_prompt
-from llmpp_core.space import HAT_WMT, SMALL, SPACES, TINY
-from llmpp_core.synthetic import Language
-from llmpp_core.tasks import SIDES, Task, load_task, register, task_names
-from llmpp_core.training import Recipe
-from llmpp_core.transformer import UNK
+from llmpp_core import upstream as sources
+from llmpp_core.llm.prompts import build_prompt
+from llmpp_core.nets.training import Recipe
+from llmpp_core.space.search_space import HAT_WMT, SMALL, SPACES, TINY
+from llmpp_core.tasks import registry
+from llmpp_core.tasks.registry import load_task, register, task_names
+from llmpp_core.tasks.task import SIDES, Task
+from llmpp_core.text import corpora
+from llmpp_core.text.synthetic import Language
+from llmpp_core.text.vocabulary import UNK
+from llmpp_core.text.wmt import SUBWORDS, Settings, prepare
 
 RECIPE = Recipe(updates=10, batch_tokens=500, learning_rate=1e-3)
 MULTI30K = [f"multi30k{mini}.en-{target}" for mini in ("", "-mini") for target in ("de", "fr", "cs")]
@@ -50,9 +53,9 @@ def task() -> Task:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of the test's own."""
-    monkeypatch.setattr(tasks, "_FACTORIES", dict(tasks._FACTORIES))
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
 
 
 # Names
@@ -67,13 +70,13 @@ def test_an_unknown_task_is_named() -> None:
         load_task("wmt15")
 
 
-def test_a_name_is_given_once(registry: None) -> None:
+def test_a_name_is_given_once(own_registry: None) -> None:
     with pytest.raises(ValueError, match="there is a task 'synthetic' already"):
         register("synthetic")(make)
     assert register("ours")(make) is register("ours")(make)
 
 
-def test_a_user_registers_a_task_of_files(registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_registers_a_task_of_files(own_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, side in enumerate(SIDES):
         for language, text in zip(("en", "de"), sentences(20, seed), strict=True):
@@ -234,7 +237,7 @@ def test_wmt_from_local_files(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         rows = [{"translation": {"en": src, name[-2:]: tgt}} for src, tgt in zip(*sentences(30, seed), strict=True)]
         (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     manifest = prepare(name, tmp_path / "prepared" / name, Settings(SUBWORDS[name]))
-    task = tasks._FACTORIES[name]()
+    task = registry._FACTORIES[name]()
     assert (task.name, task.title, task.space) == (name, WMT[name], HAT_WMT)
     assert manifest["counts"]["kept"] == len(task.pairs["train"])
     # HAT warms up for 4,000 of 40,000 updates, supernets for 10,000.
@@ -293,7 +296,7 @@ def test_a_name_that_is_none_for_files_is_refused(name: Any) -> None:
 
 
 @pytest.mark.parametrize("made", [None, "task"])
-def test_a_function_that_makes_no_task_is_named(registry: None, made: Any) -> None:
+def test_a_function_that_makes_no_task_is_named(own_registry: None, made: Any) -> None:
     register("none")(lambda: made)
     with pytest.raises(ValueError, match=f"task 'none': the function registered for it returned {type(made).__name__}, not a Task"):
         load_task("none")

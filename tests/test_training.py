@@ -13,12 +13,13 @@ import pytest
 import torch
 from small_nets import MICRO, VOCAB, reversed_pairs, run_killed
 
-from llmpp_core import training
-from llmpp_core.batches import Pairs
-from llmpp_core.checkpoints import load_network
-from llmpp_core.supernet import SuperTransformer
-from llmpp_core.training import POINTS, History, Recipe, sandwich, smoothed_loss, train, uniform
-from llmpp_core.transformer import PAD, Transformer
+from llmpp_core.nets import training
+from llmpp_core.nets.checkpoints import load_network
+from llmpp_core.nets.supernet import SuperTransformer
+from llmpp_core.nets.training import POINTS, History, Recipe, sandwich, smoothed_loss, train, uniform
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.vocabulary import PAD
 
 #: Long enough to resume several times, too short to learn anything.
 QUICK = Recipe(updates=10, batch_tokens=150, learning_rate=0.01)

@@ -13,9 +13,11 @@ import torch
 from small_nets import MICRO, VOCAB, new_network, reversed_pairs
 from torch import nn
 
-from llmpp_core.cost import count_parameters
-from llmpp_core.space import SPACES, SPAN_LAYERS, TINY, Architecture, SearchSpace
-from llmpp_core.transformer import MAX_LENGTH, PAD, DecoderLayer, EncoderLayer, Memory, Transformer
+from llmpp_core.nets.transformer import MAX_LENGTH, DecoderLayer, EncoderLayer, Memory, Transformer
+from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
+from llmpp_core.space.cost import count_parameters
+from llmpp_core.space.search_space import SPACES, TINY, SearchSpace
+from llmpp_core.text.vocabulary import PAD
 
 ARCHS = MICRO.sample(12, np.random.default_rng(0))
 

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmpp_core.corpora import multi30k
-from llmpp_core.transformer import BOS, EOS, PAD, UNK
-from llmpp_core.vocabulary import Vocabulary
+from llmpp_core.text.corpora import multi30k
+from llmpp_core.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
 SENTENCES = [
     "A man, in a T-shirt (red), isn't running...",

@@ -19,21 +19,28 @@ from searches import Additive
 from small_book import write_notebook
 from small_nets import VOCAB, reversed_pairs
 
-from llmpp_core import benchmark, files, jobs, latency_tables, runner, search_benchmark, training
-from llmpp_core.__main__ import main
-from llmpp_core.errors import InputError
-from llmpp_core.files import alone, append_rows, read_rows, to_json
-from llmpp_core.genes import Genes
-from llmpp_core.jobs import run_jobs
-from llmpp_core.latency_tables import MeasuredLatency
-from llmpp_core.preparation import Settings, prepare
-from llmpp_core.profiler import LatencySettings
-from llmpp_core.runner_notebook import Paths
-from llmpp_core.search import EvolutionarySearch
-from llmpp_core.search_records import read_records
-from llmpp_core.space import TINY
-from llmpp_core.training import Recipe, train
-from llmpp_core.transformer import Transformer
+from llmpp_book.__main__ import main
+from llmpp_book.errors import InputError
+from llmpp_book.runner import run as runner
+from llmpp_book.runner.notebook import Paths
+from llmpp_book.studies import ground_truth as benchmark
+from llmpp_book.studies import measurements
+from llmpp_book.studies import searches as search_benchmark
+from llmpp_core.jobs import files
+from llmpp_core.jobs import table as jobs
+from llmpp_core.jobs.files import alone, append_rows, read_rows, to_json
+from llmpp_core.jobs.table import run_jobs
+from llmpp_core.latency import tables as latency_tables
+from llmpp_core.latency.profiler import LatencySettings
+from llmpp_core.latency.tables import MeasuredLatency
+from llmpp_core.nets import training
+from llmpp_core.nets.training import Recipe, train
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.records import read_records
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import TINY
+from llmpp_core.text.wmt import Settings, prepare
 
 SETTINGS = LatencySettings(100, warmup=0, runs=1)
 Work = Callable[[], None]
@@ -223,7 +230,7 @@ def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, mon
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "append_rows", lambda path, rows: full(path, b""))
         with pytest.raises(OSError, match="No space left"):
-            benchmark.measure("tests.reversed", tmp_path / "nets", **arguments)
+            measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
     assert len(list((tmp_path / "nets").iterdir())) == 1
     assert not (tmp_path / "tests.reversed.jsonl").read_bytes() if (tmp_path / "tests.reversed.jsonl").exists() else True
     from_scratch = benchmark.train
@@ -236,7 +243,7 @@ def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, mon
         return history
 
     monkeypatch.setattr(benchmark, "train", finished)
-    benchmark.measure("tests.reversed", tmp_path / "nets", **arguments)
+    measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
     assert len(read_rows(tmp_path / "tests.reversed.jsonl")) == 1
     assert len(list((tmp_path / "nets").iterdir())) == 4, "those of the four supernets"
 

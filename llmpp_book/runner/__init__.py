@@ -1,0 +1,1 @@
+"""Notebooks run into pages, with a record of each run, and the scorecard of claims."""

@@ -1,0 +1,223 @@
+"""Reads the tables of searches, and compares what schedules found: in score, loss or BLEU, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+from scipy.stats import t as student
+
+from llmpp_book import repository
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.latency.tables import read_latency_table
+from llmpp_core.metrics import Interval
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.inputs import as_list
+
+#: Where the tables are, in a checkout of this project.
+RESULTS = repository.RESULTS / "search"
+#: What the two predictors are called in the rows. The first is distilled from a teacher.
+CHEAP, COSTLY = "distilled", "supernet"
+#: The teacher that is not a language model; others are names of recordings of the experiment TASK-distill.
+OFFLINE = "offline"
+#: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
+STOPPED = ("HS-NAS", "adaptive")
+
+
+def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the searches with the supernet alone as they were when it had scored as many architectures as in those of another schedule.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Searches.
+    name : str
+        The other schedule. What it found is compared with what the supernet alone finds at the same cost.
+
+    Returns
+    -------
+    list of dict
+        For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
+        supernet_score, evaluations of the supernet and seconds, up to the last iteration that it could afford.
+    """
+    alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
+    found = []
+    for row in rows:
+        key, allowed = (row["limit_ms"], row["seed"]), row["evaluations"].get(COSTLY, 0)
+        if row["schedule"] != name or key not in alone:
+            continue
+        steps = alone[key]["iterations"]
+        asked = np.cumsum([step["evaluations"].get(COSTLY, 0) for step in steps])
+        if asked[0] > allowed:
+            continue
+        last = int(np.searchsorted(asked, allowed, side="right")) - 1
+        seconds = round(sum(step["seconds"] for step in steps[: last + 1]), 3)
+        state = {"best": steps[last]["best"], "supernet_score": steps[last]["supernet_score"]}
+        found.append({"limit_ms": key[0], "seed": key[1], **state, "evaluations": int(asked[last]), "seconds": seconds})
+    return found
+
+
+def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
+    """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
+    return _table(results / f"{task_name}{table_name(teacher)}.jsonl", "best")
+
+
+def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the trainings of what the searches found, as `llmpp_book.studies.ground_truth.trainings`."""
+    return _table(results / f"{task_name}.found.jsonl", "arch")
+
+
+def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """Read the measured latency of what the searches found, one row per architecture, in ms of the machine of TASK.latency.jsonl.
+
+    Tables TASK.NAME.latency.jsonl come from other machines, or from other days. Each holds some architectures of the first table, by
+    which its times are scaled: by the median ratio.
+    """
+    table = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")
+    for path in sorted(results.glob(f"{task_name}.*.latency.jsonl")):
+        more = read_latency_table(path).set_index("architecture")
+        shared = more.index.intersection(table.index)
+        if len(shared) < 5:
+            raise ValueError(f"{path}: expected at least 5 architectures of {task_name}.latency.jsonl, to scale by, got {len(shared)}")
+        pace = float((table.loc[shared, "latency_ms"] / more.loc[shared, "latency_ms"]).median())
+        times = [column for column in more.columns if column.endswith("_ms")]
+        table = pd.concat([table, more.drop(shared).assign(**{column: pace * more[column] for column in times})])
+    return table
+
+
+def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
+    """Return the standard deviation of the mean score of an architecture over its trainings, for the median number of trainings."""
+    return float((_noise(trained, score) / trained.groupby("architecture", sort=False).size().median()) ** 0.5)
+
+
+def _noise(trained: pd.DataFrame, score: str) -> float:
+    """Return the variance of one training's score, pooled over the architectures that were trained more than once."""
+    scores = trained.groupby("architecture", sort=False)[score]
+    freedom = scores.size() - 1
+    return float((scores.var(ddof=1) * freedom).sum() / freedom.sum())
+
+
+def paired_difference(
+    ours: Sequence[Architecture],
+    theirs: Sequence[Architecture],
+    trained: pd.DataFrame,
+    score: str = "valid_bleu",
+    groups: Sequence[Any] | None = None,
+) -> tuple[float, float, float]:
+    """Return the mean difference in score between what pairs of searches found, and its 95 % interval.
+
+    Two things make it uncertain: other seeds would have found something else, and other trainings would have scored otherwise, the
+    same for all searches that found the same architecture. The second is known from repeated trainings; of the variance over pairs,
+    what it does not explain is counted as the first.
+
+    Parameters
+    ----------
+    ours, theirs : sequence of Architecture
+        What the searches found, in pairs, such as those of equal limits and seeds.
+    trained : pandas.DataFrame
+        Trainings of all of these, as `found` returns them.
+    score : str
+        Column of `trained`.
+    groups : sequence, optional
+        Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
+
+    Returns
+    -------
+    tuple of float
+        Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
+    """
+    ours, theirs = as_list(ours, "ours"), as_list(theirs, "theirs")
+    groups = [0] * len(ours) if groups is None else list(groups)
+    if not len(ours) == len(theirs) == len(groups) > 0:
+        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}, and a group of each, got {len(groups)}")
+    means = trained.groupby("architecture", sort=False)[score].mean()
+    sizes = trained.groupby("architecture", sort=False).size().to_numpy()
+    numbers = {arch: i for i, arch in enumerate(means.index)}
+    # signs[pair, architecture]
+    signs = np.zeros((len(ours), len(means)))
+    for row, first, second in zip(signs, ours, theirs, strict=True):
+        row[numbers[first]] += 1
+        row[numbers[second]] -= 1
+    difference, noise = signs @ means.to_numpy(), _noise(trained, score) / sizes
+    members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
+    weights = np.zeros(len(ours))
+    parts = [(0.0, float(len(trained) - len(means)))]
+    for rows in members:
+        weights[rows] = 1 / (len(members) * len(rows))
+        if len(rows) > 1:
+            centred = signs[rows] - signs[rows].mean(axis=0)
+            excess = difference[rows].var(ddof=1) - (noise * centred**2).sum() / (len(rows) - 1)
+            parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
+    parts[0] = ((noise * (weights @ signs) ** 2).sum(), parts[0][1])
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
+    mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
+    return mean, mean - half, mean + half
+
+
+def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return searches under one limit by schedule, each a frame by seed, and those with the supernet alone stopped at equal cost.
+
+    Parameters
+    ----------
+    searches : pandas.DataFrame
+        As `searches` returns it, of one limit.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        By the name of the schedule, and by "stopped like NAME" for the names of `STOPPED`; column supernet_evaluations is added.
+    """
+    asked = [evaluations.get(COSTLY, 0) for evaluations in searches["evaluations"]]
+    groups = {str(name): part.set_index("seed") for name, part in searches.assign(supernet_evaluations=asked).groupby("schedule")}
+    for name in STOPPED:
+        if rows := stopped([dict(row) for _, row in searches.iterrows()], name):
+            states = pd.DataFrame(rows).set_index("seed")
+            archs = states["best"].map(Architecture.from_hat_dict)
+            groups[f"stopped like {name}"] = states.assign(architecture=archs, supernet_evaluations=states["evaluations"])
+    return groups
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, score: str = "valid_bleu") -> Interval:
+    """Return the mean difference in score between two frames of `by_schedule` (see `paired_difference`).
+
+    It is over the seeds that both have and whose results were trained; without any it is nan.
+    """
+    known = set(trained["architecture"])
+    seeds = [
+        seed for seed in ours.index.intersection(theirs.index) if {ours.at[seed, "architecture"], theirs.at[seed, "architecture"]} <= known
+    ]
+    if not seeds:
+        return Interval(np.nan, np.nan, np.nan)
+    return Interval(*paired_difference(list(ours.loc[seeds, "architecture"]), list(theirs.loc[seeds, "architecture"]), trained, score))
+
+
+def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str, rng: np.random.Generator) -> Interval:
+    """Return the ratio of the sums of a column over the seeds that both frames of `by_schedule` have, with its interval over seeds."""
+    seeds = ours.index.intersection(theirs.index)
+    pair = [frame.loc[seeds, column].to_numpy(dtype=float) for frame in (ours, theirs)]
+    ratio = float(pair[0].sum() / pair[1].sum())
+    if len(seeds) < 3:
+        return Interval(ratio, np.nan, np.nan)
+    ends = bootstrap(pair, _ratio, paired=True, vectorized=True, method="percentile", rng=rng).confidence_interval
+    return Interval(ratio, float(ends.low), float(ends.high))
+
+
+def _ratio(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+    return ours.sum(axis=axis) / theirs.sum(axis=axis)
+
+
+def table_name(teacher: str) -> str:
+    """Return what a teacher adds to the name of a task's table of searches."""
+    return "" if teacher == OFFLINE else f".{teacher}"
+
+
+def _table(path: Path, column: str) -> pd.DataFrame:
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} is not there or empty; measure it with: llmpp searches TASK")
+    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row[column])} for row in rows])

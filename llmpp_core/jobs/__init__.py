@@ -1,0 +1,1 @@
+"""Work that stops, goes on and says where it comes from."""

@@ -1,0 +1,1 @@
+"""Latency: measured, kept in tables, predicted."""

@@ -1,0 +1,1 @@
+"""Language models as predictors: prompts, a client within a budget, answers, recordings."""

@@ -1,0 +1,200 @@
+"""An OpenAI-compatible endpoint on this machine that is explicitly not a language model.
+
+It reads the demonstrations out of the prompt, fits a ridge regression to them, and answers with its predictions. So the
+whole path from prompt to table runs without a key, and a language model has a bar to beat. It answers to the name
+`MODEL` only, refuses prompts it cannot read, and reports no token usage. Every table that shows it says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import StandardScaler
+
+from llmpp_core.llm.settings import FREE, Settings
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures
+
+#: The only model there is.
+MODEL = "not-an-llm/incontext-ridge-v1"
+_ALPHAS = np.logspace(-2, 3, 26)
+_HEADING = re.compile(r"(Example|Test architecture)(?: (\d+))?")
+_LINES_OF_ARCHITECTURE = 10
+# scikit-learn swaps the warning filters of the whole process while it works. Threads that do so at once see each other's,
+# warn of it, and leave the process without any.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class PromptError(ValueError):
+    """The prompt is not of the kind that `llmpp_core.llm.prompts` writes."""
+
+
+def answer_prompt(text: str, as_json: bool = False) -> str:
+    """Answer a prompt as a model would that is fitted to its demonstrations.
+
+    Parameters
+    ----------
+    text : str
+        A prompt of `llmpp_core.llm.prompts.build_prompt`.
+    as_json : bool
+        Answer with a JSON object.
+
+    Raises
+    ------
+    PromptError
+        If no demonstrations or no test architectures can be read.
+    """
+    demonstrations, queries, decimals = _read_prompt(text)
+    with _ONE_AT_A_TIME:
+        predicted = _fit(tuple(demonstrations))(list(queries.values()))
+    values = [f"{value:.{decimals}f}" for value in predicted]
+    if as_json:
+        return json.dumps(dict(zip(queries, map(float, values), strict=True)))
+    if list(queries) == [""]:
+        return values[0]
+    return "\n".join(f"{number}: {value}" for number, value in zip(queries, values, strict=True))
+
+
+def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str, Architecture], int]:
+    """Return demonstrations, test architectures by their numbers ("" for a single one), and the decimals of scores."""
+    demonstrations: list[tuple[Architecture, float]] = []
+    queries: dict[str, Architecture] = {}
+    decimals = 0
+    for section in text.split("\n\n"):
+        heading, *lines = section.strip().splitlines() or [""]
+        match = _HEADING.fullmatch(heading)
+        if not match:
+            continue
+        try:
+            arch = Architecture.from_prompt_lines(lines[:_LINES_OF_ARCHITECTURE])
+            if match[1] == "Example":
+                score = lines[-1].partition(":")[2].strip()
+                demonstrations.append((arch, float(score)))
+                decimals = len(score.partition(".")[2])
+            else:
+                queries[match[2] or ""] = arch
+        except (ValueError, IndexError) as error:
+            raise PromptError(f"{heading}: {error}") from None
+    if not demonstrations or not queries:
+        raise PromptError(
+            f"found {len(demonstrations)} demonstrations and {len(queries)} test architectures; at least one of each is needed"
+        )
+    return demonstrations, queries, decimals
+
+
+@lru_cache(maxsize=256)
+def _fit(demonstrations: tuple[tuple[Architecture, float], ...]) -> Any:
+    """Return a function from architectures to predictions: a ridge whose penalty minimises the leave-one-out error."""
+    archs, scores = [arch for arch, _ in demonstrations], np.array([score for _, score in demonstrations])
+    if len(set(archs)) < 3:
+        return lambda queries: np.full(len(queries), scores.mean())
+    features = make_union(HATFeatures(), CostFeatures(), DepthFeatures(log=True))
+    return make_pipeline(features, StandardScaler(), RidgeCV(alphas=_ALPHAS)).fit(archs, scores).predict
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Headers and body leave in one packet; two would wait for each other's acknowledgement.
+    wbufsize = -1
+
+    def do_POST(self) -> None:
+        try:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            model, text = body["model"], "\n\n".join(message["content"] for message in body["messages"])
+        except (ValueError, KeyError, TypeError):
+            return self._error(400, "expected a Chat Completions request with model and messages", "invalid_request")
+        if self.path != "/v1/chat/completions":
+            return self._error(404, f"there is no {self.path} here", "not_found")
+        if model != MODEL:
+            return self._error(404, f"there is no model {model!r} here, only {MODEL}, which is not a language model", "model_not_found")
+        try:
+            content = answer_prompt(text, as_json="response_format" in body)
+        except PromptError as error:
+            return self._error(400, str(error), "unreadable_prompt")
+        message = {"role": "assistant", "content": content}
+        return self._send(
+            200,
+            {
+                "id": "offline",
+                "object": "chat.completion",
+                "created": 0,
+                "model": MODEL,
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+            },
+        )
+
+    def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            return self._error(404, f"there is no {self.path} here", "not_found")
+        return self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "llmpp"}]})
+
+    def _error(self, status: int, message: str, code: str) -> None:
+        self._send(status, {"error": {"message": message, "type": "invalid_request_error", "code": code}})
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: notebooks would show it."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over a client that hangs up, which is no fault and would print a traceback into a notebook."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class OfflineEndpoint:
+    """The endpoint as a context manager, for notebooks and tests; serves from a thread of its own.
+
+    >>> with OfflineEndpoint() as url:
+    ...     settings = offline_settings(url)
+
+    Parameters
+    ----------
+    port : int
+        Where to listen on 127.0.0.1; any free port by default.
+    """
+
+    def __init__(self, port: int = 0):
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self.url
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def serve_forever(self) -> None:
+        """Serve in this thread until interrupted."""
+        try:
+            self._server.serve_forever()
+        finally:
+            self._server.server_close()
+
+
+def offline_settings(url: str) -> Settings:
+    """Return the settings that ask the endpoint at `url`; the port does not matter to cache and recordings."""
+    return Settings(MODEL, base_url=url, endpoint="offline", key_variable=None, price=FREE)

@@ -1,0 +1,1 @@
+"""Transformers and supernets: built, trained, evaluated, and asked as predictors."""

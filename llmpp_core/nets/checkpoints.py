@@ -1,0 +1,140 @@
+"""Checkpoints: a network, the state of its optimiser, and what both come from, in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmpp_core.jobs.files import load_tensors, save_tensors, understood
+from llmpp_core.nets.supernet import SuperTransformer
+from llmpp_core.nets.transformer import Transformer
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import SearchSpace
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.shards import StoredTokens
+
+_KIND = "training"
+
+
+def space_record(space: SearchSpace) -> dict[str, Any]:
+    """Return the fields of a search space as JSON holds them."""
+    values = {item.name: getattr(space, item.name) for item in fields(SearchSpace) if item.init}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def digest(pairs: Pairs) -> str:
+    """Return the sha256 of all tokens."""
+    found = hashlib.sha256()
+    for side in (pairs.src, pairs.tgt):
+        if isinstance(side, StoredTokens):
+            # Known since the corpus was prepared.
+            found.update(f"{side.digest} {side.n} ".encode())
+            continue
+        array = side.cpu().numpy()
+        found.update(f"{array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def write_checkpoint(
+    path: Path, identity: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer, history: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, all or nothing; of a finished training only the network is kept."""
+    tensors = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
+    if not history["finished"]:
+        for i, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
+    save_tensors(path, _KIND, {name: _array(tensor) for name, tensor in tensors.items()}, {"identity": identity, "history": history})
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint into network and optimiser and return its history.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or was made with something else than `identity`; names what differs.
+    """
+    arrays, record = load_tensors(path, _KIND)
+    # Earlier checkpoints do not say that an update is one batch.
+    record["identity"].get("recipe", {}).setdefault("accumulate", 1)
+    different = _differences("", record["identity"], identity)
+    if different:
+        raise ValueError(f"{path} is of another training: {'; '.join(different)}; choose another file or remove it")
+    _fill(model, arrays)
+    device = next(model.parameters()).device
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, array in arrays.items():
+        part, _, rest = name.partition(".")
+        if part == "optimiser":
+            i, _, key = rest.partition(".")
+            state.setdefault(int(i), {})[key] = torch.from_numpy(array).to(device)
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return record["history"]
+
+
+def load_network(path: str | Path, space: SearchSpace | None = None, device: torch.device | str = "cpu") -> Any:
+    """Read the network of a checkpoint.
+
+    Parameters
+    ----------
+    path : path
+        A checkpoint of `llmpp_core.nets.training.train`.
+    space : SearchSpace, optional
+        The space it must be of.
+    device : torch.device or str
+        Where the network goes.
+
+    Returns
+    -------
+    Transformer or SuperTransformer
+        In evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or the network is of another space.
+    """
+    arrays, record = load_tensors(path, _KIND)
+    with understood(path):
+        network = dict(record["identity"]["network"])
+        choices = record["identity"]["space"]
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
+        found = SearchSpace(**values)
+    if space is not None and found != space:
+        different = _differences("", space_record(found), space_record(space))
+        raise ValueError(f"{path} is of another search space than {space.name}: {'; '.join(different)}")
+    model: Transformer | SuperTransformer
+    with understood(path):
+        arch = network.pop("arch")
+        model = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
+        _fill(model, arrays)
+    return model.to(device).eval()
+
+
+def _fill(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    prefix = "network."
+    model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)})
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _differences(name: str, there: Any, here: Any) -> list[str]:
+    """Return one sentence per leaf of two nested mappings that is not the same."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = dict.fromkeys([*there, *here])
+        return [text for key in keys for text in _differences(f"{name}.{key}".strip("."), there.get(key), here.get(key))]
+    return [] if there == here else [f"{name} is {_short(there)} there and {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,194 @@
+"""Supernets: one set of weights from which every architecture of a space takes its own.
+
+A subnet's tensor is the leading block of the supernet's tensor of the same name. That one rule covers widths, depth and the
+mixtures of supernets (Jawahar et al., ACL 2024), which first blend several experts' feed-forward blocks into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llmpp_core.nets.transformer import FeedForward, Transformer
+from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
+from llmpp_core.space.features import HATFeatures
+from llmpp_core.space.search_space import SearchSpace
+
+#: The kinds of supernet: shared weights, or feed-forward layers mixed from experts, per layer or per neuron.
+KINDS = ("shared", "layer-wise", "neuron-wise")
+_ROUTER_WIDTH = 128
+
+
+class SuperTransformer(nn.Module):
+    """The weights of a whole search space.
+
+    Parameters
+    ----------
+    space : SearchSpace
+        The space.
+    vocab_size : int
+        Size V of the joint vocabulary.
+    kind : {"shared", "layer-wise", "neuron-wise"}
+        How feed-forward layers are made: one matrix for all, or a mixture of `experts` with one weight per expert, or with one
+        weight per expert and neuron. The weights come from a router that reads the architecture.
+    dropout : float
+        Dropout at the full width.
+    experts : int
+        Number of experts of a mixture.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is none of the above.
+    """
+
+    def __init__(self, space: SearchSpace, vocab_size: int, kind: str = "shared", *, dropout: float = 0.1, experts: int = 2):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind: {kind!r} is not allowed; allowed are {', '.join(KINDS)}")
+        self.space, self.vocab_size, self.kind, self.dropout, self.experts = space, vocab_size, kind, dropout, experts
+        self.weights = Transformer(space.largest(), space, vocab_size, dropout)
+        self.mixtures = nn.ModuleDict()
+        if kind != "shared":
+            for stack in ("encoder", "decoder"):
+                for i, layer in enumerate(getattr(self.weights, stack)):
+                    self.mixtures[f"{stack}-{i}"] = Mixture(layer.ffn, experts, per_neuron=kind == "neuron-wise")
+        self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the cached skeletons, which hold no weights; a copy, or a process it is sent to, makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_skeleton"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what, with the space, makes this supernet again, as JSON holds it."""
+        sizes = {"vocab_size": self.vocab_size, "dropout": self.dropout, "experts": self.experts}
+        return {"arch": None, "kind": self.kind, **sizes}
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw new weights; every expert has its own."""
+        self.weights.initialise(generator)
+        for mixture in self.mixtures.values():
+            for parameter in mixture.parameters():
+                if parameter.ndim == 2:
+                    nn.init.xavier_uniform_(parameter, generator=generator)
+                else:
+                    nn.init.zeros_(parameter)
+
+    def forward(self, src: Tensor, tgt: Tensor, arch: Architecture) -> Tensor:
+        """Return logits (batch, target, V) of architecture `arch` for src (batch, source) and tgt (batch, target).
+
+        Raises
+        ------
+        ValueError
+            If `arch` is not in the space.
+        """
+        skeleton = self._skeleton(arch).train(self.training)
+        return functional_call(skeleton, self.subnet_weights(arch, skeleton), (src, tgt))
+
+    def subnet(self, arch: Architecture, *, copy: bool = True) -> Transformer:
+        """Return `arch` as a plain module with the weights it inherits, mixtures collapsed.
+
+        Parameters
+        ----------
+        arch : Architecture
+            An architecture of the space; ValueError if it is not.
+        copy : bool
+            Whether the module gets weights of its own. Otherwise they are views, which follow the supernet's.
+        """
+        module = self._build_skeleton(arch).train(self.training)
+        for name, tensor in self.subnet_weights(arch, module).items():
+            owner, _, attribute = name.rpartition(".")
+            tensor = tensor.detach().clone(memory_format=torch.contiguous_format) if copy else tensor.detach()
+            is_weight = name != "positions"
+            setattr(module.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=copy) if is_weight else tensor)
+        return module
+
+    def subnet_weights(self, arch: Architecture, skeleton: Transformer | None = None) -> dict[str, Tensor]:
+        """Return the tensors of `arch` by their names in its plain module, as differentiable views and mixtures."""
+        skeleton = skeleton or self._skeleton(arch)
+        full = dict(self.weights.named_parameters())
+        mixed = self._mixed(arch)
+        tensors = {"positions": self.weights.positions}
+        for name, parameter in skeleton.named_parameters():
+            tensors[name] = mixed[name] if name in mixed else full[name][tuple(slice(size) for size in parameter.shape)]
+        return tensors
+
+    def _mixed(self, arch: Architecture) -> dict[str, Tensor]:
+        """Return the feed-forward tensors of `arch` that are mixtures, by name."""
+        if not self.mixtures:
+            return {}
+        averages = HATFeatures().transform([arch])[0] / _router_units(self.space)
+        features = torch.tensor(averages, dtype=torch.float32, device=self.weights.positions.device)
+        sizes = {"encoder": (arch.encoder_embed_dim, arch.encoder_ffn_dims), "decoder": (arch.decoder_embed_dim, arch.decoder_ffn_dims)}
+        tensors: dict[str, Tensor] = {}
+        for stack, (dim, ffn_dims) in sizes.items():
+            for i, hidden in enumerate(ffn_dims):
+                mixture, first = self.mixtures[f"{stack}-{i}"], getattr(self.weights, stack)[i].ffn
+                tensors |= {f"{stack}.{i}.ffn.{name}": t for name, t in mixture(first, features, dim, hidden).items()}
+        return tensors
+
+    def _build_skeleton(self, arch: Architecture) -> Transformer:
+        with torch.device("meta"):
+            return Transformer(arch, self.space, self.vocab_size, self.dropout)
+
+
+class Mixture(nn.Module):
+    """Experts beside a supernet's feed-forward layer, and the router that weighs them for an architecture."""
+
+    def __init__(self, first: FeedForward, experts: int, per_neuron: bool):
+        super().__init__()
+        dim, hidden = first.up.in_features, first.up.out_features
+        self.others = nn.ModuleList(FeedForward(dim, hidden) for _ in range(experts - 1))
+        # Layer-wise, one set of weights serves both matrices; neuron-wise each has its own router and a weight per output.
+        outputs = {"up": hidden, "down": dim} if per_neuron else {"both": 1}
+        self.routers = nn.ModuleDict({name: _router(experts * n) for name, n in outputs.items()})
+        self.experts, self.per_neuron = experts, per_neuron
+
+    def shares(self, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
+        """Return the experts' shares for both matrices, shape (experts, outputs), or (experts, 1) layer-wise; they sum to 1."""
+        share = {name: router(features).view(self.experts, -1).softmax(dim=0) for name, router in self.routers.items()}
+        if not self.per_neuron:
+            return {"up": share["both"], "down": share["both"]}
+        return {"up": share["up"][:, :hidden], "down": share["down"][:, :dim]}
+
+    def forward(self, first: FeedForward, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
+        """Return weight and bias of both matrices, mixed, for `dim` inputs and `hidden` neurons."""
+        shares = self.shares(features, dim, hidden)
+        sizes = {"up": (hidden, dim), "down": (dim, hidden)}
+        tensors = {}
+        for name, (rows, columns) in sizes.items():
+            linears = [getattr(expert, name) for expert in (first, *self.others)]
+            weights = torch.stack([linear.weight[:rows, :columns] for linear in linears])
+            biases = torch.stack([linear.bias[:rows] for linear in linears])
+            tensors[f"{name}.weight"] = (shares[name][:, :, None] * weights).sum(dim=0)
+            tensors[f"{name}.bias"] = (shares[name] * biases).sum(dim=0)
+        return tensors
+
+
+def _router(outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(10, _ROUTER_WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(_ROUTER_WIDTH, outputs))
+
+
+def _router_units(space: SearchSpace) -> list[float]:
+    """The units of the router's ten features: the full value of a choice made once, the mean allowed value of one per layer."""
+
+    def mean(values: Sequence[int]) -> float:
+        return sum(values) / len(values)
+
+    def stack(name: str, *lists: Sequence[int]) -> list[float]:
+        return [max(getattr(space, f"{name}_embed_dim")), max(getattr(space, f"{name}_layers")), *map(mean, lists)]
+
+    spans = [SPAN_LAYERS[span] for span in space.decoder_cross_spans]
+    return [
+        *stack("encoder", space.encoder_ffn_dims, space.encoder_heads),
+        *stack("decoder", space.decoder_ffn_dims, space.decoder_self_heads, space.decoder_cross_heads, spans),
+    ]

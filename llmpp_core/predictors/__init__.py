@@ -1,0 +1,1 @@
+"""Predictors that need no network: baselines, the distilled predictor, partial dependence."""

@@ -1,0 +1,1 @@
+"""Searches under limits: evolution with a schedule of predictors, and its alternatives."""

@@ -1,0 +1,81 @@
+"""Scores of a costly predictor in a file, so that searches that meet the same architectures pay for each once.
+
+A search still costs what it costs: `KeptScores` knows how long each score took when it was made, and charges that to everyone who asks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from llmpp_core.jobs.files import append_rows, read_rows
+from llmpp_core.space.architecture import Architecture
+
+
+class Kept(NamedTuple):
+    """A score, and the seconds that it took."""
+
+    score: float
+    seconds: float
+
+
+class KeptScores(RegressorMixin, BaseEstimator):
+    """A predictor that asks another one once for each architecture, over all processes that share a file.
+
+    Parameters
+    ----------
+    predictor : fitted regressor over Architecture
+        The costly one, such as a supernet; the file must be of no other.
+    path : path
+        A JSONL file, made where absent.
+    """
+
+    def __init__(self, predictor: Any, path: str | Path):
+        self.predictor = predictor
+        self.path = path
+
+    @property
+    def saved_(self) -> float:
+        """Seconds that were not spent so far because the scores were there already."""
+        return float(self.__dict__.get("_saved", 0.0))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.no_validation = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
+        """Do nothing; the predictor is fitted elsewhere."""
+        return self
+
+    def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return an array of shape (n,); raises ValueError naming file and line if the file is damaged."""
+        asked = list(archs)
+        known = self._known()
+        new = [arch for arch in dict.fromkeys(asked) if arch not in known]
+        there = [arch for arch in dict.fromkeys(asked) if arch in known]
+        if new:
+            began = time.perf_counter()
+            found = np.asarray(self.predictor.predict(new), dtype=float)
+            each = (time.perf_counter() - began) / len(new)
+            known |= {arch: Kept(float(score), each) for arch, score in zip(new, found, strict=True)}
+            rows = [{"arch": arch.to_hat_dict(), **known[arch]._asdict()} for arch in new]
+            with FileLock(f"{self.path}.lock"):
+                append_rows(Path(self.path), rows)
+        self._saved = self.saved_ + sum(known[arch].seconds for arch in there)
+        return np.array([known[arch].score for arch in asked], dtype=float)
+
+    def _known(self) -> dict[Architecture, Kept]:
+        if "known_" not in self.__dict__:
+            rows = read_rows(Path(self.path))
+            self.known_ = {Architecture.from_hat_dict(row["arch"]): Kept(row["score"], row["seconds"]) for row in rows}
+        return self.known_

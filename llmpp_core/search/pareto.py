@@ -1,0 +1,143 @@
+"""Search for quality and low costs at once: NSGA-II, whose one run serves all limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pymoo.algorithms.moo.nsga2 import NSGA2  # type: ignore[import-untyped]
+from pymoo.core.population import Population as Individuals  # type: ignore[import-untyped]
+from pymoo.core.problem import Problem  # type: ignore[import-untyped]
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # type: ignore[import-untyped]
+
+from llmpp_core.search.evolution import Search, whole
+from llmpp_core.search.feasible import Feasible
+from llmpp_core.search.limits import Limit
+from llmpp_core.search.records import Population, Previous, Record
+from llmpp_core.search.scores import Ask, to_ten_digits
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.search_space import SearchSpace
+
+
+class ParetoSearch(Search):
+    """NSGA-II of pymoo over the genes of a space: the score is to be high, and the cost of every limit low.
+
+    Selection and survival are pymoo's, by rank of the front and crowding; candidates vary as in
+    `llmpp_core.search.evolution.EvolutionarySearch`: each child is a uniform crossover of two parents, mutated. The population of a record
+    holds the survivors so far and their children, its parents are those that survive.
+
+    Parameters
+    ----------
+    space : SearchSpace
+        Where to search.
+    predictor : regressor over Architecture
+        Scores candidates, higher is better.
+    costs : sequence of Limit
+        The other objectives; a limit that is not infinity also has to be kept.
+    population : int
+        Number of survivors, and of children in an iteration.
+    iterations : int
+        Number of iterations, the first of random candidates included.
+    mutation_probability : float
+        Probability of each gene of a child to be resampled.
+    seed : int
+        Decides the search.
+    names : sequence of one str, optional
+        Name of the predictor in the records; its class by default.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        predictor: Any,
+        costs: Sequence[Limit],
+        population: int = 100,
+        iterations: int = 30,
+        mutation_probability: float = 0.05,
+        seed: int = 0,
+        names: Sequence[str] | None = None,
+    ):
+        super().__init__(space, [(predictor, iterations)], costs, seed, names)
+        if not self.limits or not whole(population) or population < 2:
+            raise ValueError(f"expected at least one cost and a population of at least 2, got {len(self.limits)} and {population}")
+        if not 0 <= mutation_probability <= 1:
+            raise ValueError(f"mutation_probability: expected 0 to 1, got {mutation_probability}")
+        self.population, self.mutation_probability = population, mutation_probability
+        self._algorithm = NSGA2(pop_size=population)
+        self._problem = Problem(n_var=len(self.genes), n_obj=1 + len(self.limits))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the records' "search" holds."""
+        return {**super().settings(), "population": self.population, "mutation_probability": self.mutation_probability}
+
+    def propose(self, rng: np.random.Generator, previous: Previous | None, feasible: Feasible, ask: Ask) -> Population:
+        """Return random candidates, or survivors and children."""
+        if previous is None:
+            return Population(*feasible.initial(self.population, rng), {"acceptance": [1.0]})
+        kept = previous.record.parents
+        rows, costs = previous.rows[kept], previous.costs[kept]
+        individuals = Individuals.new(F=objectives(ask(rows), costs))
+        # Sets rank and crowding, by which tournaments are decided.
+        self._algorithm.survival.do(self._problem, individuals, random_state=rng)
+        self._algorithm.random_state = rng
+
+        def children(n: int) -> np.ndarray:
+            pairs = self._algorithm.mating.selection.do(
+                self._problem, individuals, n, n_parents=2, to_pop=False, algorithm=self._algorithm, random_state=rng
+            )
+            crossed = self.genes.crossover(rows[pairs[:, 0]], rows[pairs[:, 1]], rng)
+            return self.genes.mutate(crossed, rng, self.mutation_probability)
+
+        rate = previous.record.state["acceptance"][0]
+        new, new_costs, rates = feasible.children([(children, self.population, rate)], rows, rng)
+        return Population(np.vstack([rows, new]), np.vstack([costs, new_costs]), {"acceptance": rates})
+
+    def select(self, order: np.ndarray, scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """Return the positions of the survivors, best score first."""
+        individuals = Individuals.new(F=objectives(scores, costs))
+        # Equal crowding is decided at random by pymoo, here always alike.
+        random = np.random.default_rng(0)
+        survivors = self._algorithm.survival.do(
+            self._problem, individuals, n_survive=self.population, random_state=random, return_indices=True
+        )
+        return order[np.isin(order, survivors)]
+
+
+def objectives(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Return what is to be low, shape (n, 1 + limits): minus the score, then the costs; nan counts as worse than all others."""
+    worst = np.nanmin(scores) - 1
+    values = np.column_stack([-np.where(np.isnan(scores), worst, scores), costs])
+    return np.column_stack([to_ten_digits(column) for column in values.T])
+
+
+def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:
+    """Return the architectures of a search that none other of it beats, or equals, in score and every cost.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        Of any search with limits; of a schedule of several predictors, only what the last one scored counts.
+    space : SearchSpace
+        The space searched.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns "architecture", "score" and one per cost, best score first; so ``front[front["latency"] <= 100].iloc[0]`` is the best
+        within a limit.
+    """
+    used = [record for record in records if record.predictor == records[-1].predictor]
+    names = list(used[-1].costs)
+    rows: dict[str, list[float]] = {}
+    for record in used:
+        columns = zip(record.scores, *(record.costs[name] for name in names), strict=True)
+        rows.update((genome, list(values)) for genome, values in zip(record.population, columns, strict=True) if values[0] is not None)
+    values = np.array(list(rows.values()), dtype=float)
+    front = NonDominatedSorting().do(objectives(values[:, 0], values[:, 1:]), only_non_dominated_front=True)
+    genes = Genes(space)
+    archs = list(genes.table(genes.from_text(list(rows)))) if rows else []
+    table = pd.DataFrame(values[front], columns=["score", *names])
+    table.insert(0, "architecture", [archs[i] for i in front])
+    return table.sort_values(["score", *names], ascending=[False, *[True] * len(names)], kind="stable", ignore_index=True)

@@ -1,0 +1,194 @@
+"""What a search says of each iteration, as Python objects and as lines of a JSONL file from which it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.genes import Genes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One iteration of a search.
+
+    Parameters
+    ----------
+    iteration : int
+        From 0.
+    predictor : str
+        Name of the predictor that gave the scores.
+    best : Architecture
+        The best so far by this predictor; earlier iterations count as long as the predictor is the same.
+    score : float
+        Its score, higher is better.
+    spread : dict of str to float
+        Least, quartiles and greatest of the scores: "min", "q1", "median", "q3", "max".
+    evaluations : dict of str to int
+        How many architectures each predictor was asked about in this iteration; none is ever asked about one twice.
+    seconds : dict of str to float
+        Time for "propose", "constraints", "score" and "rule".
+    population : list of str
+        The candidates as `llmpp_core.space.genes.Genes.from_text` reads them, all different.
+    scores : list of float or None
+        Their scores; None is nan.
+    costs : dict of str to list of float
+        Their costs, by the names of the limits.
+    parents : list of int
+        Positions of those selected, best first.
+    best_costs : dict of str to float
+        Costs of the best.
+    switch : bool
+        Whether a rule of the schedule says that the next iteration has the costly predictor.
+    rule : dict of str to float or None
+        Numbers of that rule.
+    probe : dict of str to float or None
+        Candidates whose scores by the costly predictor the rule asked for.
+    state : dict
+        What else the method needs to go on.
+    """
+
+    iteration: int
+    predictor: str
+    best: Architecture
+    score: float
+    spread: dict[str, float]
+    evaluations: dict[str, int]
+    seconds: dict[str, float]
+    population: list[str]
+    scores: list[float | None]
+    costs: dict[str, list[float]]
+    parents: list[int]
+    best_costs: dict[str, float]
+    switch: bool = False
+    rule: dict[str, float | None] = field(default_factory=dict)
+    probe: dict[str, float | None] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return what JSON can hold; the best architecture is under HAT's names."""
+        row = {item.name: getattr(self, item.name) for item in fields(self)}
+        lines = (line.partition(": ") for line in self.best.to_prompt_lines())
+        return {**row, "best": {name: json.loads(value) for name, _, value in lines}}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Record:
+        """Read what `to_row` wrote; raises ValueError if something is missing or unknown."""
+        best = Architecture.from_prompt_lines(f"{name}: {json.dumps(value)}" for name, value in row["best"].items())
+        try:
+            return cls(**{**row, "best": best})
+        except TypeError as error:
+            raise ValueError(f"not a record of a search: {error}") from None
+
+    def without_times(self) -> dict[str, Any]:
+        """Return all fields but the seconds, which no two runs share."""
+        return {name: value for name, value in asdict(self).items() if name != "seconds"}
+
+
+@dataclass
+class Population:
+    """Candidates of an iteration: rows of genes, their costs of shape (n, limits), and what the method keeps for the next."""
+
+    rows: np.ndarray
+    costs: np.ndarray
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Previous:
+    """The iteration before: its record, and its candidates and their costs as arrays."""
+
+    record: Record
+    rows: np.ndarray
+    costs: np.ndarray
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    records : list of Record
+        One per iteration.
+    """
+
+    records: list[Record]
+
+    @property
+    def best(self) -> Architecture:
+        """The best architecture by the last predictor."""
+        return self.records[-1].best
+
+    @property
+    def score(self) -> float:
+        """Its score by the last predictor and in its unit, such as minus nats per token of a supernet's loss, or BLEU."""
+        return self.records[-1].score
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Its costs, by the names of the limits."""
+        return self.records[-1].best_costs
+
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """How many architectures each predictor was asked about."""
+        total: Counter[str] = Counter()
+        for record in self.records:
+            total.update(record.evaluations)
+        return dict(total)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time for each part, summed over the iterations, those before an interruption included."""
+        return {part: sum(record.seconds[part] for record in self.records) for part in self.records[0].seconds}
+
+    @property
+    def total_seconds(self) -> float:
+        """Time of the whole search."""
+        return sum(self.seconds.values())
+
+
+def read_records(path: str | Path, genes: Genes, settings: Mapping[str, Any] | None = None) -> list[Record]:
+    """Read the file of a search, which may still be under way.
+
+    Parameters
+    ----------
+    path : path
+        A JSONL file; none is an empty one.
+    genes : Genes
+        Of the space searched.
+    settings : mapping, optional
+        What the "search" of every line has to be; anything if left out.
+
+    Raises
+    ------
+    ValueError
+        If a line is damaged, out of order, or of another search; names file and line.
+    """
+    records = []
+    for number, row in enumerate(read_rows(Path(path)), 1):
+        try:
+            found = row.pop("search", {})
+            # Earlier records name the space only.
+            found.setdefault("choices_sha256", (settings or {}).get("choices_sha256"))
+            different = [name for name in settings or () if found.get(name) != (settings or {})[name]]
+            if different:
+                name = different[0]
+                raise ValueError(f"of another search, whose {name} is {found.get(name)!r} and not {(settings or {})[name]!r}")
+            record = Record.from_row(row)
+            genes.from_text([*record.population, *record.probe])
+            if record.iteration != number - 1 or len(record.scores) != len(record.population):
+                raise ValueError("not the next iteration, whole")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        records.append(record)
+    return records

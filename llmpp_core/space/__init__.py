@@ -1,0 +1,1 @@
+"""What is searched: architectures, their genes, costs and features."""

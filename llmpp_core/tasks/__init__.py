@@ -1,0 +1,1 @@
+"""Tasks: text, a search space and recipes under a name."""

@@ -1,0 +1,159 @@
+"""The built-in tasks, and names for tasks of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.jobs.files import SourceError
+from llmpp_core.nets.training import Recipe
+from llmpp_core.space.search_space import HAT_WMT, SMALL, TINY
+from llmpp_core.tasks.task import Task
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.corpora import LANGUAGES, SIDES, ParallelText, multi30k
+from llmpp_core.text.synthetic import Language
+from llmpp_core.text.vocabulary import Vocabulary
+from llmpp_core.text.wmt import SUBWORDS, load_prepared, prepared_folder
+
+_FACTORIES: dict[str, Callable[[], Task]] = {}
+
+
+def register(name: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
+    """Return a decorator that makes a function without arguments the maker of the task `name`; ValueError if the name is taken."""
+
+    def add(factory: Callable[[], Task]) -> Callable[[], Task]:
+        if name in _FACTORIES and _FACTORIES[name] is not factory:
+            raise ValueError(f"there is a task {name!r} already; choose another name")
+        _FACTORIES[name] = factory
+        return factory
+
+    return add
+
+
+def task_names() -> list[str]:
+    """Return the names that `load_task` knows."""
+    return sorted(_FACTORIES)
+
+
+@cache
+def load_task(name: str) -> Task:
+    """Make the task `name`, once per process; ValueError if there is none of that name, or what was registered makes none."""
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown task {name!r}; known are {', '.join(task_names())}")
+    task = _FACTORIES[name]()
+    if not isinstance(task, Task):
+        raise ValueError(f"task {name!r}: the function registered for it returned {type(task).__name__}, not a Task")
+    return task
+
+
+@register("synthetic")
+def _synthetic() -> Task:
+    language, text = Language(), dict[str, ParallelText]()
+    for i, (side, n) in enumerate({"train": 20_000, "valid": 500, "test": 500}.items()):
+        seen = [sentence for other in text.values() for sentence in other.src]
+        text[side] = ParallelText(*language.pairs(n, np.random.default_rng([0, i]), without=seen), f"synthetic {side}")
+    return Task(
+        name="synthetic",
+        title="Synthetic",
+        space=TINY,
+        vocabulary=Vocabulary.morphemes([*text["train"].src, *text["train"].tgt]),
+        text=text,
+        recipe=Recipe(updates=2000, batch_tokens=750, learning_rate=3e-3, dropout=0.0),
+        supernet_recipe=Recipe(updates=4000, batch_tokens=750, learning_rate=3e-3, dropout=0.0),
+        languages=("one made-up language", "another"),
+        bleu_tokenizer="none",
+        beam=1,
+        longest=40,
+    )
+
+
+def _multi30k(target: str) -> Task:
+    text: dict[str, Any] = {side: multi30k(target, side) for side in SIDES}
+    # Published text-only Transformers of 4 + 4 layers train for at most 8,000 updates of 2 x 4,096 tokens with dropout 0.3 and label
+    # smoothing 0.1, on 10,000 joint subwords, and are read with beam 5 (Wu et al., 2021). 8,000 joint subwords lengthen sentences by
+    # 2 to 4 % over 10,000 and save a fifth of the embedding, the largest tensor of a small network.
+    recipe = Recipe(updates=3000, batch_tokens=12_000, learning_rate=1.5e-3, dropout=0.3)
+    return Task.from_text(
+        f"multi30k.en-{target}",
+        title=f"Multi30k En-{target.capitalize()}",
+        **text,
+        space=SMALL,
+        recipe=recipe,
+        subwords=8000,
+        languages=("English", LANGUAGES[target]),
+        beam=5,
+    )
+
+
+def _multi30k_mini(target: str) -> Task:
+    """Return the short captions of Multi30k: real text for a CPU."""
+    text: dict[str, Any] = {side: multi30k(target, side).shorter(10, at_most=6000) for side in SIDES}
+    recipe = Recipe(updates=1500, batch_tokens=1000, learning_rate=2e-3, dropout=0.1)
+    return Task.from_text(
+        f"multi30k-mini.en-{target}",
+        title=f"Multi30k mini En-{target.capitalize()}",
+        **text,
+        space=TINY,
+        recipe=recipe,
+        subwords=2000,
+        languages=("English", LANGUAGES[target]),
+        beam=1,
+        longest=60,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedTask(Task):
+    """A task whose training side is larger than memory; `text` holds a sample of it.
+
+    Parameters
+    ----------
+    stored : Pairs
+        The training pairs, on disk.
+    """
+
+    stored: Pairs = field(kw_only=True, repr=False)
+
+    def _pairs(self, side: str) -> Pairs:
+        return self.stored if side == "train" else super()._pairs(side)
+
+
+def prepared_task(name: str, folder: Path) -> Task:
+    """Return a WMT task from the folder that `preparation.prepare` made; raises ValueError if it is damaged or of another task."""
+    manifest, vocabulary, text, pairs = load_prepared(folder)
+    if manifest["task"] != name:
+        raise ValueError(f"{folder}: prepared for {manifest['task']}, not for {name}")
+    # HAT's files configs/wmt*/subtransformer/common.yml and supertransformer/space0.yml: 40,000 updates of 128 x 4,096 tokens, learning
+    # rate 0.001 with 4,000 updates of warm-up, 10,000 for supernets. They clip no gradients and also drop out a tenth of the attention.
+    recipe = Recipe(updates=40_000, batch_tokens=4096, accumulate=128, learning_rate=1e-3, warmup=0.1, dropout=0.3)
+    return PreparedTask(
+        name=name,
+        title=f"WMT'{name[3:5]} En-{name[-2:].capitalize()}",
+        space=HAT_WMT,
+        vocabulary=vocabulary,
+        text=text,
+        recipe=recipe,
+        supernet_recipe=replace(recipe, warmup=0.25),
+        languages=("English", LANGUAGES[name[-2:]]),
+        longest=250,
+        stored=pairs,
+    )
+
+
+def _wmt(name: str) -> Task:
+    folder = prepared_folder(name)
+    if not (folder / "manifest.json").exists():
+        raise SourceError(f"{name} is not prepared; `llmpp prepare {name}` does it, in hours, and resumes")
+    return prepared_task(name, folder)
+
+
+for _target in ("de", "fr", "cs"):
+    register(f"multi30k.en-{_target}")(partial(_multi30k, _target))
+    register(f"multi30k-mini.en-{_target}")(partial(_multi30k_mini, _target))
+for _name in SUBWORDS:
+    register(_name)(partial(_wmt, _name))

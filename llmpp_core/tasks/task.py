@@ -1,0 +1,205 @@
+"""Translation tasks: sentence pairs, their vocabulary, the search space that fits them and how to train on them.
+
+`load_task` makes the built-in ones by name; `Task.from_text` makes one of your own, and `register` gives it a name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sacrebleu
+
+from llmpp_core.llm.prompts import Efficiency, PromptTask
+from llmpp_core.nets.training import Recipe
+from llmpp_core.nets.transformer import MAX_LENGTH
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.cost import count_flops
+from llmpp_core.space.search_space import SearchSpace
+from llmpp_core.text.batches import Pairs
+from llmpp_core.text.corpora import SIDES, ParallelText, as_parallel, stream
+from llmpp_core.text.vocabulary import Vocabulary
+
+#: What a side may be given as: parallel text, two files, or two sequences of sentences.
+Text = ParallelText | tuple[str | Path, str | Path] | tuple[Sequence[str], Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A translation task.
+
+    Parameters
+    ----------
+    name : str
+        Short name, that of its files in results/.
+    title : str
+        Name in tables and figures.
+    space : SearchSpace
+        The architectures that make sense for it.
+    vocabulary : Vocabulary
+        The vocabulary of both languages.
+    text : mapping of str to ParallelText
+        The sides train, valid and test.
+    recipe, supernet_recipe : Recipe
+        How to train one architecture, and a supernet.
+    languages : tuple of str
+        Names of source and target language.
+    bleu_tokenizer : str
+        sacrebleu's tokenizer: "13a" for natural text, "none" for text that is tokens already.
+    beam : int
+        Beam width with which BLEU is measured.
+    longest : int
+        Most tokens of a sentence, without markers, on either side. Longer training pairs are left out of `pairs`.
+
+    Raises
+    ------
+    ValueError
+        If the name is no name for files, a side is missing or empty, a sentence holds the mark that the vocabulary has for spaces, a
+        validation or test sentence is longer than `longest`, or that is more than the network takes.
+    """
+
+    name: str
+    title: str
+    space: SearchSpace
+    vocabulary: Vocabulary
+    text: Mapping[str, ParallelText]
+    recipe: Recipe
+    supernet_recipe: Recipe
+    languages: tuple[str, str] = ("source", "target")
+    bleu_tokenizer: str = "13a"
+    beam: int = 4
+    longest: int = 100
+    pairs: Mapping[str, Pairs] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _refuse_name(self.name)
+        missing = [side for side in SIDES if side not in self.text or not len(self.text[side])]
+        if missing:
+            raise ValueError(f"task {self.name}: no {', '.join(missing)} text; needed are {', '.join(SIDES)}")
+        if not 1 <= self.longest <= MAX_LENGTH - 2:
+            raise ValueError(f"task {self.name}: longest is {self.longest}; allowed are 1 to {MAX_LENGTH - 2}")
+        object.__setattr__(self, "pairs", {side: self._pairs(side) for side in SIDES})
+
+    @classmethod
+    def from_text(
+        cls,
+        name: str,
+        *,
+        train: Text,
+        valid: Text,
+        test: Text,
+        space: SearchSpace,
+        recipe: Recipe,
+        supernet_recipe: Recipe | None = None,
+        subwords: int = 8000,
+        **settings: Any,
+    ) -> Task:
+        """Make a task from text; its subwords are trained on the training side.
+
+        Parameters
+        ----------
+        name : str
+            Short name.
+        train, valid, test : ParallelText or pair
+            Source and target: two files, plain or ``.gz``, of one sentence per line, or two sequences of sentences.
+        space : SearchSpace
+            The architectures.
+        recipe, supernet_recipe : Recipe
+            How to train; a supernet as one architecture by default.
+        subwords : int
+            Most tokens of the vocabulary, which both languages share.
+        **settings
+            Other fields of `Task`.
+
+        Returns
+        -------
+        Task
+
+        Raises
+        ------
+        ValueError
+            If files or sentences do not fit each other; see `llmpp_core.text.corpora` and `Task`.
+
+        Examples
+        --------
+        >>> @register("ours.en-de")
+        ... def ours():
+        ...     text = {side: (f"{side}.en", f"{side}.de") for side in SIDES}
+        ...     recipe = Recipe(updates=2000, batch_tokens=8192, learning_rate=1.5e-3, dropout=0.3)
+        ...     return Task.from_text("ours.en-de", **text, space=SMALL, recipe=recipe, languages=("English", "German"))
+        """
+        _refuse_name(name)
+        given = {"train": train, "valid": valid, "test": test}
+        text = {side: as_parallel(value, f"{name} {side}") for side, value in given.items()}
+        vocabulary = Vocabulary.subwords(chain(stream(text["train"].src), stream(text["train"].tgt)), subwords)
+        settings = {"title": name, "recipe": recipe, "supernet_recipe": supernet_recipe or recipe, **settings}
+        return cls(name=name, space=space, vocabulary=vocabulary, text=text, **settings)
+
+    def _pairs(self, side: str) -> Pairs:
+        given, mark = [list(stream(sentences)) for sentences in (self.text[side].src, self.text[side].tgt)], self.vocabulary.space_mark
+        for which, sentences in zip(("source", "target"), given, strict=True):
+            marked = next((i for i, sentence in enumerate(sentences, 1) if mark and mark in sentence), None)
+            if marked is not None:
+                raise ValueError(
+                    f"task {self.name}: the {which} of {side} pair {marked:,} holds {mark!r} (U+{ord(mark):X}), by which the vocabulary "
+                    "marks spaces; give plain text, not subwords"
+                )
+        src, tgt = map(self.vocabulary.encode, given)
+        for which, tokens in (("source", src), ("target", tgt)):
+            long = next((i for i, ids in enumerate(tokens, 1) if len(ids) > self.longest), None)
+            if side != "train" and long is not None:
+                raise ValueError(
+                    f"task {self.name}: the {which} of {side} pair {long:,} has {len(tokens[long - 1])} tokens, more than {self.longest}; "
+                    "raise `longest` or shorten it"
+                )
+        kept = [(a, b) for a, b in zip(src, tgt, strict=True) if max(len(a), len(b)) <= self.longest]
+        return Pairs.from_tokens([a for a, _ in kept], [b for _, b in kept])
+
+    def bleu(self, hypotheses: Sequence[Sequence[int]], side: str) -> float:
+        """Return the BLEU of translations, rows of token identifiers, of a whole side."""
+        # Both in the form that the vocabulary gives text: an accent may be written in two ways.
+        references = self.vocabulary.normalise(stream(self.text[side].tgt))
+        return float(self._metric().corpus_score(self.vocabulary.decode(hypotheses), [references]).score)
+
+    def bleu_signature(self) -> str:
+        """Return sacrebleu's signature of `bleu` (Post, 2018): case kept, one reference, exponential smoothing."""
+        metric = self._metric()
+        metric.corpus_score(["a"], [["a"]])  # the number of references is known only after a score
+        return str(metric.get_signature())
+
+    def _metric(self) -> sacrebleu.BLEU:
+        return sacrebleu.BLEU(tokenize=self.bleu_tokenizer, force=self.bleu_tokenizer == "none")
+
+    def prompt_task(self, examples: int = 5) -> PromptTask:
+        """Return the task as prompts describe it, with short training pairs, the same each time, as examples."""
+        train, vocab_size, qkv_dim = self.text["train"], len(self.vocabulary), self.space.qkv_dim
+
+        def gflops(arch: Architecture) -> float:
+            return count_flops(arch, vocab_size, qkv_dim=qkv_dim) / 1e9
+
+        rows = np.random.default_rng(0).choice(len(train), min(5 * examples, len(train)), replace=False).tolist()
+        pairs = sorted(((train.src[row], train.tgt[row]) for row in rows), key=lambda pair: len(pair[0]) + len(pair[1]))
+        # Two significant digits of the cheapest architecture.
+        decimals = max(1, 1 - math.floor(math.log10(gflops(self.space.smallest()))))
+        cost = "the billions of floating-point operations of one forward pass over a sentence pair"
+        return PromptTask(
+            self.title,
+            description=f"machine translation from {self.languages[0]} to {self.languages[1]} ({self.title})",
+            metric="BLEU",
+            metric_description="a percentage, on the validation set",
+            low=0.0,
+            high=100.0,
+            examples=tuple(pairs[:examples]),
+            efficiency=Efficiency(description=cost, value=gflops, decimals=decimals),
+        )
+
+
+def _refuse_name(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name):
+        raise ValueError(f"task {name!r}: a name of files; allowed are letters, digits and ' .+-_', first a letter or digit")
