@@ -36,10 +36,11 @@ test: book ## run pytest and both notebook gates: committed outputs, and a secon
 	echo; for name in tests committed-notebooks fresh-notebooks; do echo "$$name"; tail -n 1 "_build/test/$$name.txt"; done; \
 	exit $$status
 
-lint: $(STAMP) ## ruff (rules and format) and mypy
+lint: $(STAMP) ## ruff (rules and format), mypy, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 
 notebooks: $(STAMP) ## run every notebook and store the outputs in notebooks/, the ones to commit
 	$(BIN)/llmpp run --update
