@@ -26,8 +26,11 @@ from .search.alternatives import RandomSearch as RandomSearch
 from .search.evolution import EvolutionarySearch as EvolutionarySearch
 from .search.limits import InfeasibleError as InfeasibleError
 from .search.limits import Limit as Limit
+from .search.limits import parameter_limit as parameter_limit
 from .search.pareto import ParetoSearch as ParetoSearch
+from .search.pareto import pareto_front as pareto_front
 from .search.schedule import Adaptive as Adaptive
+from .search.schedule import Disagreement as Disagreement
 from .search.schedule import schedule as schedule
 from .space.architecture import Architecture as Architecture
 from .space.cost import count_flops as count_flops

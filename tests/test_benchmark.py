@@ -51,7 +51,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Times on a machine that does other things as well; here they only need to be there.
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(benchmark, "CHECKED", 4)
+            patch.setattr(measurements, "CHECKED", 4)
             measurements.measure_latency(NAME, results=folder, n=3, repeats=1)
     return folder
 
@@ -98,7 +98,7 @@ def test_every_architecture_has_a_row_per_seed_with_all_that_is_asked_of_it(meas
 
 def test_a_row_is_what_training_by_hand_gives(measured: Path, task: Task) -> None:
     row = trainings(NAME, measured).iloc[0]
-    model = benchmark.Transformer(row["architecture"], task.space, len(task.vocabulary), task.recipe.dropout)
+    model = measurements.Transformer(row["architecture"], task.space, len(task.vocabulary), task.recipe.dropout)
     history = train(model, task.pairs["train"], task.recipe, seed=int(row["seed"]))
     assert row["train_loss"] == pytest.approx(history.loss, abs=1e-4)
     assert row["train_tokens"] == history.tokens

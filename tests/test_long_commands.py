@@ -19,8 +19,9 @@ from llmpp_core.tasks.registry import load_task
 
 #: A module of a user's: a task that is learnt in no time.
 MODULE = """
-from llmpp_core.space.architecture import TINY
-from llmpp_core.tasks.task import Task, register
+from llmpp_core.space.search_space import TINY
+from llmpp_core.tasks.registry import register
+from llmpp_core.tasks.task import Task
 from llmpp_core.nets.training import Recipe
 
 @register("mine")

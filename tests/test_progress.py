@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+import llmpp_book
 import llmpp_core
 from llmpp_core.jobs import progress
 from llmpp_core.jobs.progress import progress_bar
@@ -46,6 +47,7 @@ def test_what_is_disabled_says_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_all_work_draws_with_it() -> None:
     # The runner and `fetch` decide by themselves what a log gets.
-    own = {"progress.py", "runner_console.py", "__main__.py"}
-    drawing = {path.name for path in Path(llmpp_core.__file__).parent.glob("*.py") if re.search(r"\btqdm\(", path.read_text())}
+    own = {"progress.py", "console.py", "__main__.py"}
+    packages = [Path(package.__file__).parent for package in (llmpp_core, llmpp_book)]
+    drawing = {path.name for package in packages for path in package.rglob("*.py") if re.search(r"\btqdm\(", path.read_text())}
     assert drawing == own

@@ -63,7 +63,7 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
     def homeless(name: str) -> str:
         raise RuntimeError("could not determine the home directory")
 
-    monkeypatch.setattr(sources.pooch, "os_cache", homeless)
+    monkeypatch.setattr(files.platformdirs, "user_cache_path", homeless)
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
     name = sources.names("tfs")[0]
     for ask in (

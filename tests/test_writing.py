@@ -23,7 +23,6 @@ from llmpp_book.__main__ import main
 from llmpp_book.errors import InputError
 from llmpp_book.runner import run as runner
 from llmpp_book.runner.notebook import Paths
-from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies import measurements
 from llmpp_book.studies import searches as search_benchmark
 from llmpp_core.jobs import files
@@ -233,7 +232,7 @@ def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, mon
             measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
     assert len(list((tmp_path / "nets").iterdir())) == 1
     assert not (tmp_path / "tests.reversed.jsonl").read_bytes() if (tmp_path / "tests.reversed.jsonl").exists() else True
-    from_scratch = benchmark.train
+    from_scratch = measurements.train
 
     def finished(model: Any, *given: Any, sampling: Any = None, **named: Any) -> Any:
         if sampling is None:
@@ -242,7 +241,7 @@ def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, mon
         monkeypatch.undo()
         return history
 
-    monkeypatch.setattr(benchmark, "train", finished)
+    monkeypatch.setattr(measurements, "train", finished)
     measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
     assert len(read_rows(tmp_path / "tests.reversed.jsonl")) == 1
     assert len(list((tmp_path / "nets").iterdir())) == 4, "those of the four supernets"

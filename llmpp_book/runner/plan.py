@@ -53,7 +53,7 @@ class Job:
 
     def command(self) -> str:
         """Return the command that runs this notebook again."""
-        words = ["python", "-m", "llmpp_book", "run", self.notebook.stem]
+        words = ["llmpp", "run", self.notebook.stem]
         for name, value in self.parameters.items():
             words += ["--profile", value] if name == "profile" else ["-p", f"{name}={value}"]
         return shlex.join(words)
