@@ -28,9 +28,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for room in pkgutil.iter_modules(llmpp_core.__path__):
         module = f"llmpp_core.{room.name}"
         files = [f"{module}.{file.name}" for file in pkgutil.iter_modules([str(Path(llmpp_core.__path__[0]) / room.name)])]
-        pages[room.name] = f"# {room.name}\n\n{_automodule(module)}" + "".join(
-            f"\n## {name.rpartition('.')[2]}\n\n{_automodule(name)}" for name in files
-        )
+        parts = [f"\n## {name.rpartition('.')[2]}\n\n{_automodule(name)}" for name in files]
+        pages[room.name] = f"# {room.name}\n\n{_automodule(module)}" + "".join(parts)
     for name, text in pages.items():
         path = folder / f"{name}.md"
         # An unchanged page is not read again.
