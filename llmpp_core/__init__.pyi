@@ -3,6 +3,8 @@ from .latency.predictor import LatencyPredictor as LatencyPredictor
 from .latency.predictor import LatencyPrior as LatencyPrior
 from .latency.profiler import LatencySettings as LatencySettings
 from .llm.client import Client as Client
+from .llm.offline import OfflineEndpoint as OfflineEndpoint
+from .llm.offline import offline_settings as offline_settings
 from .llm.predictor import LLMPredictor as LLMPredictor
 from .llm.prompts import PromptTask as PromptTask
 from .llm.prompts import build_prompt as build_prompt
