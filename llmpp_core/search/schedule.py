@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -116,29 +116,6 @@ class Uncertainty:
             raise ValueError(f"Uncertainty: {type(candidates.cheap).__name__} does not tell standard deviations ({error})") from None
         uncertainty, gap = float(np.median(std)), float(candidates.scores[0] - candidates.scores[len(parents) - 1])
         return self.factor * uncertainty > gap, {"uncertainty": uncertainty, "gap": gap}
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """Switch when one of several rules says so; all of them are asked.
-
-    Parameters
-    ----------
-    rules : tuple of callable
-        Each is given the numbers that it returned itself. Kept in the record they have its place in front, as in "0 tau".
-    """
-
-    rules: tuple[Rule, ...]
-
-    def __call__(self, candidates: Candidates) -> tuple[bool, dict[str, float]]:
-        """Return whether one rule wants to switch, and the numbers of all."""
-        switch, numbers, history = False, dict[str, float](), candidates.history
-        for i, rule in enumerate(self.rules):
-            own = [{name.removeprefix(f"{i} "): value for name, value in past.items() if name.startswith(f"{i} ")} for past in history]
-            wants, found = rule(replace(candidates, history=own))
-            switch = switch or wants
-            numbers |= {f"{i} {name}": value for name, value in found.items()}
-        return switch, numbers
 
 
 @dataclass(frozen=True, eq=False)
