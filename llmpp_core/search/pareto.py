@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmpp_core.search.evolution import Search, whole
+from llmpp_core.search.evolution import Search, is_integer
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit
 from llmpp_core.search.records import Population, Previous, Record
@@ -55,7 +55,7 @@ class ParetoSearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, [(predictor, iterations)], costs, seed, names)
-        if not self.limits or not whole(population) or population < 2:
+        if not self.limits or not is_integer(population) or population < 2:
             raise ValueError(f"expected at least one cost and a population of at least 2, got {len(self.limits)} and {population}")
         if not 0 <= mutation_probability <= 1:
             raise ValueError(f"mutation_probability: expected 0 to 1, got {mutation_probability}")

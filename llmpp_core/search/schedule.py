@@ -20,32 +20,21 @@ from llmpp_core.space.architecture import Architecture
 
 @dataclass
 class Candidates:
-    """What a rule sees: the candidates of an iteration, first the parents of the next, then the rest, both best first.
-
-    Parameters
-    ----------
-    archs : sequence of n Architecture
-    scores : numpy.ndarray of shape (n,)
-        The cheap predictor's.
-    parents : int
-        How many of them are the parents.
-    cheap : regressor over Architecture
-        The predictor in use.
-    costly : numpy.ndarray of shape (n,)
-        The costly predictor's scores, nan where it was not asked, in this iteration or before.
-    history : list of dict of str to float or None
-        The numbers that the rule returned after the earlier iterations of this entry of the schedule; None for nan.
-    ask : callable
-        Takes positions of candidates, has the costly predictor score those it does not know, and fills in `costly`. What is asked
-        is counted as evaluations, and remembered for when this predictor takes over.
-    """
+    """What a rule sees: the n candidates of an iteration, first the parents of the next, then the rest, both best first."""
 
     archs: Sequence[Architecture]
+    #: The cheap predictor's scores, shape (n,).
     scores: np.ndarray
+    #: How many of them are the parents.
     parents: int
+    #: The predictor in use.
     cheap: Any
+    #: The costly predictor's scores, shape (n,), nan where it was not asked, in this iteration or before.
     costly: np.ndarray
+    #: What the rule returned after the earlier iterations of this entry of the schedule; None for nan.
     history: list[dict[str, float | None]]
+    #: Takes positions of candidates, has the costly predictor score those it does not know, and fills in `costly`. What is asked is
+    #: counted as evaluations, and remembered for when this predictor takes over.
     ask: Callable[[Sequence[int]], None]
 
 
