@@ -11,7 +11,7 @@ from searches import Additive
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
-from llmpp_core.search.schedule import Adaptive, AnyOf, Candidates, Disagreement, Uncertainty, default_names, predictors_of, schedule
+from llmpp_core.search.schedule import Adaptive, Candidates, Disagreement, Uncertainty, default_names, predictors_of, schedule
 from llmpp_core.space.features import HATFeatures
 from llmpp_core.space.search_space import TINY
 
@@ -106,17 +106,6 @@ def test_uncertainty_of_a_predictor_that_tells_none_is_refused() -> None:
     seen.cheap = make_pipeline(HATFeatures(), Ridge()).fit(seen.archs, [1.0, 2.0])
     with pytest.raises(ValueError, match="Uncertainty: Pipeline does not tell standard deviations"):
         Uncertainty()(seen)
-
-
-def test_any_of_several_rules_switches_and_each_sees_its_own_numbers() -> None:
-    rules = AnyOf((Disagreement(probe=3, window=2), Uncertainty(factor=1.0)))
-    seen, asked = candidates([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], parents=3)
-    switch, numbers = rules(seen)
-    assert (switch, set(numbers), asked) == (False, {"0 tau", "0 known", "1 uncertainty", "1 gap"}, [0, 1, 2])
-    seen.history.append(dict(numbers))
-    switch, numbers = rules(seen)
-    assert (switch, numbers["0 tau"]) == (True, -1.0)
-    assert rules(candidates([1.0, 1.0, 1.0], [3.0, 2.0, 1.0], parents=3)[0])[0]
 
 
 def test_uncertainty_looks_at_parents_only() -> None:

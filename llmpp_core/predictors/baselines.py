@@ -30,10 +30,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, ScoreFeatures
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
+from llmpp_core.space.regressor import ArchitectureScorer
 from llmpp_core.upstream import SUPERNETS
 
 
-class TablePredictor(RegressorMixin, BaseEstimator):
+class TablePredictor(ArchitectureScorer):
     """Scores recorded elsewhere, looked up by architecture, such as the BLEU that a trained supernet gives.
 
     Parameters
@@ -56,13 +57,6 @@ class TablePredictor(RegressorMixin, BaseEstimator):
         if missing:
             raise ValueError(f"{len(missing)} of {len(archs)} architectures have no recorded score, the first: {missing[0]}")
         return np.array([self.scores[arch] for arch in archs], dtype=float)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
-        return tags
 
 
 class CalibratedPredictor(RegressorMixin, BaseEstimator):

@@ -17,8 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.utils import Tags
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -27,6 +26,7 @@ from llmpp_core.predictors.student import Network, Recipe, train
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
+from llmpp_core.space.regressor import ArchitectureRegressor
 from llmpp_core.space.search_space import HAT_WMT, SearchSpace
 
 
@@ -82,7 +82,7 @@ OFFICIAL: dict[str, Any] = {
 MONOTONE: dict[str, Any] = {"monotone": True, "activation": "tanh", "steps": 600}
 
 
-class DistilledPredictor(RegressorMixin, BaseEstimator):
+class DistilledPredictor(ArchitectureRegressor):
     """An ensemble of small networks over features of architectures, trained on a teacher's labels.
 
     Ridge regressions are fitted first, in closed form, and the networks learn what they leave; so a plain teacher is learned
@@ -156,12 +156,6 @@ class DistilledPredictor(RegressorMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.monotone = monotone
         self.random_state = random_state
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.no_validation = True
-        return tags
 
     def fit(self, archs: Sequence[Architecture], labels: ArrayLike, *, teacher: str = "unknown") -> Self:
         """Train on labelled architectures.

@@ -17,7 +17,7 @@ from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 
-from llmpp_core.search.evolution import Search, whole
+from llmpp_core.search.evolution import Search, is_integer
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit
 from llmpp_core.search.records import Population, Previous
@@ -62,7 +62,7 @@ class BatchSearch(Search):
         seed: int = 0,
         names: Sequence[str] | None = None,
     ):
-        if not (whole(evaluations) and whole(batch)) or evaluations < 1 or batch < 1:
+        if not (is_integer(evaluations) and is_integer(batch)) or evaluations < 1 or batch < 1:
             raise ValueError(f"evaluations and batch: expected positive integers, got {evaluations} and {batch}")
         super().__init__(space, [(predictor, math.ceil(evaluations / batch))], constraints, seed, names)
         self.evaluations, self.batch = evaluations, batch

@@ -64,7 +64,7 @@ class Search(ABC):
         if not all(isinstance(limit, Limit) for limit in self.limits):
             raise ValueError(f"constraints: expected a Limit, or several, got {constraints!r}")
         for entry in self.schedule:
-            if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and whole(entry[1])):
+            if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and is_integer(entry[1])):
                 raise ValueError(f"schedule: expected pairs of predictor and number of iterations, or Adaptive, got {entry!r}")
         for predictor in predictors_of(self.schedule):
             if not hasattr(predictor, "predict"):
@@ -74,7 +74,7 @@ class Search(ABC):
         counts = [entry.iterations if isinstance(entry, Adaptive) else entry[1] for entry in self.schedule]
         if not counts or min(counts) < 0 or not sum(counts):
             raise ValueError(f"schedule: expected entries of at least one iteration in all, got {counts} iterations")
-        if not whole(seed) or seed < 0:
+        if not is_integer(seed) or seed < 0:
             raise ValueError(f"seed: expected an integer from 0, got {seed!r}")
         self.iterations = sum(counts)
         predictors = predictors_of(self.schedule)
@@ -262,7 +262,7 @@ class Search(ABC):
         return {"switch": bool(switch), "rule": finite, "probe": probed}
 
 
-def whole(number: Any) -> bool:
+def is_integer(number: Any) -> bool:
     """Return whether this is an integer, of Python or NumPy."""
     return isinstance(number, Integral) and not isinstance(number, bool)
 
@@ -302,7 +302,7 @@ class EvolutionarySearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, schedule, constraints, seed, names)
-        if not all(whole(n) for n in (population, parents, mutants, crossovers)):
+        if not all(is_integer(n) for n in (population, parents, mutants, crossovers)):
             raise ValueError(
                 f"expected whole numbers, got population={population}, parents={parents}, mutants={mutants}, crossovers={crossovers}"
             )

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin
 
 from llmpp_core.jobs.files import append_rows, read_rows
 from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.regressor import ArchitectureScorer
 
 
 class Kept(NamedTuple):
@@ -26,7 +26,7 @@ class Kept(NamedTuple):
     seconds: float
 
 
-class KeptScores(RegressorMixin, BaseEstimator):
+class KeptScores(ArchitectureScorer):
     """A predictor that asks another one once for each architecture, over all processes that share a file.
 
     Parameters
@@ -45,13 +45,6 @@ class KeptScores(RegressorMixin, BaseEstimator):
     def saved_(self) -> float:
         """Seconds that were not spent so far because the scores were there already."""
         return float(self.__dict__.get("_saved", 0.0))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
-        return tags
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
         """Do nothing; the predictor is fitted elsewhere."""

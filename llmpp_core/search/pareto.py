@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pymoo.algorithms.moo.nsga2 import NSGA2  # type: ignore[import-untyped]
-from pymoo.core.population import Population as Individuals  # type: ignore[import-untyped]
-from pymoo.core.problem import Problem  # type: ignore[import-untyped]
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # type: ignore[import-untyped]
 
-from llmpp_core.search.evolution import Search, whole
+from llmpp_core.search.evolution import Search, is_integer
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit
 from llmpp_core.search.records import Population, Previous, Record
@@ -22,11 +18,10 @@ from llmpp_core.space.search_space import SearchSpace
 
 
 class ParetoSearch(Search):
-    """NSGA-II of pymoo over the genes of a space: the score is to be high, and the cost of every limit low.
+    """NSGA-II (Deb et al. 2002) over the genes of a space: the score is to be high, and the cost of every limit low.
 
-    Selection and survival are pymoo's, by rank of the front and crowding; candidates vary as in
-    `llmpp_core.search.evolution.EvolutionarySearch`: each child is a uniform crossover of two parents, mutated. The population of a record
-    holds the survivors so far and their children, its parents are those that survive.
+    Parents win binary tournaments, and survivors are chosen, by front and crowding; each child is a uniform crossover of two parents,
+    mutated. The population of a record holds the survivors so far and their children, its parents are those that survive.
 
     Parameters
     ----------
@@ -60,13 +55,11 @@ class ParetoSearch(Search):
         names: Sequence[str] | None = None,
     ):
         super().__init__(space, [(predictor, iterations)], costs, seed, names)
-        if not self.limits or not whole(population) or population < 2:
+        if not self.limits or not is_integer(population) or population < 2:
             raise ValueError(f"expected at least one cost and a population of at least 2, got {len(self.limits)} and {population}")
         if not 0 <= mutation_probability <= 1:
             raise ValueError(f"mutation_probability: expected 0 to 1, got {mutation_probability}")
         self.population, self.mutation_probability = population, mutation_probability
-        self._algorithm = NSGA2(pop_size=population)
-        self._problem = Problem(n_var=len(self.genes), n_obj=1 + len(self.limits))
 
     def settings(self) -> dict[str, Any]:
         """Return what the records' "search" holds."""
@@ -78,16 +71,12 @@ class ParetoSearch(Search):
             return Population(*feasible.initial(self.population, rng), {"acceptance": [1.0]})
         kept = previous.record.parents
         rows, costs = previous.rows[kept], previous.costs[kept]
-        individuals = Individuals.new(F=objectives(ask(rows), costs))
-        # Sets rank and crowding, by which tournaments are decided.
-        self._algorithm.survival.do(self._problem, individuals, random_state=rng)
-        self._algorithm.random_state = rng
+        best_first = rows[_best_first(objectives(ask(rows), costs))]
 
         def children(n: int) -> np.ndarray:
-            pairs = self._algorithm.mating.selection.do(
-                self._problem, individuals, n, n_parents=2, to_pop=False, algorithm=self._algorithm, random_state=rng
-            )
-            crossed = self.genes.crossover(rows[pairs[:, 0]], rows[pairs[:, 1]], rng)
+            # Binary tournaments: of two, the one that comes first.
+            winners = rng.integers(len(rows), size=(2, n, 2)).min(axis=2)
+            crossed = self.genes.crossover(best_first[winners[0]], best_first[winners[1]], rng)
             return self.genes.mutate(crossed, rng, self.mutation_probability)
 
         rate = previous.record.state["acceptance"][0]
@@ -96,13 +85,7 @@ class ParetoSearch(Search):
 
     def select(self, order: np.ndarray, scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """Return the positions of the survivors, best score first."""
-        individuals = Individuals.new(F=objectives(scores, costs))
-        # Equal crowding is decided at random by pymoo, here always alike.
-        random = np.random.default_rng(0)
-        survivors = self._algorithm.survival.do(
-            self._problem, individuals, n_survive=self.population, random_state=random, return_indices=True
-        )
-        return order[np.isin(order, survivors)]
+        return order[np.isin(order, _best_first(objectives(scores, costs))[: self.population])]
 
 
 def objectives(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
@@ -135,9 +118,30 @@ def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:
         columns = zip(record.scores, *(record.costs[name] for name in names), strict=True)
         rows.update((genome, list(values)) for genome, values in zip(record.population, columns, strict=True) if values[0] is not None)
     values = np.array(list(rows.values()), dtype=float)
-    front = NonDominatedSorting().do(objectives(values[:, 0], values[:, 1:]), only_non_dominated_front=True)
+    front = np.flatnonzero(~_dominates(objectives(values[:, 0], values[:, 1:])).any(axis=0))
     genes = Genes(space)
     archs = list(genes.table(genes.from_text(list(rows)))) if rows else []
     table = pd.DataFrame(values[front], columns=["score", *names])
     table.insert(0, "architecture", [archs[i] for i in front])
     return table.sort_values(["score", *names], ascending=[False, *[True] * len(names)], kind="stable", ignore_index=True)
+
+
+def _dominates(values: np.ndarray) -> np.ndarray:
+    """Return whether i is nowhere higher than j and somewhere lower, shape (n, n), for values of shape (n, objectives)."""
+    first, second = values[:, None], values[None]
+    return (first <= second).all(axis=2) & (first < second).any(axis=2)
+
+
+def _best_first(values: np.ndarray) -> np.ndarray:
+    """Return positions as NSGA-II orders them (Deb et al. 2002): by front, within a front the least crowded first."""
+    dominates, fronts = _dominates(values), np.full(len(values), -1)
+    while (left := fronts < 0).any():
+        fronts[left & ~dominates[left].any(axis=0)] = fronts.max() + 1
+    distance = np.zeros(len(values))
+    for front in range(fronts.max() + 1):
+        members = np.flatnonzero(fronts == front)
+        for column in values[members].T:
+            order = np.argsort(column, kind="stable")
+            at, width = column[order], np.ptp(column) or 1.0
+            distance[members[order]] += np.concatenate([[np.inf], (at[2:] - at[:-2]) / width, [np.inf]])[: len(at)]
+    return np.lexsort([-distance, fronts])

@@ -18,59 +18,37 @@ from llmpp_core.space.genes import Genes
 
 @dataclass(frozen=True)
 class Record:
-    """One iteration of a search.
+    """One iteration of a search."""
 
-    Parameters
-    ----------
-    iteration : int
-        From 0.
-    predictor : str
-        Name of the predictor that gave the scores.
-    best : Architecture
-        The best so far by this predictor; earlier iterations count as long as the predictor is the same.
-    score : float
-        Its score, higher is better.
-    spread : dict of str to float
-        Least, quartiles and greatest of the scores: "min", "q1", "median", "q3", "max".
-    evaluations : dict of str to int
-        How many architectures each predictor was asked about in this iteration; none is ever asked about one twice.
-    seconds : dict of str to float
-        Time for "propose", "constraints", "score" and "rule".
-    population : list of str
-        The candidates as `llmpp_core.space.genes.Genes.from_text` reads them, all different.
-    scores : list of float or None
-        Their scores; None is nan.
-    costs : dict of str to list of float
-        Their costs, by the names of the limits.
-    parents : list of int
-        Positions of those selected, best first.
-    best_costs : dict of str to float
-        Costs of the best.
-    switch : bool
-        Whether a rule of the schedule says that the next iteration has the costly predictor.
-    rule : dict of str to float or None
-        Numbers of that rule.
-    probe : dict of str to float or None
-        Candidates whose scores by the costly predictor the rule asked for.
-    state : dict
-        What else the method needs to go on.
-    """
-
+    #: From 0.
     iteration: int
+    #: Name of the predictor that gave the scores.
     predictor: str
+    #: The best so far by this predictor; earlier iterations count as long as the predictor is the same.
     best: Architecture
+    #: Its score, higher is better.
     score: float
+    #: Least, quartiles and greatest of the scores: "min", "q1", "median", "q3", "max".
     spread: dict[str, float]
+    #: How many architectures each predictor was asked about in this iteration; none is ever asked about one twice.
     evaluations: dict[str, int]
+    #: Time for "propose", "constraints", "score" and "rule".
     seconds: dict[str, float]
+    #: The candidates as `llmpp_core.space.genes.Genes.from_text` reads them, all different.
     population: list[str]
+    #: Their scores; None is nan.
     scores: list[float | None]
+    #: Their costs, by the names of the limits.
     costs: dict[str, list[float]]
+    #: Positions of those selected, best first.
     parents: list[int]
     best_costs: dict[str, float]
+    #: Whether a rule of the schedule says that the next iteration has the costly predictor, and its numbers.
     switch: bool = False
     rule: dict[str, float | None] = field(default_factory=dict)
+    #: Candidates whose scores by the costly predictor the rule asked for.
     probe: dict[str, float | None] = field(default_factory=dict)
+    #: What else the method needs to go on.
     state: dict[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
@@ -113,13 +91,7 @@ class Previous:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
-
-    Parameters
-    ----------
-    records : list of Record
-        One per iteration.
-    """
+    """What a search found; one record per iteration."""
 
     records: list[Record]
 

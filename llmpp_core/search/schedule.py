@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -20,32 +20,21 @@ from llmpp_core.space.architecture import Architecture
 
 @dataclass
 class Candidates:
-    """What a rule sees: the candidates of an iteration, first the parents of the next, then the rest, both best first.
-
-    Parameters
-    ----------
-    archs : sequence of n Architecture
-    scores : numpy.ndarray of shape (n,)
-        The cheap predictor's.
-    parents : int
-        How many of them are the parents.
-    cheap : regressor over Architecture
-        The predictor in use.
-    costly : numpy.ndarray of shape (n,)
-        The costly predictor's scores, nan where it was not asked, in this iteration or before.
-    history : list of dict of str to float or None
-        The numbers that the rule returned after the earlier iterations of this entry of the schedule; None for nan.
-    ask : callable
-        Takes positions of candidates, has the costly predictor score those it does not know, and fills in `costly`. What is asked
-        is counted as evaluations, and remembered for when this predictor takes over.
-    """
+    """What a rule sees: the n candidates of an iteration, first the parents of the next, then the rest, both best first."""
 
     archs: Sequence[Architecture]
+    #: The cheap predictor's scores, shape (n,).
     scores: np.ndarray
+    #: How many of them are the parents.
     parents: int
+    #: The predictor in use.
     cheap: Any
+    #: The costly predictor's scores, shape (n,), nan where it was not asked, in this iteration or before.
     costly: np.ndarray
+    #: What the rule returned after the earlier iterations of this entry of the schedule; None for nan.
     history: list[dict[str, float | None]]
+    #: Takes positions of candidates, has the costly predictor score those it does not know, and fills in `costly`. What is asked is
+    #: counted as evaluations, and remembered for when this predictor takes over.
     ask: Callable[[Sequence[int]], None]
 
 
@@ -116,29 +105,6 @@ class Uncertainty:
             raise ValueError(f"Uncertainty: {type(candidates.cheap).__name__} does not tell standard deviations ({error})") from None
         uncertainty, gap = float(np.median(std)), float(candidates.scores[0] - candidates.scores[len(parents) - 1])
         return self.factor * uncertainty > gap, {"uncertainty": uncertainty, "gap": gap}
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """Switch when one of several rules says so; all of them are asked.
-
-    Parameters
-    ----------
-    rules : tuple of callable
-        Each is given the numbers that it returned itself. Kept in the record they have its place in front, as in "0 tau".
-    """
-
-    rules: tuple[Rule, ...]
-
-    def __call__(self, candidates: Candidates) -> tuple[bool, dict[str, float]]:
-        """Return whether one rule wants to switch, and the numbers of all."""
-        switch, numbers, history = False, dict[str, float](), candidates.history
-        for i, rule in enumerate(self.rules):
-            own = [{name.removeprefix(f"{i} "): value for name, value in past.items() if name.startswith(f"{i} ")} for past in history]
-            wants, found = rule(replace(candidates, history=own))
-            switch = switch or wants
-            numbers |= {f"{i} {name}": value for name, value in found.items()}
-        return switch, numbers
 
 
 @dataclass(frozen=True, eq=False)

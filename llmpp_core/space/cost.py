@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
-from llmpp_core.space.genes import ArchitectureTable
+from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.genes import columns_of
 from llmpp_core.space.inputs import as_list
 
 
@@ -32,10 +32,7 @@ def count_parameters(arch: Architecture, qkv_dim: int = 512) -> int:
     int
         Weights, biases and layer norms of the encoder and decoder layers.
     """
-    q, de, dd = qkv_dim, arch.encoder_embed_dim, arch.decoder_embed_dim
-    encoder = sum(_encoder_parameters(q, de, f) for f in arch.encoder_ffn_dims)
-    decoder = sum(_decoder_parameters(q, de, dd, f) for f in arch.decoder_ffn_dims)
-    return encoder + decoder
+    return int(parameter_counts([arch], qkv_dim)[0])
 
 
 def count_flops(arch: Architecture, vocab_size: int | None = None, length: int = 30, qkv_dim: int = 512) -> int:
@@ -60,36 +57,29 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
     int
         FLOPs; divide by 1e9 for GFLOPs.
     """
-    q, n, de, dd = qkv_dim, length, arch.encoder_embed_dim, arch.decoder_embed_dim
-    macs = _base_macs(n, de, dd, vocab_size)
-    macs += sum(_encoder_macs(q, n, de, f) for f in arch.encoder_ffn_dims)
-    layers = zip(arch.decoder_ffn_dims, arch.decoder_cross_spans, strict=True)
-    macs += sum(_decoder_macs(q, n, de, dd, f, n * SPAN_LAYERS[span]) for f, span in layers)
-    return 2 * macs
+    return int(flop_counts([arch], vocab_size, length, qkv_dim)[0])
 
 
 def parameter_counts(archs: Sequence[Architecture], qkv_dim: int = 512) -> np.ndarray:
-    """Return `count_parameters` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
-    if not isinstance(archs, ArchitectureTable):
-        return np.array([count_parameters(arch, qkv_dim) for arch in as_list(archs)], dtype=int)
-    q, de, dd = qkv_dim, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
-    fe, fd = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims")
+    """Return `count_parameters` of many architectures, shape (n,)."""
+    known = columns_of(as_list(archs))
+    q, de, dd = qkv_dim, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
+    fe, fd = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims")
     encoder, decoder = _encoder_parameters(q, de, fe), _decoder_parameters(q, de, dd, fd)
     return np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
 
 
 def flop_counts(archs: Sequence[Architecture], vocab_size: int | None = None, length: int = 30, qkv_dim: int = 512) -> np.ndarray:
-    """Return `count_flops` of many architectures, shape (n,); of an `ArchitectureTable` all at once."""
-    if not isinstance(archs, ArchitectureTable):
-        return np.array([count_flops(arch, vocab_size, length, qkv_dim) for arch in as_list(archs)], dtype=int)
-    q, n, de, dd = qkv_dim, length, archs.values("encoder_embed_dim")[:, None], archs.values("decoder_embed_dim")[:, None]
-    fe, fd, read = archs.values("encoder_ffn_dims"), archs.values("decoder_ffn_dims"), archs.values("decoder_cross_layers")
+    """Return `count_flops` of many architectures, shape (n,)."""
+    known = columns_of(as_list(archs))
+    q, n, de, dd = qkv_dim, length, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
+    fe, fd, read = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims"), known.values("decoder_cross_layers")
     encoder, decoder = _encoder_macs(q, n, de, fe), _decoder_macs(q, n, de, dd, fd, n * read)
     layers = np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
     return 2 * (_base_macs(n, de[:, 0], dd[:, 0], vocab_size) + layers)
 
 
-# The formulas, for numbers and arrays alike. Macs are multiply-accumulates.
+# The formulas, for arrays. Macs are multiply-accumulates.
 
 
 def _encoder_parameters(q: Any, de: Any, f: Any) -> Any:

@@ -14,9 +14,9 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
-from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
+from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import flop_counts, parameter_counts
-from llmpp_core.space.genes import ArchitectureTable
+from llmpp_core.space.genes import columns_of
 from llmpp_core.space.inputs import readable_again
 
 #: Names and order of HAT's ten averaged features, those of its latency tables.
@@ -62,8 +62,6 @@ class HATFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture] | np.ndarray | pd.DataFrame) -> np.ndarray:
         """Return an array of shape (n, 10); raises ValueError for another shape, a column that is missing, or other objects."""
-        if isinstance(archs, ArchitectureTable):
-            return _hat_rows(archs)
         if isinstance(archs, pd.DataFrame):
             absent = [name for name in HAT_FEATURE_NAMES if name not in archs]
             if absent:
@@ -72,8 +70,7 @@ class HATFeatures(_ArchitectureTransformer):
             return archs[list(HAT_FEATURE_NAMES)].to_numpy(dtype=float)
         array = np.asarray(archs) if hasattr(archs, "shape") else None
         if array is None or array.dtype == object:
-            rows = [_hat_row(arch) for arch in readable_again(archs)]
-            return np.array(rows, dtype=float).reshape(-1, len(HAT_FEATURE_NAMES))
+            return _hat_rows(columns_of(readable_again(archs)))
         if array.ndim != 2 or array.shape[1] != len(HAT_FEATURE_NAMES):
             raise ValueError(f"expected a sequence of Architecture or an (n, {len(HAT_FEATURE_NAMES)}) array, got shape {array.shape}")
         return array.astype(float)
@@ -83,34 +80,13 @@ class HATFeatures(_ArchitectureTransformer):
         return np.array(HAT_FEATURE_NAMES, dtype=object)
 
 
-def _hat_row(arch: Architecture) -> list[float]:
-    def mean(values: Sequence[int]) -> float:
-        return sum(values) / len(values)
+def _hat_rows(known: Any) -> np.ndarray:
+    def of(stack: str) -> list[np.ndarray]:
+        depth = known.values(f"{stack}_layers")
+        means = [known.values(f"{stack}_{name}").sum(axis=1) / depth for name in _LAYER_LISTS[stack]]
+        return [known.values(f"{stack}_embed_dim"), depth, *means]
 
-    return [
-        arch.encoder_embed_dim,
-        arch.encoder_layers,
-        mean(arch.encoder_ffn_dims),
-        mean(arch.encoder_heads),
-        arch.decoder_embed_dim,
-        arch.decoder_layers,
-        mean(arch.decoder_ffn_dims),
-        mean(arch.decoder_self_heads),
-        mean(arch.decoder_cross_heads),
-        mean([SPAN_LAYERS[span] for span in arch.decoder_cross_spans]),
-    ]
-
-
-# Where HAT's features are among the choices of a space.
-_HAT_ORDER = [0, 2, 4, 5, 1, 3, 6, 7, 8, 9]
-
-
-def _hat_rows(table: ArchitectureTable) -> np.ndarray:
-    """Return what `_hat_row` does, of a whole table at once."""
-    rows = table.sums()[:, _HAT_ORDER].astype(float)
-    rows[:, 2:4] /= rows[:, 1:2]
-    rows[:, 6:] /= rows[:, 5:6]
-    return rows
+    return np.column_stack([*of("encoder"), *of("decoder")]).astype(float)
 
 
 # Divisors of the paper's features: the largest value of each in the WMT space.
@@ -123,11 +99,8 @@ class OfficialFeatures(_ArchitectureTransformer):
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 10)."""
         archs = readable_again(archs)
-        rows = HATFeatures().transform(archs)
-        if isinstance(archs, ArchitectureTable):
-            rows[:, -1] = 1 + archs.values("decoder_cross_spans").sum(axis=1) / archs.values("decoder_layers")
-        else:
-            rows[:, -1] = [1 + sum(arch.decoder_cross_spans) / arch.decoder_layers for arch in archs]
+        rows, known = HATFeatures().transform(archs), columns_of(archs)
+        rows[:, -1] = 1 + known.values("decoder_cross_spans").sum(axis=1) / known.values("decoder_layers")
         return rows / _OFFICIAL_DIVISORS
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -150,33 +123,17 @@ class LayerFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 4 + 2 * encoder_layers + 4 * decoder_layers); raises ValueError for a deeper stack."""
-        if isinstance(archs, ArchitectureTable):
-            return self._rows(archs)
-        rows = []
-        for arch in readable_again(archs):
-            for stack in ("encoder_layers", "decoder_layers"):
-                if getattr(arch, stack) > getattr(self, stack):
-                    raise ValueError(f"architecture has {getattr(arch, stack)} {stack}, these features hold {getattr(self, stack)}")
-            row: list[int] = [arch.encoder_embed_dim, arch.decoder_embed_dim, arch.encoder_layers, arch.decoder_layers]
-            for values in (arch.encoder_ffn_dims, arch.encoder_heads):
-                row += [*values, *[0] * (self.encoder_layers - len(values))]
-            spans = tuple(SPAN_LAYERS[span] for span in arch.decoder_cross_spans)
-            for values in (arch.decoder_ffn_dims, arch.decoder_self_heads, arch.decoder_cross_heads, spans):
-                row += [*values, *[0] * (self.decoder_layers - len(values))]
-            rows.append(row)
-        return np.array(rows, dtype=float).reshape(len(rows), -1)
-
-    def _rows(self, table: ArchitectureTable) -> np.ndarray:
+        known = columns_of(readable_again(archs))
         for stack in ("encoder_layers", "decoder_layers"):
-            deepest = table.values(stack).max(initial=0)
+            deepest = known.values(stack).max(initial=0)
             if deepest > getattr(self, stack):
                 raise ValueError(f"architecture has {deepest} {stack}, these features hold {getattr(self, stack)}")
         once = ("encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers")
-        blocks = [table.values(name)[:, None] for name in once]
+        blocks = [known.values(name)[:, None] for name in once]
         for stack, lists in _LAYER_LISTS.items():
             held = getattr(self, f"{stack}_layers")
             for name in lists:
-                values = table.values(f"{stack}_{name}")[:, :held]
+                values = known.values(f"{stack}_{name}")[:, :held]
                 blocks.append(np.pad(values, ((0, 0), (0, held - values.shape[1]))))
         return np.hstack(blocks).astype(float)
 
@@ -236,10 +193,7 @@ class DepthFeatures(_ArchitectureTransformer):
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 1)."""
-        if isinstance(archs, ArchitectureTable):
-            depth = archs.values("decoder_layers")[:, None].astype(float)
-        else:
-            depth = np.array([[arch.decoder_layers] for arch in readable_again(archs)], dtype=float).reshape(-1, 1)
+        depth = columns_of(readable_again(archs)).values("decoder_layers")[:, None].astype(float)
         return np.log(depth) if self.log else depth
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

@@ -54,7 +54,6 @@ class Genes:
         for i, name in enumerate(names):
             allowed = getattr(space, name)
             self._values[i, : len(allowed)] = [SPAN_LAYERS[v] for v in allowed] if name == "decoder_cross_spans" else allowed
-        self._starts = np.array(starts)
         self._encoder_depth, self._decoder_depth = self.columns["encoder_layers"].start, self.columns["decoder_layers"].start
         layer = np.array([-1 if i is None else i for _, i in space.genes])
         encoder = np.array([name.startswith("encoder") for name in names])
@@ -199,10 +198,6 @@ class ArchitectureTable(Sequence[Architecture]):
             found = _SPANS[found]
         return found[:, 0] if self.genes.space.genes[columns.start][1] is None else found
 
-    def sums(self) -> np.ndarray:
-        """Return the sum of each choice over the layers, of "decoder_cross_layers" for the spans; shape (n, 10), as `Genes.columns`."""
-        return np.add.reduceat(self._matrix, self.genes._starts, axis=1)
-
     @cached_property
     def _matrix(self) -> np.ndarray:
         return self.genes._values[np.arange(len(self.genes)), self.rows]
@@ -216,6 +211,28 @@ class ArchitectureTable(Sequence[Architecture]):
                 values = [tuple(row[:depth]) for row, depth in zip(values, depths[name[:7]], strict=True)]
             fields.append(values)
         return [_assemble(values) for values in zip(*fields, strict=True)]
+
+
+class _Listed:
+    """Columns of architectures of any spaces, as `ArchitectureTable` has those of one."""
+
+    def __init__(self, archs: Sequence[Architecture]):
+        self.archs = archs
+
+    def values(self, name: str) -> np.ndarray:
+        if name.endswith(("embed_dim", "coder_layers")):
+            return np.array([getattr(arch, name) for arch in self.archs], dtype=int)
+        reads = name == "decoder_cross_layers"
+        rows = [getattr(arch, "decoder_cross_spans" if reads else name) for arch in self.archs]
+        found = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=int)
+        for i, row in enumerate(rows):
+            found[i, : len(row)] = [SPAN_LAYERS[span] for span in row] if reads else row
+        return found
+
+
+def columns_of(archs: Sequence[Architecture]) -> ArchitectureTable | _Listed:
+    """Return what has the columns of architectures, see `ArchitectureTable.values`."""
+    return archs if isinstance(archs, ArchitectureTable) else _Listed(archs)
 
 
 def _assemble(values: Iterable[Any]) -> Architecture:
