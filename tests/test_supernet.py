@@ -193,9 +193,7 @@ def mixed_by_hand(supernet: SuperTransformer, arch: Architecture, place: str) ->
 @pytest.mark.parametrize("experts", [2, 3])
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_collapsed_weights_are_the_mixture_of_the_formula(kind: str, experts: int) -> None:
-    supernet = SuperTransformer(MICRO, VOCAB, kind, experts=experts)
-    supernet.initialise(torch.Generator().manual_seed(1))
-    supernet.eval()
+    supernet = new_supernet(kind, experts=experts)
     for arch in ARCHS[:4]:
         weights = supernet.subnet(arch).state_dict()
         places = [f"encoder-{i}" for i in range(arch.encoder_layers)] + [f"decoder-{i}" for i in range(arch.decoder_layers)]

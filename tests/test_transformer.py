@@ -95,9 +95,7 @@ def test_padding_changes_nothing() -> None:
         for i in range(6):
             alone = pairs.batch(np.array([i]))
             kept = alone.labels[0] != PAD
-            torch.testing.assert_close(
-                together[i, : alone.tgt.shape[1]][kept], model(alone.src, alone.tgt)[0][kept], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(together[i, : alone.tgt.shape[1]][kept], model(alone.src, alone.tgt)[0][kept], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_shrinks_with_the_width() -> None:
