@@ -57,10 +57,7 @@ def write_checkpoint(
 def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint into network and optimiser and return its history.
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or was made with something else than `identity`; names what differs.
+    Raises ValueError if the file is damaged, or was made with something else than `identity`; names what differs.
     """
     arrays, record = load_tensors(path, _KIND)
     if different := differences(record["identity"], identity):
@@ -78,13 +75,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, o
 
 
 def load_network(path: str | Path, space: SearchSpace | None = None, device: torch.device | str = "cpu") -> Any:
-    """Return the network of a checkpoint of `llmpp_core.nets.training.train`, in evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or the network is not of `space`.
-    """
+    """Return the network of a checkpoint of `train`, in evaluation mode; ValueError if the file is damaged or it is not of `space`."""
     arrays, record = load_tensors(path, _KIND)
     with understood(path):
         network, choices = dict(record["identity"]["network"]), record["identity"]["space"]

@@ -35,10 +35,7 @@ _LAUNCHED = (
 def processes() -> PartialState:
     """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one.
 
-    Raises
-    ------
-    ValueError
-        If variables say that there are several processes, but not how to reach them; names the variables.
+    Raises ValueError if variables, which it names, say that there are several processes, but not how to reach them.
     """
     # Before the group of processes is made: functions of this module keep the group of their moment as a default argument, and so
     # would keep its threads alive beyond the handler below.

@@ -1,14 +1,12 @@
 """The supernet as a predictor: how good is a subnet with the weights it inherits?
 
-`SupernetPredictor` gives the scores of the plain loop over candidates and batches, sooner: batches are made once and stay on the
-device, a candidate is scored once, and candidates whose encoders begin alike share the work of what they have in common.
+Batches are made once and stay on the device, and candidates whose encoders begin alike share the work of what they have in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
 
@@ -88,8 +86,13 @@ class SupernetPredictor(ArchitectureScorer):
         rank, ranks = (self.place.process_index, self.place.num_processes) if self.place else (0, 1)
         mine = ordered[len(ordered) * rank // ranks : len(ordered) * (rank + 1) // ranks]
         shares = [mine[len(mine) * i // cores : len(mine) * (i + 1) // cores] for i in range(cores)]
-        with _one_thread_each(cores) as pool:
-            found = [score for part in pool.map(lambda share: self._share(share, batches), shares) for score in part]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                found = [score for part in pool.map(lambda share: self._share(share, batches), shares) for score in part]
+        finally:
+            torch.set_num_threads(threads)
         scores = dict(zip(ordered, gathered(found, self.place), strict=True))
         return [scores[arch] for arch in archs]
 
@@ -138,18 +141,6 @@ class _SharedEncoders:
             self.states.append([layer(x, mask[:, None, None, :]) for x, mask in zip(self.states[-1], self.masks, strict=True)])
         for i, mask in enumerate(self.masks):
             yield Memory([states[i] for states in self.states[:-4:-1]], mask)
-
-
-@contextmanager
-def _one_thread_each(cores: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of `cores` threads in which PyTorch uses one core each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 def _encoder_key(arch: Architecture) -> tuple[tuple[int, ...], ...]:

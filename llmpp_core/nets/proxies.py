@@ -162,19 +162,17 @@ class ZeroCostPredictor(ArchitectureScorer):
 
     def _scores(self, archs: Sequence[Architecture]) -> list[float]:
         rows = np.random.default_rng(self.seed).choice(len(self.pairs), (2, self.batch_size), replace=False)
-        batches = [self.pairs.batch(part) for part in rows]
-        return [self._score(arch, batches) for arch in archs]
-
-    def _score(self, arch: Architecture, batches: Sequence[Batch]) -> float:
-        device = self.pairs.src.device
-        model = Transformer(arch, self.space, self.vocab_size).to(device).eval()
-        scores = []
-        for seed in range(self.seed, self.seed + self.repeats):
-            model.initialise(torch.Generator(device).manual_seed(seed))
-            scores.append(PROXIES[self.proxy](model, batches))
-        if not all(map(math.isfinite, scores)):
-            raise ValueError(f"proxy {self.proxy}: not every score is a finite number: {scores} for {arch}")
-        return float(np.mean(scores))
+        batches, device, means = [self.pairs.batch(part) for part in rows], self.pairs.src.device, []
+        for arch in archs:
+            model = Transformer(arch, self.space, self.vocab_size).to(device).eval()
+            scores = []
+            for seed in range(self.seed, self.seed + self.repeats):
+                model.initialise(torch.Generator(device).manual_seed(seed))
+                scores.append(PROXIES[self.proxy](model, batches))
+            if not all(map(math.isfinite, scores)):
+                raise ValueError(f"proxy {self.proxy}: not every score is a finite number: {scores} for {arch}")
+            means.append(float(np.mean(scores)))
+        return means
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

@@ -20,7 +20,6 @@ from llmpp_core.space.search_space import SearchSpace
 
 #: The kinds of supernet: shared weights, or feed-forward layers mixed from experts, per layer or per neuron.
 KINDS = ("shared", "layer-wise", "neuron-wise")
-_ROUTER_WIDTH = 128
 # How many skeletons a supernet keeps.
 _SKELETONS = 512
 
@@ -80,14 +79,9 @@ class SuperTransformer(nn.Module):
         return functional_call(skeleton, self.subnet_weights(arch, skeleton), (src, tgt))
 
     def subnet(self, arch: Architecture, *, copy: bool = True) -> Transformer:
-        """Return `arch` as a plain module with the weights it inherits, mixtures collapsed.
+        """Return `arch`, of the space, as a plain module with the weights it inherits, mixtures collapsed.
 
-        Parameters
-        ----------
-        arch : Architecture
-            Of the space; ValueError if it is not.
-        copy : bool
-            Whether the module gets weights of its own. Otherwise they are views, which follow the supernet's.
+        Without `copy`, they are views, which follow the supernet's weights.
         """
         module = self._build_skeleton(arch).train(self.training)
         for name, tensor in self.subnet_weights(arch, module).items():
@@ -143,7 +137,12 @@ class Mixture(nn.Module):
         self.others = nn.ModuleList(FeedForward(dim, hidden) for _ in range(experts - 1))
         # Layer-wise, one set of weights serves both matrices; neuron-wise each has its own router and a weight per output.
         outputs = {"up": hidden, "down": dim} if per_neuron else {"both": 1}
-        self.routers = nn.ModuleDict({name: _router(experts * n) for name, n in outputs.items()})
+        self.routers = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, experts * n))
+                for name, n in outputs.items()
+            }
+        )
         self.experts, self.per_neuron = experts, per_neuron
 
     def shares(self, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
@@ -166,18 +165,12 @@ class Mixture(nn.Module):
         return tensors
 
 
-def _router(outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(10, _ROUTER_WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(_ROUTER_WIDTH, outputs))
-
-
 def _router_units(space: SearchSpace) -> list[float]:
     """The units of the router's ten features: the full value of a choice made once, the mean allowed value of one per layer."""
 
-    def mean(values: Sequence[int]) -> float:
-        return sum(values) / len(values)
-
     def stack(name: str, *lists: Sequence[int]) -> list[float]:
-        return [max(getattr(space, f"{name}_embed_dim")), max(getattr(space, f"{name}_layers")), *map(mean, lists)]
+        once = [max(getattr(space, f"{name}_embed_dim")), max(getattr(space, f"{name}_layers"))]
+        return [*once, *(sum(values) / len(values) for values in lists)]
 
     spans = [SPAN_LAYERS[span] for span in space.decoder_cross_spans]
     return [

@@ -43,22 +43,14 @@ _CHECKPOINT_EVERY = 20
 class Recipe:
     """How to train; ValueError names a field that cannot be."""
 
-    #: Number of updates.
-    updates: int
-    #: Padded tokens per batch, on the longer side.
-    batch_tokens: int
-    #: Peak; reached linearly in `warmup` of all updates, then down to zero along a cosine.
-    learning_rate: float
-    #: Share of the updates.
-    warmup: float = 0.1
-    #: At the full width of the space.
-    dropout: float = 0.1
-    #: Share of the label spread over the vocabulary.
-    label_smoothing: float = 0.1
-    #: Limit of the gradient's norm.
-    clip: float = 1.0
-    #: Batches per update, whose gradients are added up; all processes together.
-    accumulate: int = 1
+    updates: int  #: Number of updates.
+    batch_tokens: int  #: Padded tokens per batch, on the longer side.
+    learning_rate: float  #: Peak; reached linearly in `warmup` of all updates, then down to zero along a cosine.
+    warmup: float = 0.1  #: Share of the updates.
+    dropout: float = 0.1  #: At the full width of the space.
+    label_smoothing: float = 0.1  #: Share of the label spread over the vocabulary.
+    clip: float = 1.0  #: Limit of the gradient's norm.
+    accumulate: int = 1  #: Batches per update, whose gradients are added up; all processes together.
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
@@ -80,20 +72,14 @@ class Recipe:
 class History:
     """What happened so far."""
 
-    #: Updates done.
-    updates: int = 0
-    #: Target tokens seen.
-    tokens: int = 0
-    #: Time spent, over all pieces.
-    seconds: float = 0.0
+    updates: int = 0  #: Updates done.
+    tokens: int = 0  #: Target tokens seen.
+    seconds: float = 0.0  #: Time spent, over all pieces.
     #: Label-smoothed training loss in nats per token, the mean over each fiftieth of the training.
     loss: list[float] = field(default_factory=list)
-    #: Sum of the losses since the last of these means.
-    pending: float = 0.0
-    #: What went wrong, if the training was given up.
-    diverged: str | None = None
-    #: Whether the training is over.
-    finished: bool = False
+    pending: float = 0.0  #: Sum of the losses since the last of these means.
+    diverged: str | None = None  #: What went wrong, if the training was given up.
+    finished: bool = False  #: Whether the training is over.
 
 
 #: Draws the subnets of an update.
@@ -124,19 +110,16 @@ def train(
 ) -> History:
     """Train in place, from scratch or from a checkpoint.
 
-    Several processes that call this alike, each with a `place` of its own, share the batches of every update, all on the same subnets.
-    The loss is that of one process to rounding, and a checkpoint goes on with any number of processes. With dropout, that of a
-    mixture's routers included, this holds where the number of processes divides `recipe.accumulate`; otherwise they cut up batches,
-    whose parts draw dropout of their own.
+    Several processes that call this alike, each with a `place` of its own, share the batches of every update. The loss is that of one
+    process to rounding, and a checkpoint goes on with any number of processes. With dropout, that of a mixture's routers included,
+    this holds where the number of processes divides `recipe.accumulate`; otherwise they cut up batches, which draw dropout of their own.
 
     Parameters
     ----------
     model : Transformer or SuperTransformer
         The network, on the device of `pairs`; its weights are drawn anew from the seed.
-    pairs : Pairs
-        Training pairs.
-    recipe : Recipe
-        How to train.
+    pairs, recipe : Pairs, Recipe
+        What to train on, and how.
     seed : int
         Draws weights, order of batches, subnets and dropout.
     sampling : Sampling, optional
@@ -172,7 +155,15 @@ def train(
     device = pairs.src.device
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
     model.initialise(torch.Generator(device).manual_seed(seed))
-    identity = _identity(model, pairs, recipe, seed, sampling)
+    # What a checkpoint must have been made with to be continued.
+    identity = {
+        "network": model.describe(),
+        "space": space_record(model.space),
+        "recipe": asdict(recipe),
+        "sampling": None if sampling is None else sampling.__name__,
+        "seed": seed,
+        "pairs": digest(pairs),
+    }
     history = all_or_none(lambda: _resume(checkpoint, identity, model, optimiser, first), place)
     refuse_different((identity, history.updates), place)
     if history.finished:
@@ -284,15 +275,3 @@ def _divergence(history: History, pairs: Pairs, recipe: Recipe) -> str | None:
     if history.loss[-1] < entropy:
         return None
     return f"the loss is {history.loss[-1]:.2f} at update {history.updates}; knowing the frequencies alone gives {entropy:.2f}"
-
-
-def _identity(model: Transformer | SuperTransformer, pairs: Pairs, recipe: Recipe, seed: int, sampling: Sampling | None) -> dict[str, Any]:
-    """Return what a checkpoint must have been made with to be continued."""
-    return {
-        "network": model.describe(),
-        "space": space_record(model.space),
-        "recipe": asdict(recipe),
-        "sampling": None if sampling is None else sampling.__name__,
-        "seed": seed,
-        "pairs": digest(pairs),
-    }

@@ -23,24 +23,20 @@ MAX_LENGTH = 512
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of the source."""
+    """What the decoder reads of the source: outputs (batch, source, width) of the last encoder layers, at most three, the last first."""
 
-    #: Outputs (batch, source, encoder width) of the last encoder layers, at most three, the last one first.
     states: Sequence[Tensor]
-    #: (batch, source), true where the source has a token.
-    mask: Tensor
+    mask: Tensor  #: (batch, source), true where the source has a token.
 
 
 class Cache(NamedTuple):
-    """Keys and values (batch, heads, length, head width) of one decoder layer."""
+    """Keys and values (batch, heads, length, head width) of one decoder layer: of the target so far, and of the source it reads."""
 
-    #: Of the target so far.
     keys: Tensor | None
     values: Tensor | None
-    #: Of the source it reads, with the mask (batch, 1, 1, length).
     source_keys: Tensor
     source_values: Tensor
-    mask: Tensor
+    mask: Tensor  #: (batch, 1, 1, length), of the source.
 
 
 class Linear(nn.Linear):
