@@ -14,23 +14,23 @@ import torch
 from small_nets import MICRO, VOCAB, new_network, new_supernet, reversed_pairs
 
 from llmpp_core.jobs.files import save_tensors
-from llmpp_core.nets.checkpoints import differences, digest, load_network, read_checkpoint, space_record, write_checkpoint
+from llmpp_core.nets.checkpoints import digest, load_network, read_checkpoint, space_record, write_checkpoint
 from llmpp_core.nets.supernet import KINDS, SuperTransformer
 from llmpp_core.nets.training import Recipe, sandwich, train, uniform
 from llmpp_core.nets.transformer import Transformer
-from llmpp_core.space.search_space import SPACES, TINY, SearchSpace
+from llmpp_core.space.search_space import TINY, SearchSpace
 from llmpp_core.text.batches import Pairs
 
 RECIPE = Recipe(updates=6, batch_tokens=100, learning_rate=0.01)
 PAIRS = reversed_pairs(60, seed=0)
 
 
-def single(arch: Any = None, space: SearchSpace = MICRO, vocab_size: int = VOCAB, dropout: float = 0.1) -> Transformer:
-    return Transformer(arch or space.smallest(), space, vocab_size, dropout)
+def single(arch: Any = None, space: SearchSpace = MICRO, dropout: float = 0.1) -> Transformer:
+    return Transformer(arch or space.smallest(), space, VOCAB, dropout)
 
 
-def mixture(kind: str = "layer-wise", experts: int = 2) -> SuperTransformer:
-    return SuperTransformer(MICRO, VOCAB, kind, experts=experts)
+def mixture(kind: str = "layer-wise") -> SuperTransformer:
+    return SuperTransformer(MICRO, VOCAB, kind)
 
 
 def begun(path: Path, model: Any = None, **settings: Any) -> Path:
@@ -65,12 +65,6 @@ def test_network_and_optimiser_come_back_as_they_were(kind: str, tmp_path: Path)
         assert all(torch.equal(state[name], after[i][name]) and state[name].shape == after[i][name].shape for name in state)
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_a_space_comes_back_from_json(space: SearchSpace) -> None:
-    record = json.loads(json.dumps(space_record(space)))
-    assert SearchSpace(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}) == space
-
-
 def test_a_digest_tells_corpora_apart() -> None:
     pairs = reversed_pairs(20, seed=0)
     assert digest(pairs) == digest(reversed_pairs(20, seed=0))
@@ -86,17 +80,14 @@ OTHER_SPACE = replace(MICRO, name="OTHER", decoder_ffn_dims=(36, 18, 9))
     ("made", "change", "message"),
     [
         (single, {"seed": 1}, "seed is 0 there and 1 here"),
-        (single, {"recipe": replace(RECIPE, updates=7)}, "recipe.updates is 6 there and 7 here"),
         (single, {"recipe": replace(RECIPE, learning_rate=0.5, clip=2.0)}, "recipe.clip is 1.0 there and 2.0 here; recipe.learning_rate"),
         (single, {"model": single(dropout=0.2)}, "network.dropout is 0.1 there and 0.2 here"),
-        (single, {"model": single(vocab_size=13)}, "network.vocab_size is 12 there and 13 here"),
         (single, {"model": single(MICRO.largest())}, "network.arch is encoder-embed-dim-subtransformer: 12"),
         (single, {"model": single(MICRO.smallest(), OTHER_SPACE)}, "is [36, 18] there and [36, 18, 9] here; space.name is MICRO"),
         (single, {"pairs": reversed_pairs(60, seed=1)}, "pairs is "),
         (single, {"model": mixture(), "sampling": uniform}, "network.kind is None there and layer-wise here"),
         (mixture, {"sampling": sandwich}, "sampling is uniform there and sandwich here"),
         (mixture, {"model": mixture("neuron-wise")}, "network.kind is layer-wise there and neuron-wise here"),
-        (mixture, {"model": mixture(experts=3)}, "network.experts is 2 there and 3 here"),
     ],
 )
 def test_a_checkpoint_of_another_training_says_what_differs(made: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -137,7 +128,3 @@ def test_damaged_checkpoints_are_refused_by_name(reader: str, tmp_path: Path, rn
     save_tensors(path, "distill", {"a": np.zeros(2)}, {})
     with pytest.raises(ValueError, match=r"c\.safetensors: not a checkpoint of kind 'training'"):
         READERS[reader](path)
-
-
-def test_long_values_are_shortened() -> None:
-    assert differences({"a": {"b": "x" * 90}}, {"a": {"b": 1}}) == f"a.b is {'x' * 37}... there and 1 here"

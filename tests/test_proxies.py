@@ -159,16 +159,6 @@ def test_synflow_reads_neither_data_nor_signs_nor_embeddings_and_changes_nothing
     assert proxies.synflow(model, []) == expected
 
 
-def test_synflow_grows_with_depth_and_width_and_does_not_see_heads() -> None:
-    assert synflow(alike_layers(1)) < synflow(alike_layers(2)) < synflow(alike_layers(6))
-    for stack in ("encoder", "decoder"):
-        assert synflow(alike_layers(3, **{f"{stack}_ffn_dims": 32})) < synflow(alike_layers(3, **{f"{stack}_ffn_dims": 128}))
-        assert synflow(replace(ARCH, **{f"{stack}_embed_dim": 48})) < synflow(replace(ARCH, **{f"{stack}_embed_dim": 64}))
-    names = ("encoder_heads", "decoder_self_heads", "decoder_cross_heads")
-    two, four = (synflow(alike_layers(3, **dict.fromkeys(names, heads))) for heads in (2, 4))
-    assert two == pytest.approx(four, rel=1e-12)
-
-
 def test_synflow_of_the_largest_space_is_beyond_float32_and_finite() -> None:
     model = Transformer(HAT_WMT.largest(), HAT_WMT, 8)
     model.initialise(torch.Generator().manual_seed(0))

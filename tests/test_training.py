@@ -96,15 +96,6 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs)
             torch.testing.assert_close(ours, theirs - 0.5 * recipe.clip / norm * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_loss_is_smoothed_cross_entropy_without_padding() -> None:
-    logits = torch.randn(2, 3, VOCAB, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[4, 5, 2], [6, 2, PAD]])
-    shares = torch.full((2, 3, VOCAB), 0.1 / VOCAB)
-    shares.scatter_add_(2, labels[:, :, None], torch.full((2, 3, 1), 0.9))
-    every = -(shares * logits.log_softmax(-1)).sum(-1)
-    torch.testing.assert_close(smoothed_loss(logits, labels, 0.1), every[labels != PAD].sum())
-
-
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     recipe = Recipe(updates=200, batch_tokens=100, learning_rate=2.0, warmup=0.1)
     rates = [recipe.rate(update) for update in range(200)]
