@@ -51,7 +51,7 @@ def main() -> None:
     task = load_task(args.task)
     supernet = SuperTransformer(task.space, len(task.vocabulary)).to(args.device)
     recipe = Recipe(args.updates, task.supernet_recipe.batch_tokens, task.supernet_recipe.learning_rate, dropout=0.0)
-    train(supernet, task.pairs["train"].to(args.device), recipe, seed=0, sampling=uniform, progress=True)
+    train(supernet, task.pairs["train"].to(args.device), recipe, seed=0, sampling=uniform, progress="supernet")
 
     predictor = SupernetPredictor(supernet, task.pairs["valid"].to(args.device), task.supernet_recipe.label_smoothing)
     result = EvolutionarySearch(task.space, [(predictor, args.iterations)], seed=0).run(progress=True)

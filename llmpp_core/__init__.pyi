@@ -1,7 +1,8 @@
 # The public face, loaded by name when first asked for (llmpp_core/__init__.py reads this file).
 from .latency.predictor import LatencyPredictor as LatencyPredictor
 from .latency.predictor import LatencyPrior as LatencyPrior
-from .latency.profiler import LatencySettings as LatencySettings
+from .latency.profiler import measure_latency as measure_latency
+from .latency.tables import LatencySettings as LatencySettings
 from .llm.client import Client as Client
 from .llm.offline import OfflineEndpoint as OfflineEndpoint
 from .llm.offline import offline_settings as offline_settings

@@ -56,9 +56,9 @@ def reversed_pairs(n: int, seed: int, longest: int = 6) -> Pairs:
     return Pairs.from_tokens(sentences, [ids[::-1] for ids in sentences])
 
 
-def new_supernet(kind: str = "shared", space: SearchSpace = MICRO, *, seed: int = 0, dropout: float = 0.1) -> SuperTransformer:
+def new_supernet(kind: str = "shared", space: SearchSpace = MICRO, *, seed: int = 0, **settings: Any) -> SuperTransformer:
     """Return a supernet with random weights, in evaluation mode; biases and norms are random as well."""
-    return _randomised(SuperTransformer(space, VOCAB, kind, dropout=dropout), seed)
+    return _randomised(SuperTransformer(space, VOCAB, kind, **settings), seed)
 
 
 def new_network(arch: Any, space: SearchSpace = MICRO, *, seed: int = 0, dropout: float = 0.1) -> Transformer:

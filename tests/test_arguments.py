@@ -14,7 +14,7 @@ from small_nets import VOCAB, reversed_pairs
 from llmpp_core import metrics
 from llmpp_core.jobs.files import load_tensors, save_tensors
 from llmpp_core.latency.predictor import split_rows
-from llmpp_core.latency.profiler import turns
+from llmpp_core.latency.profiler import measurement_order
 from llmpp_core.llm.prompts import choose_demonstrations
 from llmpp_core.nets.checkpoints import load_network
 from llmpp_core.nets.predictor import SupernetPredictor
@@ -68,7 +68,7 @@ def test_calibration_leaves_out_what_its_base_does_not_answer(kind: str) -> None
         lambda rng: distill(TablePredictor(TABLE), TINY, 20, rng),
         lambda rng: metrics.random_splits({"t": RECORDS}, rng, 1),
         lambda rng: metrics.seed_noise(np.ones((3, 2)), rng),
-        lambda rng: turns(ARCHS, TINY, 1, rng),
+        lambda rng: measurement_order(ARCHS, TINY, 1, rng),
         lambda rng: choose_demonstrations(ARCHS, 3, "random", rng),
         lambda rng: split_rows(10, rng),
     ],

@@ -21,8 +21,7 @@ from llmpp_book.studies.search_tables import paired_difference
 from llmpp_core import metrics
 from llmpp_core.latency.hat_mlp import LatencyMLP
 from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, choose_measurements, latency_errors, latency_terms
-from llmpp_core.latency.profiler import turns
-from llmpp_core.latency.tables import MeasuredLatency
+from llmpp_core.latency.profiler import MeasuredLatency, measurement_order
 from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.llm.prompts import PromptTask, build_prompt, choose_demonstrations
 from llmpp_core.llm.settings import Settings
@@ -110,7 +109,7 @@ def supernet() -> SupernetPredictor:
 
 
 def proxy() -> ZeroCostPredictor:
-    return ZeroCostPredictor("NASWOT", reversed_pairs(8, 0), TINY, VOCAB, batches=1, batch_size=4)
+    return ZeroCostPredictor("NASWOT", reversed_pairs(8, 0), TINY, VOCAB, batch_size=4)
 
 
 def remembered(archs: Any, scores: Any) -> Any:
@@ -142,7 +141,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "flop_counts": lambda archs, scores: flop_counts(archs),
     "training_flops": lambda archs, scores: training_flops(archs, 1e6, 100),
     "Genes.encode": lambda archs, scores: Genes(TINY).encode(archs),
-    "turns": lambda archs, scores: turns(archs, TINY, 2, np.random.default_rng(0)),
+    "measurement_order": lambda archs, scores: measurement_order(archs, TINY, 2, np.random.default_rng(0)),
     "build_prompt": lambda archs, scores: build_prompt(TASK, zip(ARCHS, scores, strict=True), archs, form="json").text,
     "choose_demonstrations": lambda archs, scores: choose_demonstrations(archs, 5, "spread"),
     "partial_dependence": lambda archs, scores: partial_dependence(TablePredictorOfDepth(), TINY, archs)["mean"],

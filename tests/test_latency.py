@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from llmpp_book.studies import latency as latency_benchmark
+from llmpp_book.studies import latency as study
 from llmpp_core import upstream as sources
 from llmpp_core.latency.hat_mlp import LatencyMLP
 from llmpp_core.latency.predictor import (
@@ -25,82 +26,55 @@ from llmpp_core.latency.predictor import (
     latency_terms,
     split_rows,
 )
-from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.space.search_space import HAT_WMT
 
 ARCHS = HAT_WMT.sample(300, np.random.default_rng(0))
 TERMS = latency_terms(ARCHS)
+ROWS, GOOD = HATFeatures().transform(ARCHS[:3]), [10.0, 20.0, 30.0]
 # A layer costs most, then the products of widths; every kind of work costs something.
 COSTS = np.array([2, 3, 1, 1, 20, 150, 30, 25, 5, 8, 8, 6, 4, 10], dtype=float)
+LATENCY = 5 + TERMS @ COSTS
 
 
-def latencies(costs: np.ndarray = COSTS, archs: list[Architecture] = ARCHS) -> np.ndarray:
-    return 5 + latency_terms(archs) @ costs
-
-
-def devices(rng: np.random.Generator, n: int = 6) -> list[np.ndarray]:
+def devices(rng: np.random.Generator) -> list[np.ndarray]:
     """Return latencies of devices whose costs differ by factors, each on a scale of its own, with a constant of its own."""
-    return [
-        rng.uniform(0.3, 3) * (latencies(COSTS * rng.uniform(0.7, 1.4, len(COSTS))) + rng.uniform(0, 30)) * rng.normal(1, 0.01, len(ARCHS))
-        for _ in range(n)
-    ]
+    costs = [COSTS * rng.uniform(0.7, 1.4, len(COSTS)) for _ in range(6)]
+    return [rng.uniform(0.3, 3) * (5 + TERMS @ cost + rng.uniform(0, 30)) * rng.normal(1, 0.01, len(ARCHS)) for cost in costs]
 
 
 def rmse(predictor: Any, true: np.ndarray, rows: slice = slice(None)) -> float:
     return latency_errors(true[rows], predictor.predict(ARCHS[rows]))["rmse"]
 
 
-# --- scikit-learn's contract --------------------------------------------------------------------------------------
-
 PREDICTORS = {
     "latency": LatencyPredictor(),
-    "latency with prior": LatencyPredictor(LatencyPrior.learn([(ARCHS, latencies())]), "typical"),
+    "latency with prior": LatencyPredictor(LatencyPrior.learn([(ARCHS, LATENCY)]), "typical"),
     "mlp": LatencyMLP(steps=20),
 }
-
-
-@pytest.mark.parametrize(
-    "check",
-    [
-        "check_estimator_cloneable",
-        "check_estimator_repr",
-        "check_estimator_tags_renamed",
-        "check_valid_tag_types",
-        "check_no_attributes_set_in_init",
-        "check_do_not_raise_errors_in_init_or_set_params",
-        "check_get_params_invariance",
-        "check_set_params",
-        "check_mixin_order",
-        "check_estimators_unfitted",
-    ],
+# The others fit on arrays with other than ten columns.
+CHECKS = (
+    "estimator_cloneable",
+    "estimator_repr",
+    "no_attributes_set_in_init",
+    "get_params_invariance",
+    "set_params",
+    "estimators_unfitted",
 )
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_scikit_learns_checks_that_fit_nothing(name: str, check: str) -> None:
-    """The others fit on arrays with other than ten columns."""
-    getattr(estimator_checks, check)(type(PREDICTORS[name]).__name__, PREDICTORS[name])
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_architectures_and_their_features_are_the_same_to_a_predictor(name: str) -> None:
+    for check in CHECKS:
+        getattr(estimator_checks, f"check_{check}")(type(PREDICTORS[name]).__name__, PREDICTORS[name])
     rows = HATFeatures().transform(ARCHS)
     # Columns of a frame go by name: order and others do not matter.
     frame = pd.DataFrame(rows, columns=list(HAT_FEATURE_NAMES)).assign(latency_ms=0)[["latency_ms", *HAT_FEATURE_NAMES[::-1]]]
-    fitted = [clone(PREDICTORS[name]).fit(X, latencies()) for X in (ARCHS, rows, frame)]
+    fitted = [clone(PREDICTORS[name]).fit(X, LATENCY) for X in (ARCHS, rows, frame)]
     expected = fitted[0].predict(ARCHS)
-    assert expected.shape == (300,)
-    for predictor in fitted:
-        for X in (ARCHS, tuple(ARCHS), rows, frame):
-            np.testing.assert_array_equal(predictor.predict(X), expected, err_msg="the same input twice must give the same bits")
-        assert predictor.n_features_in_ == 10
+    for predictor, X in zip(fitted, (frame, tuple(ARCHS), rows), strict=True):
+        np.testing.assert_array_equal(predictor.predict(X), expected, err_msg="the same input twice must give the same bits")
     assert fitted[0].predict(ARCHS[7:8]) == pytest.approx(expected[7:8]), "a prediction must not depend on its company"
-
-
-@pytest.mark.parametrize("name", ["latency", "latency with prior"])
-def test_cross_validation_and_pipelines(name: str) -> None:
-    assert cross_val_score(PREDICTORS[name], ARCHS, latencies(), cv=3).min() > 0.999
-    piped = make_pipeline(FunctionTransformer(feature_rows), clone(PREDICTORS[name])).fit(ARCHS, latencies())
-    np.testing.assert_array_equal(piped.predict(ARCHS), clone(PREDICTORS[name]).fit(ARCHS, latencies()).predict(ARCHS))
 
 
 # --- fitting ------------------------------------------------------------------------------------------------------
@@ -108,65 +82,45 @@ def test_cross_validation_and_pipelines(name: str) -> None:
 
 @pytest.mark.parametrize("statistic", ["mean", "typical"])
 def test_a_sum_of_costs_is_recovered_exactly(statistic: str) -> None:
-    predictor = LatencyPredictor(statistic=statistic).fit(ARCHS[:100], latencies()[:100])
-    assert predictor.predict(ARCHS) == pytest.approx(latencies(), rel=1e-4)
+    predictor = LatencyPredictor(statistic=statistic).fit(ARCHS[:100], LATENCY[:100])
     mean, std = predictor.predict(ARCHS, return_std=True)
+    assert mean == pytest.approx(LATENCY, rel=1e-4)
     assert mean == pytest.approx(predictor.intercept_ + TERMS @ predictor.coef_)
     assert (std < 0.01 * mean).all()
 
 
 def test_terms_tell_all_choices_apart_that_the_averages_tell_apart() -> None:
-    base = HAT_WMT.smallest()
-    changed = {
-        "encoder_embed_dim": 640,
-        "decoder_embed_dim": 640,
-        "encoder_ffn_dims": (2048, *base.encoder_ffn_dims[1:]),
-        "encoder_heads": (8, *base.encoder_heads[1:]),
-        "decoder_ffn_dims": (2048,),
-        "decoder_self_heads": (8,),
-        "decoder_cross_heads": (8,),
-        "decoder_cross_spans": (2,),
-    }
-    kwargs = {name: getattr(base, name) for name in changed}
-    for name, value in changed.items():
-        more = Architecture(**{**kwargs, name: value})
-        assert (latency_terms([more]) >= latency_terms([base])).all(), name
-        assert (latency_terms([more]) > latency_terms([base])).any(), name
+    less, *more = latency_terms(np.tile(ROWS[0], (11, 1)) + np.vstack([np.zeros(10), np.eye(10)]))
+    assert all((terms >= less).all() and (terms > less).any() for terms in more)
 
 
-@pytest.mark.parametrize("name", ["latency", "latency with prior"])
-def test_the_unit_of_time_does_not_matter(name: str, rng: np.random.Generator) -> None:
-    measured = latencies() * rng.normal(1, 0.05, 300)
-    milliseconds, seconds = (clone(PREDICTORS[name]).fit(ARCHS[:30], measured[:30] * unit) for unit in (1, 1e-3))
+def test_the_unit_of_time_does_not_matter_and_cross_validation_takes_it(rng: np.random.Generator) -> None:
+    measured = LATENCY * rng.normal(1, 0.05, 300)
+    predictor = PREDICTORS["latency with prior"]
+    milliseconds, seconds = (clone(predictor).fit(ARCHS[:30], measured[:30] * unit) for unit in (1, 1e-3))
     for a, b in zip(milliseconds.predict(ARCHS, return_std=True), seconds.predict(ARCHS, return_std=True), strict=True):
         assert b == pytest.approx(a / 1000)
+    piped = make_pipeline(FunctionTransformer(feature_rows), predictor)
+    assert cross_val_score(piped, ARCHS, LATENCY, cv=3).min() > 0.999
 
 
 def test_a_slow_spell_moves_the_mean_but_not_the_typical_latency(rng: np.random.Generator) -> None:
-    measured = latencies() * rng.normal(1, 0.01, 300)
-    slow = np.arange(300) % 8 == 0
-    measured[slow] *= 1.4
-    typical = LatencyPredictor(statistic="typical").fit(ARCHS, measured)
-    mean = LatencyPredictor(statistic="mean").fit(ARCHS, measured)
-    assert typical.predict(ARCHS) == pytest.approx(latencies(), rel=0.02)
+    measured = LATENCY * rng.normal(1, 0.01, 300)
+    measured[::8] *= 1.4
+    typical, mean = (LatencyPredictor(statistic=statistic).fit(ARCHS, measured) for statistic in ("typical", "mean"))
+    assert typical.predict(ARCHS) == pytest.approx(LATENCY, rel=0.02)
     assert mean.predict(ARCHS).mean() == pytest.approx(measured.mean())
     assert rmse(mean, measured) < rmse(typical, measured), "the mean has the least squared error"
     assert mean.noise_ > 0.12 > 0.04 > typical.noise_
 
 
 def test_the_standard_deviation_covers_new_measurements(rng: np.random.Generator) -> None:
-    measured = latencies() * rng.normal(1, 0.05, 300)
+    measured = LATENCY * rng.normal(1, 0.05, 300)
     few, many = (LatencyPredictor().fit(ARCHS[:n], measured[:n]).predict(ARCHS[200:], return_std=True) for n in (15, 200))
     for mean, std in (few, many):
         assert 0.5 < (np.abs(mean - measured[200:]) < std).mean() < 0.95
     assert few[1].mean() > many[1].mean(), "fewer measurements, less certainty"
-
-
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_a_handful_of_measurements_gives_sane_predictions(n: int, rng: np.random.Generator) -> None:
-    measured = latencies()
-    mean, std = LatencyPredictor().fit(ARCHS[:n], measured[:n]).predict(ARCHS, return_std=True)
-    assert np.isfinite(mean).all()
+    mean, std = LatencyPredictor().fit(ARCHS[:3], measured[:3]).predict(ARCHS, return_std=True)
     assert np.isfinite(std).all()
     assert np.abs(mean - measured).max() < 3 * np.ptp(measured)
 
@@ -176,36 +130,29 @@ def test_a_handful_of_measurements_gives_sane_predictions(n: int, rng: np.random
 
 def test_other_devices_help_where_measurements_are_few(rng: np.random.Generator) -> None:
     ratios = []
-    for _ in range(8):
+    for _ in range(4):
         *others, new = devices(rng)
         prior = LatencyPrior.learn([(ARCHS, other) for other in others])
         few = rng.permutation(200)[:10]
-        chosen = [ARCHS[i] for i in few]
-        scratch, transfer = (LatencyPredictor(p).fit(chosen, new[few]) for p in (None, prior))
+        scratch, transfer = (LatencyPredictor(p).fit([ARCHS[i] for i in few], new[few]) for p in (None, prior))
         ratios.append(rmse(transfer, new, slice(200, None)) / rmse(scratch, new, slice(200, None)))
     assert np.median(ratios) < 0.6
     assert max(ratios) < 1.1
 
 
-def test_a_device_that_is_a_multiple_of_another_needs_two_measurements(rng: np.random.Generator) -> None:
-    prior = LatencyPrior.learn([(ARCHS, latencies())])
-    predictor = LatencyPredictor(prior).fit(ARCHS[:2], 7 * latencies()[:2])
-    assert predictor.predict(ARCHS) == pytest.approx(7 * latencies(), rel=0.02)
-
-
-def test_other_devices_are_forgotten_where_measurements_are_many(rng: np.random.Generator) -> None:
-    other = LatencyPrior.learn([(ARCHS, latencies(COSTS[::-1])), (ARCHS, latencies(np.roll(COSTS, 3)))])
-    misled = LatencyPredictor(other).fit(ARCHS[:200], latencies()[:200])
-    assert misled.predict(ARCHS[200:]) == pytest.approx(latencies()[200:], rel=0.01)
+def test_a_multiple_of_another_device_needs_two_measurements_and_with_many_others_are_forgotten() -> None:
+    predictor = LatencyPredictor(LatencyPrior.learn([(ARCHS, LATENCY)])).fit(ARCHS[:2], 7 * LATENCY[:2])
+    assert predictor.predict(ARCHS) == pytest.approx(7 * LATENCY, rel=0.02)
+    other = LatencyPrior.learn([(ARCHS, 5 + TERMS @ costs) for costs in (COSTS[::-1], np.roll(COSTS, 3))])
+    misled = LatencyPredictor(other).fit(ARCHS[:200], LATENCY[:200])
+    assert misled.predict(ARCHS[200:]) == pytest.approx(LATENCY[200:], rel=0.01)
 
 
 def test_measurements_are_chosen_where_they_say_most(rng: np.random.Generator) -> None:
-    others = devices(rng)
-    prior = LatencyPrior.learn([(ARCHS, other) for other in others])
+    prior = LatencyPrior.learn([(ARCHS, other) for other in devices(rng)])
     chosen = choose_measurements(ARCHS, 12, prior)
-    assert chosen == choose_measurements(feature_rows(ARCHS), 12, prior)
     assert len(set(chosen)) == 12
-    assert choose_measurements(ARCHS, 5, prior) == chosen[:5]
+    assert choose_measurements(feature_rows(ARCHS), 5, prior) == chosen[:5]
 
     def left_uncertain(rows: list[int]) -> float:
         """Return the mean relative variance of all predictions after measuring some with a relative error of 0.03."""
@@ -219,31 +166,21 @@ def test_measurements_are_chosen_where_they_say_most(rng: np.random.Generator) -
         choose_measurements(ARCHS, 301, prior)
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
-
-ROWS = HATFeatures().transform(ARCHS[:3])
-GOOD = [10.0, 20.0, 30.0]
-
-
 @pytest.mark.parametrize(
     ("X", "y", "reason"),
     [
         (ROWS[:, :9], GOOD, r"expected a sequence of Architecture or an \(n, 10\) array, got shape \(3, 9\)"),
-        (pd.DataFrame(ROWS, columns=list(HAT_FEATURE_NAMES)).drop(columns="decoder_layers"), GOOD, "X: column decoder_layers is missing"),
         (np.where(np.eye(3, 10) == 1, np.nan, ROWS), GOOD, "X: row 0 holds nan or infinity"),
         (ROWS, [10.0, np.nan, 30.0], r"y\[1\]: expected a finite number, got nan"),
         (ROWS, [10.0, 20.0, 0.0], r"y\[2\]: expected a positive latency in ms, got 0.0"),
-        (ROWS, [-1.0, 20.0, 30.0], r"y\[0\]: expected a positive latency in ms, got -1.0"),
         (ROWS, GOOD[:2], r"y: expected 3 numbers, one per architecture, got shape \(2,\)"),
         (ROWS[:1], GOOD[:1], "X: a fit needs at least 2 measurements, got 1"),
-        ([], [], "X: a fit needs at least 2 measurements, got 0"),
     ],
 )
 @pytest.mark.parametrize("predictor", [LatencyPredictor(), LatencyMLP(steps=1)], ids=["latency", "mlp"])
 def test_bad_input_is_refused(predictor: Any, X: Any, y: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason) as error:
+    with pytest.raises(ValueError, match=f"^{reason}$"):
         clone(predictor).fit(X, y)
-    assert "\n" not in str(error.value)
 
 
 def test_bad_settings_are_refused() -> None:
@@ -253,37 +190,39 @@ def test_bad_settings_are_refused() -> None:
         LatencyPrior.learn([])
 
 
-# --- HAT's MLP ----------------------------------------------------------------------------------------------------
-
-
 def test_the_mlp_learns_and_leaves_the_global_random_state_alone() -> None:
-    import torch
-
     state = torch.get_rng_state()
-    short, longer = (LatencyMLP(steps=steps, learning_rate=1e-3).fit(ARCHS, latencies()) for steps in (1, 60))
+    short, longer, again, other = (
+        LatencyMLP(steps=steps, learning_rate=1e-3, random_state=seed).fit(ARCHS, LATENCY).predict(ARCHS)
+        for steps, seed in ((1, 0), (60, 0), (60, 0), (60, 1))
+    )
     assert torch.equal(torch.get_rng_state(), state)
-    assert rmse(longer, latencies()) < 0.3 * rmse(short, latencies())
-    again, other = (LatencyMLP(steps=60, learning_rate=1e-3, random_state=s).fit(ARCHS, latencies()) for s in (0, 1))
-    np.testing.assert_array_equal(again.predict(ARCHS), longer.predict(ARCHS))
-    assert not np.array_equal(other.predict(ARCHS), longer.predict(ARCHS))
+    assert latency_errors(LATENCY, longer)["rmse"] < 0.3 * latency_errors(LATENCY, short)["rmse"]
+    np.testing.assert_array_equal(again, longer)
+    assert not np.array_equal(other, longer)
 
 
 # --- HAT's tables -------------------------------------------------------------------------------------------------
 
 
-def test_a_split_holds_every_row_once(rng: np.random.Generator) -> None:
-    train, valid, test = split_rows(2000, rng)
-    assert (len(train), len(valid), len(test)) == (1600, 200, 200)
-    assert sorted([*train, *valid, *test]) == list(range(2000))
-
-
-def test_errors() -> None:
+def test_splits_errors_and_trials_by_hand(rng: np.random.Generator) -> None:
+    parts = split_rows(2000, rng)
+    assert [len(part) for part in parts] == [1600, 200, 200]
+    assert sorted(np.concatenate(parts)) == list(range(2000))
     assert latency_errors([10, 20], [11, 18]) == pytest.approx({"rmse": np.sqrt(2.5), "mape": 10})
+    frame = pd.DataFrame(feature_rows(ARCHS), columns=list(HAT_FEATURE_NAMES)).assign(latency_ms=LATENCY * rng.normal(1, 0.1, 300))
+    train, _, test = split_rows(300, np.random.default_rng(3))
+    for measurements, rows in ((None, train), (20, train[:20]), ([5, 2, 9, 7], train[[5, 2, 9, 7]])):
+        found = study.trial(frame, LatencyPredictor(), 3, measurements)
+        fitted = LatencyPredictor().fit(frame.iloc[rows], frame["latency_ms"].iloc[rows])
+        assert found.measurements == len(rows)
+        np.testing.assert_array_equal(found.true, frame["latency_ms"].iloc[test])
+        np.testing.assert_array_equal(found.predicted, fitted.predict(frame.iloc[test]))
 
 
 def test_the_record_holds_every_comparison_and_where_it_is_from() -> None:
-    recorded = latency_benchmark.recorded()
-    methods = set(latency_benchmark.predictors("wmt14ende_gpu_titanxp"))
+    recorded = study.recorded()
+    methods = set(study.predictors("wmt14ende_gpu_titanxp"))
     full = recorded[recorded["measurements"] == 1600]
     assert full.groupby(["table", "seed"])["method"].agg(set).map(lambda found: found == methods).all()
     assert set(full["table"]) == set(sources.LATENCY_TABLES)
@@ -292,23 +231,16 @@ def test_the_record_holds_every_comparison_and_where_it_is_from() -> None:
     assert (recorded[["rmse", "mape", "seconds"]] > 0).all(axis=None)
 
 
+# One table of each kind of device; the chapter compares all of them.
 @pytest.mark.needs_data("latency")
-@pytest.mark.parametrize("name", sources.LATENCY_TABLES)
-def test_no_worse_than_hats_mlp_on_the_same_splits(name: str) -> None:
-    frame = sources.latency_table(name, download=False)
-    recorded = latency_benchmark.recorded().query("table == @name and measurements == 1600").pivot(index="seed", columns="method")
-    own = [latency_benchmark.compare(frame, LatencyPredictor(), seed) for seed in recorded.index]
-    assert [row["rmse"] for row in own] == pytest.approx(recorded["rmse", latency_benchmark.OWN].tolist(), rel=1e-3), "as recorded"
-    assert np.mean([row["rmse"] for row in own]) <= recorded["rmse", latency_benchmark.MLP].mean()
-    assert (recorded["seconds", latency_benchmark.MLP] > 50 * np.median([row["seconds"] for row in own])).all()
-
-
-@pytest.mark.needs_data("latency")
-@pytest.mark.parametrize("name", sources.LATENCY_TABLES)
-def test_twenty_measurements_and_the_other_tables_do_for_a_new_one(name: str) -> None:
+@pytest.mark.parametrize("name", ["iwslt14deen_gpu_titanxp", "wmt14ende_cpu_xeon", "wmt14enfr_cpu_raspberrypi"])
+def test_no_worse_than_hats_mlp_on_the_same_splits_and_quick_to_learn_a_new_table(name: str) -> None:
     frames = {table: sources.latency_table(table, download=False) for table in sources.LATENCY_TABLES}
-    predictor = LatencyPredictor(latency_benchmark.prior_without(frames, name))
-    seeds = range(10)
-    few = np.median([latency_benchmark.compare(frames[name], predictor, seed, 20)["rmse"] for seed in seeds])
-    all_rows = np.median([latency_benchmark.compare(frames[name], LatencyPredictor(), seed)["rmse"] for seed in seeds])
-    assert few < 1.5 * all_rows
+    recorded = study.recorded().query("table == @name and measurements == 1600").pivot(index="seed", columns="method", values="rmse")
+    own = [study.compare(frames[name], LatencyPredictor(), seed)["rmse"] for seed in recorded.index]
+    assert own == pytest.approx(recorded[study.OWN].tolist(), rel=1e-3), "as recorded"
+    assert np.mean(own) <= recorded[study.MLP].mean()
+    # Twenty measurements and the other tables do for a new one.
+    predictor = LatencyPredictor(study.prior_without(frames, name))
+    few = [study.compare(frames[name], predictor, seed, 20)["rmse"] for seed in recorded.index]
+    assert np.median(few) < 1.5 * np.median(own)

@@ -46,7 +46,7 @@ PREDICTORS = {
     "latency MLP": lambda: LatencyMLP(steps=2),
     "supernet": lambda: SupernetPredictor(new_supernet(space=TINY), reversed_pairs(6, 0)),
     "supernet by BLEU": by_bleu,
-    "proxy": lambda: ZeroCostPredictor("NASWOT", reversed_pairs(8, 0), TINY, VOCAB, batches=1, batch_size=4),
+    "proxy": lambda: ZeroCostPredictor("NASWOT", reversed_pairs(8, 0), TINY, VOCAB, batch_size=4),
     **{name: partial(baselines(TINY.qkv_dim).get, name) for name in ("depth", "HAT + costs, Gaussian process")},
 }
 

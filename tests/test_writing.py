@@ -29,9 +29,8 @@ from llmpp_core.jobs import files
 from llmpp_core.jobs import table as jobs
 from llmpp_core.jobs.files import alone, append_rows, read_rows, to_json
 from llmpp_core.jobs.table import run_jobs
-from llmpp_core.latency import tables as latency_tables
-from llmpp_core.latency.profiler import LatencySettings
-from llmpp_core.latency.tables import MeasuredLatency
+from llmpp_core.latency import profiler
+from llmpp_core.latency.profiler import LatencySettings, MeasuredLatency
 from llmpp_core.nets import training
 from llmpp_core.nets.training import Recipe, train
 from llmpp_core.nets.transformer import Transformer
@@ -69,7 +68,7 @@ def latency(path: Path, work: Work) -> Any:
             work()
             return SimpleNamespace(latency_ms=2.0, calibration_ms=1.0)
 
-        patch.setattr(latency_tables, "measure", measure)
+        patch.setattr(profiler, "measure_latency", measure)
         return MeasuredLatency(TINY, SETTINGS, path)([TINY.smallest()])
 
 

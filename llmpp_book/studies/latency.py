@@ -70,21 +70,10 @@ class Trial(NamedTuple):
 
 
 def trial(frame: pd.DataFrame, predictor: Any, seed: int, measurements: int | Sequence[int] | None = None, repeats: int = 1) -> Trial:
-    """Train a predictor on the training part of a random split of a table and let it predict the test part.
+    """Train a clone of a predictor on the training part of a table's random split and let it predict the test part.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        A table of `llmpp_core.upstream.latency_table`.
-    predictor : regressor
-        Cloned before it is fitted.
-    seed : int
-        Seed of the split.
-    measurements : int or sequence of int, optional
-        Which of the rows to train on are used: the first so many of the split's random order, or those at these positions of
-        it. All by default.
-    repeats : int
-        Number of fits that the time is the median of.
+    `measurements` are how many of the rows to train on are used, in the split's order, or their positions in it; all by default. The
+    time is the median of `repeats` fits.
     """
     features, latency = frame[list(HAT_FEATURE_NAMES)].to_numpy(), frame["latency_ms"].to_numpy()
     train, _, test = split_rows(len(frame), np.random.default_rng(seed))
@@ -105,17 +94,7 @@ def compare(frame: pd.DataFrame, predictor: Any, seed: int, measurements: int | 
 
 
 def prior_without(frames: dict[str, pd.DataFrame], table: str, *, new_device: bool = False) -> LatencyPrior:
-    """Learn a prior for one table from the others.
-
-    Parameters
-    ----------
-    frames : dict of pandas.DataFrame
-        Tables by name.
-    table : str
-        The one to leave out.
-    new_device : bool
-        Leave out all tables of its device, not only itself.
-    """
+    """Learn a prior for one table of `frames` from the others; for a `new_device`, from those of other devices."""
     others = [name for name in frames if name != table and not (new_device and device(name) == device(table))]
     return LatencyPrior.learn((frames[name], frames[name]["latency_ms"]) for name in others)
 

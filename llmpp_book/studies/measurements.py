@@ -25,8 +25,8 @@ from llmpp_book.studies.ground_truth import ARCHITECTURES, RESULTS, SEEDS
 from llmpp_core.jobs.files import read_rows, replace_file, writable
 from llmpp_core.jobs.provenance import commit, processor
 from llmpp_core.jobs.table import here, run_jobs
-from llmpp_core.latency.profiler import LatencySettings
-from llmpp_core.latency.tables import extend_latency_table
+from llmpp_core.latency.profiler import extend_latency_table
+from llmpp_core.latency.tables import LatencySettings
 from llmpp_core.nets.checkpoints import digest, load_network, space_record
 from llmpp_core.nets.decoding import translate
 from llmpp_core.nets.loss import validation_loss

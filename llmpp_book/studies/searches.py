@@ -29,8 +29,8 @@ from llmpp_book.studies.search_tables import CHEAP, COSTLY, OFFLINE, RESULTS, ST
 from llmpp_core.jobs.files import need_writable, read_rows
 from llmpp_core.jobs.table import here, run_jobs
 from llmpp_core.latency.predictor import LatencyPredictor
-from llmpp_core.latency.profiler import LatencySettings
-from llmpp_core.latency.tables import extend_latency_table, read_latency_table
+from llmpp_core.latency.profiler import extend_latency_table
+from llmpp_core.latency.tables import LatencySettings, read_latency_table
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor

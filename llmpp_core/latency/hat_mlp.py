@@ -10,50 +10,37 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from llmpp_core.latency.predictor import Rows, checked_latency, feature_rows
 from llmpp_core.space.inputs import warn_if_weak
+from llmpp_core.space.regressor import ArchitectureRegressor
 
 #: What HAT divides its features by, in their order, and latencies by, in ms per kind of device.
 FEATURE_UNITS = (640, 6, 2048, 6, 640, 6, 2048, 6, 6, 2)
 LATENCY_UNITS = {"gpu": 200.0, "cpu_xeon": 300.0, "cpu_raspberrypi": 5000.0}
+_BATCH_SIZE = 128
 
 
-class LatencyMLP(RegressorMixin, BaseEstimator):
+class LatencyMLP(ArchitectureRegressor):
     """Four hidden layers of 400 units on HAT's ten features, trained by Adam on mean squared error.
 
     Parameters
     ----------
     latency_unit : float
         What latencies are divided by for training, in ms; see `LATENCY_UNITS`.
-    steps, batch_size : int
-        Number of updates, and rows drawn without replacement for each (all, if there are fewer).
+    steps : int
+        Number of updates, of 128 rows drawn without replacement, or all if there are fewer.
     learning_rate : float
         Adam's, constant.
     random_state : int
         Seed of weights and batches.
-
-    Attributes
-    ----------
-    network_ : torch.nn.Sequential
-        Maps scaled features of shape (n, 10) to scaled latencies of shape (n, 1).
     """
 
-    def __init__(
-        self,
-        latency_unit: float = 200.0,
-        steps: int = 5000,
-        batch_size: int = 128,
-        learning_rate: float = 1e-5,
-        random_state: int = 0,
-    ):
+    def __init__(self, latency_unit: float = 200.0, steps: int = 5000, learning_rate: float = 1e-5, random_state: int = 0):
         self.latency_unit = latency_unit
         self.steps = steps
-        self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.random_state = random_state
 
@@ -72,7 +59,7 @@ class LatencyMLP(RegressorMixin, BaseEstimator):
             network = nn.Sequential(*hidden, nn.Linear(400, 1))
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
         for _ in range(self.steps):
-            batch = torch.from_numpy(rng.permutation(len(rows))[: self.batch_size])
+            batch = torch.from_numpy(rng.permutation(len(rows))[:_BATCH_SIZE])
             loss = nn.functional.mse_loss(network(rows[batch]).squeeze(1), latency[batch])
             optimiser.zero_grad()
             loss.backward()
@@ -89,8 +76,3 @@ class LatencyMLP(RegressorMixin, BaseEstimator):
 
     def _scaled(self, archs: Rows) -> torch.Tensor:
         return torch.from_numpy(feature_rows(archs) / FEATURE_UNITS).float()
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.positive_only = True
-        return tags

@@ -14,12 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.space.inputs import as_scores, warn_if_weak
+from llmpp_core.space.regressor import ArchitectureRegressor
 from llmpp_core.space.search_space import as_generator
 
 #: What `feature_rows` takes: a sequence of Architecture, or an array or frame of their features.
@@ -36,12 +35,7 @@ _ROUNDS = 20
 
 
 def feature_rows(archs: Rows) -> np.ndarray:
-    """Return HAT's ten averaged features, shape (n, 10).
-
-    Parameters
-    ----------
-    archs : sequence of Architecture, or array or frame of n rows
-        Architectures or their features, in the order or under the names of `llmpp_core.space.features.HAT_FEATURE_NAMES`.
+    """Return HAT's ten averaged features, shape (n, 10), of architectures or of an array or frame that holds them already.
 
     Raises
     ------
@@ -71,24 +65,16 @@ def latency_terms(archs: Rows) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class LatencyPrior:
-    """What is known about costs before a device is measured; costs are relative to the latency of an average architecture.
+    """What is known about costs before a device is measured; costs are relative to the latency of an average architecture."""
 
-    Parameters
-    ----------
-    center, scale : numpy.ndarray of shape (14,)
-        Mean and standard deviation of the terms over some architectures; costs are per standard deviation.
-    mean : numpy.ndarray of shape (15,)
-        Expected latency at `center`, 1, and expected costs.
-    deviations : numpy.ndarray of shape (devices, 15)
-        How known devices differ from the mean; a new one is expected to differ along the same directions.
-    unexplained : sequence of float
-        Standard deviations to choose from for what a new device may differ in any other direction.
-    """
-
+    #: Mean and standard deviation of the terms over some architectures, shape (14,); costs are per standard deviation.
     center: np.ndarray
     scale: np.ndarray
+    #: Expected latency at `center`, 1, and expected costs, shape (15,).
     mean: np.ndarray
+    #: How known devices differ from the mean, shape (devices, 15); a new one is expected to differ along the same directions.
     deviations: np.ndarray
+    #: Standard deviations to choose from for what a new device may differ in any other direction.
     unexplained: Sequence[float] = _UNEXPLAINED
 
     @classmethod
@@ -135,7 +121,7 @@ def _center_and_scale(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return terms.mean(axis=0), np.where(scale > 1e-9, scale, 1.0)
 
 
-class LatencyPredictor(RegressorMixin, BaseEstimator):
+class LatencyPredictor(ArchitectureRegressor):
     """Latency as a sum of costs, one per kind of work, fitted by Bayesian regression that tolerates outliers.
 
     Encoder and decoder have costs of their own, and since the model is linear, a fit to their sum is the sum of a fit to each.
@@ -165,14 +151,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         self.statistic = statistic
 
     def fit(self, archs: Rows, y: ArrayLike) -> Self:
-        """Fit to measurements.
-
-        Parameters
-        ----------
-        archs : sequence of Architecture, or array or frame of n rows
-            At least two architectures, or rows of HAT's ten features; see `feature_rows`.
-        y : array-like of shape (n,)
-            Latencies in ms.
+        """Fit to latencies in ms, shape (n,), of at least two architectures or rows of HAT's ten features (see `feature_rows`).
 
         Raises
         ------
@@ -204,20 +183,7 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, archs: Rows, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Predict latencies.
-
-        Parameters
-        ----------
-        archs : sequence of Architecture, or array or frame of n rows
-            As for `fit`.
-        return_std : bool
-            Also return the standard deviation of a new measurement.
-
-        Returns
-        -------
-        numpy.ndarray of shape (n,), or two of them
-            Latencies in ms, and their standard deviations.
-        """
+        """Return latencies in ms, shape (n,), and with `return_std` the standard deviation of a new measurement of each."""
         check_is_fitted(self)
         terms = latency_terms(archs)
         latency = self.intercept_ + terms @ self.coef_
@@ -225,11 +191,6 @@ class LatencyPredictor(RegressorMixin, BaseEstimator):
             return latency
         uncertainty = np.square(self.prior_.design(terms) @ self._root).sum(axis=1)
         return latency, np.sqrt(uncertainty + (self.noise_ * latency) ** 2)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.positive_only = True
-        return tags
 
 
 def checked_latency(y: ArrayLike, n: int) -> np.ndarray:
@@ -275,21 +236,10 @@ def _posterior(design: np.ndarray, latency: np.ndarray, prior: LatencyPrior) -> 
 
 
 def choose_measurements(archs: Rows, n: int, prior: LatencyPrior) -> list[int]:
-    """Choose which architectures to measure on a new device: one after another the one that is least certain so far.
+    """Choose n of the candidates `archs` to measure on a new device: one after another the one that is least certain so far.
 
-    Parameters
-    ----------
-    archs : sequence of Architecture, or array or frame of m rows
-        Candidates.
-    n : int
-        How many to choose, from 1 to m.
-    prior : LatencyPrior
-        What other devices say; decides what is uncertain. No measurement is looked at.
-
-    Returns
-    -------
-    list of int
-        Positions in `archs`, in the order of choice.
+    What is uncertain is decided by what other devices say; no measurement is looked at. Returns positions in `archs`, in the order of
+    choice; raises ValueError unless 1 <= n <= len(archs).
     """
     design = prior.design(latency_terms(archs))
     if not 1 <= n <= len(design):

@@ -1,8 +1,7 @@
 """The latency profiler: what a translation with an architecture takes on the device at hand, by the procedure of HAT.
 
-A slow spell of the machine must not fall on one architecture. So architectures take turns, in several rounds of random order, and
-a small network that is always the same, the calibration, runs between all runs: where it is slow, the machine is. `measure` gives
-plain times; `measure_many` and the tables of `llmpp_core.latency.tables` correct them for the machine's pace.
+A slow spell of the machine must not fall on one architecture. So tables are measured in several rounds of random order, and a small
+network that is always the same, the calibration, runs between all runs: where it is slow, the machine is.
 """
 
 from __future__ import annotations
@@ -14,16 +13,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import iqr, trimboth
 
-from llmpp_core.jobs.progress import progress_bar
-from llmpp_core.jobs.provenance import processor
-from llmpp_core.nets.transformer import MAX_LENGTH, Cache, Transformer
+from llmpp_core.jobs.files import alone, append_rows, need_writable, read_rows
+from llmpp_core.jobs.provenance import commit, processor
+from llmpp_core.jobs.table import run_jobs
+from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times, row_errors
+from llmpp_core.nets.checkpoints import differences
+from llmpp_core.nets.transformer import Cache, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
 from llmpp_core.space.search_space import SearchSpace, as_generator
@@ -35,94 +39,8 @@ _CALIBRATION_STEPS = 1 / 6
 _QUIET_SPREAD, _CHECKS = 0.05, 30
 
 
-@dataclass(frozen=True)
-class LatencySettings:
-    """How latency is measured. Sizes are HAT's for WMT unless given; for IWSLT it takes lengths of 23.
-
-    Parameters
-    ----------
-    vocab_size : int
-        Size V of the joint vocabulary; decides what the output projection takes.
-    device : str
-        "cpu", "cuda" or "cuda:N".
-    source_length, target_length : int
-        Tokens that the encoder reads, and steps that the decoder takes.
-    batch, beam : int
-        Sentences at once, and hypotheses of each in the decoder.
-    warmup, runs : int
-        Translations before any is timed, and translations timed.
-    threads : int
-        Processor threads.
-
-    Raises
-    ------
-    ValueError
-        If a number is not a positive integer, or is one that the network has no room for.
-    """
-
-    vocab_size: int
-    device: str = "cpu"
-    source_length: int = 30
-    target_length: int = 30
-    batch: int = 1
-    beam: int = 5
-    warmup: int = 3
-    runs: int = 20
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        lowest = {"vocab_size": UNK + 2, "warmup": 0}
-        highest = {"source_length": MAX_LENGTH, "target_length": MAX_LENGTH}
-        for name, value in asdict(self).items():
-            low, high = lowest.get(name, 1), highest.get(name, math.inf)
-            if name != "device" and (not isinstance(value, int) or not low <= value <= high):
-                raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
-
-
-@dataclass(frozen=True)
-class LatencyMeasurement:
-    """What one architecture takes.
-
-    Parameters
-    ----------
-    encoder_ms, decoder_ms : float
-        Means over runs without the fastest and the slowest tenth; medians over rounds where there are several.
-    encoder_std_ms, decoder_std_ms : float
-        Standard deviations over the same runs.
-    calibration_ms, calibration_std_ms : float
-        Mean and standard deviation of the calibration, which took turns with the runs.
-    load : float
-        Processes that wanted to run on the machine, averaged over a minute.
-    device_name : str
-        Model of the processor or GPU.
-    settings : LatencySettings
-        How this was measured.
-    rounds : int
-        Number of rounds.
-    repeatability : float, optional
-        Standard deviation of `latency_ms` over rounds, relative to it; None after a single round.
-    """
-
-    encoder_ms: float
-    decoder_ms: float
-    encoder_std_ms: float
-    decoder_std_ms: float
-    calibration_ms: float
-    calibration_std_ms: float
-    load: float
-    device_name: str
-    settings: LatencySettings
-    rounds: int = 1
-    repeatability: float | None = None
-
-    @property
-    def latency_ms(self) -> float:
-        """Return the sum of encoder and decoder."""
-        return self.encoder_ms + self.decoder_ms
-
-
-def measure(arch: Architecture, space: SearchSpace, settings: LatencySettings) -> LatencyMeasurement:
-    """Measure one architecture in one round; `why_busy` says whether this is a good moment.
+def measure_latency(arch: Architecture, space: SearchSpace, settings: LatencySettings) -> LatencyMeasurement:
+    """Measure one architecture in one round: plain times, not corrected for the machine's pace; see `warn_if_busy`.
 
     A run is a translation: the encoder, then the decoder, which repeats what it reads of the source for all hypotheses and takes
     its steps with the output projection, but does not choose among hypotheses. Weights and tokens are random, since time does not
@@ -131,7 +49,7 @@ def measure(arch: Architecture, space: SearchSpace, settings: LatencySettings) -
     Raises
     ------
     ValueError
-        If `arch` is not in `space`, or the device is not here.
+        If `arch` is not in `space`, the device is not here, or a length is more than the network has room for.
     """
     with _measuring(settings):
         run, calibration = _translation(arch, space, settings, settings.target_length), _calibration(space, settings)
@@ -142,83 +60,142 @@ def measure(arch: Architecture, space: SearchSpace, settings: LatencySettings) -
     return LatencyMeasurement(encoder, decoder, spread[0], spread[1], pace, spread[2], load, name, settings)
 
 
-def measure_many(
+def measurement_order(
+    archs: Sequence[Architecture], space: SearchSpace, rounds: int, rng: np.random.Generator
+) -> list[tuple[int, Architecture]]:
+    """Return pairs of round and architecture, in random order within each round; ValueError unless all architectures are in `space`."""
+    distinct = list(dict.fromkeys(as_list(archs)))
+    if not distinct or rounds < 1:
+        raise ValueError(f"expected at least one architecture and one round, got {len(distinct)} and {rounds}")
+    for arch in distinct:
+        space.validate(arch)
+    return [(number, distinct[i]) for number in range(rounds) for i in as_generator(rng).permutation(len(distinct))]
+
+
+def extend_latency_table(
     archs: Sequence[Architecture],
     space: SearchSpace,
     settings: LatencySettings,
+    path: Path,
     rng: np.random.Generator,
     *,
     repeats: int = 3,
+    seconds: float = math.inf,
     progress: bool = False,
-) -> list[LatencyMeasurement]:
-    """Measure architectures in turn; warns if the machine is busy.
+) -> bool:
+    """Measure what a table lacks, in `repeats` rounds, the order of each drawn by `rng`; return whether it is complete.
 
-    Parameters
-    ----------
-    archs : sequence of Architecture
-        The architectures; of equal ones, one is measured.
-    space : SearchSpace
-        Their space.
-    settings : LatencySettings
-        How to measure.
-    rng : numpy.random.Generator
-        Draws the order of each round.
-    repeats : int
-        Number of rounds.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    list of LatencyMeasurement
-        One for each of `archs`, as `at_one_pace` gives it.
+    A call that was stopped, at any moment or after so many `seconds`, is made again and goes on. Architectures, of which equal ones
+    are measured once, and rounds can become more later. `llmpp_core.latency.tables.read_latency_table` reads the JSONL file.
 
     Raises
     ------
     ValueError
-        As `measure`, but before anything is measured.
+        As `measure_latency`; or if the file is damaged, or was measured in another space, with other settings, on another device or
+        with another PyTorch.
     """
-    archs = as_list(archs)
-    order = turns(archs, space, repeats, rng)
-    warn_if_busy(space, settings)
-    found: dict[Architecture, list[LatencyMeasurement]] = {arch: [] for arch in archs}
-    for _, arch in progress_bar(order, desc="latency", disable=not progress):
-        found[arch].append(measure(arch, space, settings))
-    steady = dict(zip(found, at_one_pace(list(found.values())), strict=True))
-    return [steady[arch] for arch in archs]
+    stop = time.time() + seconds
+    order = measurement_order(archs, space, repeats, rng)
+    origin = _origin(space, settings)
+    _read_alike(path, origin)
+    if seconds > 0:
+        warn_if_busy(space, settings)
+
+    def work(arch: Architecture) -> dict[str, Any] | None:
+        if time.time() > stop:
+            return None
+        measured = measure_latency(arch, space, settings)
+        return {**{name: getattr(measured, name) for name in MEASURED}, **origin, "commit": _commit()}
+
+    jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
+    return len(run_jobs(work, jobs, path, progress=path.stem if progress else None)) == len(jobs)
 
 
-def turns(archs: Sequence[Architecture], space: SearchSpace, repeats: int, rng: np.random.Generator) -> list[tuple[int, Architecture]]:
-    """Return number of the round and architecture of each turn, random within rounds; raises ValueError unless all are in `space`."""
-    distinct = list(dict.fromkeys(as_list(archs)))
-    if not distinct or repeats < 1:
-        raise ValueError(f"expected at least one architecture and one round, got {len(distinct)} and {repeats}")
-    for arch in distinct:
-        space.validate(arch)
-    return [(number, distinct[i]) for number in range(repeats) for i in as_generator(rng).permutation(len(distinct))]
+class MeasuredLatency:
+    """Latency as a cost of a search that measures its candidates: for `llmpp_core.search.limits.Limit`.
 
+    Each architecture is measured once and remembered in a file, so a search that is run again, or goes on, sees the same numbers. Put
+    a limit on the predicted latency, a little wider, before it: then only what may be within the limit is measured.
 
-def at_one_pace(measured: Sequence[Sequence[LatencyMeasurement]]) -> list[LatencyMeasurement]:
-    """Return the median over the rounds of each architecture, of times as if the machine always had the same pace.
+    Parameters
+    ----------
+    space, settings
+        As for `extend_latency_table`.
+    path : path
+        The JSONL file, one row per architecture.
+    repeats : int
+        Rounds per architecture, of which the median counts.
 
-    The pace is that of the fastest tenth of all calibrations, so where other work slows the machine down only at times, times are
-    those of the machine undisturbed.
+    Raises
+    ------
+    ValueError
+        If the file is damaged or was measured otherwise; in a call, if another process is measuring into it.
     """
-    pace = np.quantile([m.calibration_ms for rounds in measured for m in rounds], 0.1)
-    names = ("encoder_ms", "decoder_ms", "encoder_std_ms", "decoder_std_ms", "calibration_ms", "calibration_std_ms")
-    steady = []
-    for rounds in measured:
-        times = np.array([[getattr(m, name) * pace / m.calibration_ms for name in names] for m in rounds])
-        total = times[:, :2].sum(axis=1)
-        spread = float(total.std(ddof=1) / np.median(total)) if len(total) > 1 else None
-        medians = dict(zip(names, np.median(times, axis=0).tolist(), strict=True))
-        load = float(np.median([m.load for m in rounds]))
-        steady.append(replace(rounds[0], **medians, load=load, rounds=len(rounds), repeatability=spread))
-    return steady
+
+    def __init__(self, space: SearchSpace, settings: LatencySettings, path: Path, *, repeats: int = 3):
+        if repeats < 1:
+            raise ValueError(f"repeats: expected a positive number, got {repeats}")
+        self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
+        self._origin = {**_origin(space, settings), "repeats": repeats}
+        self._known: dict[Architecture, float] = {}
+        # All times are as if the machine always had the pace of the first measurement.
+        self._pace: float | None = None
+        self._read()
+
+    def _read(self) -> None:
+        for number, row in enumerate(_read_alike(self.path, self._origin), 1):
+            with row_errors(self.path, number):
+                check_times(row["latency_ms"], row["pace_ms"])
+                self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
+                self._pace = float(row["pace_ms"])
+
+    def __call__(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Return latencies in ms, shape (n,), measuring what is not known."""
+        archs = as_list(archs)
+        if any(arch not in self._known for arch in archs):
+            need_writable(self.path)
+            with alone(self.path):
+                # What another process measured since; twice would be two answers to one question.
+                self._read()
+                for arch in archs:
+                    if arch not in self._known:
+                        self._measure(arch)
+        return np.array([self._known[arch] for arch in archs], dtype=float)
+
+    def _measure(self, arch: Architecture) -> None:
+        rounds = [measure_latency(arch, self.space, self.settings) for _ in range(self.repeats)]
+        if self._pace is None:
+            self._pace = float(np.median([m.calibration_ms for m in rounds]))
+        latency = float(np.median([m.latency_ms / m.calibration_ms for m in rounds])) * self._pace
+        row = {"arch": arch.to_hat_dict(), "latency_ms": latency, "pace_ms": self._pace, **self._origin, "commit": _commit()}
+        append_rows(self.path, [row])
+        self._known[arch] = latency
 
 
-def why_busy(space: SearchSpace, settings: LatencySettings) -> str | None:
-    """Return in one line why the machine is too busy to measure well, or None if it seems quiet."""
+def _origin(space: SearchSpace, settings: LatencySettings) -> dict[str, Any]:
+    """Return what the rows of one file have in common."""
+    device, library = device_name(settings.device), str(torch.__version__)
+    return {"space": space.name, "qkv_dim": space.qkv_dim, "settings": asdict(settings), "device_name": device, "torch": library}
+
+
+def _read_alike(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table; ValueError if one was measured otherwise."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        # Earlier rows do not say how wide attention is inside, which no architecture says either.
+        row.setdefault("qkv_dim", origin["qkv_dim"])
+        if different := differences({name: row.get(name) for name in origin}, origin):
+            raise ValueError(f"{path}:{number}: measured otherwise: {different}; use another file")
+    return rows
+
+
+@cache
+def _commit() -> str:
+    return commit(Path(__file__).resolve().parents[2])
+
+
+def warn_if_busy(space: SearchSpace, settings: LatencySettings) -> None:
+    """Warn the caller's caller, in one line, if the machine is too busy to measure well."""
     load, processors, reasons = os.getloadavg()[0], os.cpu_count() or 1, []
     # Every machine has something running, so half a process is let pass.
     if load + settings.threads > processors + 0.5:
@@ -229,13 +206,8 @@ def why_busy(space: SearchSpace, settings: LatencySettings) -> str | None:
     spread = iqr(times) / np.median(times)
     if spread > _QUIET_SPREAD:
         reasons.append(f"times of equal work lie {spread:.0%} apart, more than {_QUIET_SPREAD:.0%}")
-    return f"machine is busy: {'; '.join(reasons)}" if reasons else None
-
-
-def warn_if_busy(space: SearchSpace, settings: LatencySettings) -> None:
-    """Warn the caller's caller with what `why_busy` says."""
-    if reason := why_busy(space, settings):
-        warnings.warn(reason, RuntimeWarning, stacklevel=3)
+    if reasons:
+        warnings.warn(f"machine is busy: {'; '.join(reasons)}", RuntimeWarning, stacklevel=3)
 
 
 @cache

@@ -50,23 +50,18 @@ def write_checkpoint(
     if not history["finished"]:
         for i, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items()}
-    save_tensors(path, _KIND, {name: _array(tensor) for name, tensor in tensors.items()}, {"identity": identity, "history": history})
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    save_tensors(path, _KIND, arrays, {"identity": identity, "history": history})
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint into network and optimiser and return its history.
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or was made with something else than `identity`; names what differs.
+    Raises ValueError if the file is damaged, or was made with something else than `identity`; names what differs.
     """
     arrays, record = load_tensors(path, _KIND)
-    # Earlier checkpoints do not say that an update is one batch.
-    record["identity"].get("recipe", {}).setdefault("accumulate", 1)
-    different = _differences("", record["identity"], identity)
-    if different:
-        raise ValueError(f"{path} is of another training: {'; '.join(different)}; choose another file or remove it")
+    if different := differences(record["identity"], identity):
+        raise ValueError(f"{path} is of another training: {different}; choose another file or remove it")
     _fill(model, arrays)
     device = next(model.parameters()).device
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -80,61 +75,35 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any], model: nn.Module, o
 
 
 def load_network(path: str | Path, space: SearchSpace | None = None, device: torch.device | str = "cpu") -> Any:
-    """Read the network of a checkpoint.
-
-    Parameters
-    ----------
-    path : path
-        A checkpoint of `llmpp_core.nets.training.train`.
-    space : SearchSpace, optional
-        The space it must be of.
-    device : torch.device or str
-        Where the network goes.
-
-    Returns
-    -------
-    Transformer or SuperTransformer
-        In evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or the network is of another space.
-    """
+    """Return the network of a checkpoint of `train`, in evaluation mode; ValueError if the file is damaged or it is not of `space`."""
     arrays, record = load_tensors(path, _KIND)
     with understood(path):
-        network = dict(record["identity"]["network"])
-        choices = record["identity"]["space"]
+        network, choices = dict(record["identity"]["network"]), record["identity"]["space"]
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items()}
         found = SearchSpace(**values)
     if space is not None and found != space:
-        different = _differences("", space_record(found), space_record(space))
-        raise ValueError(f"{path} is of another search space than {space.name}: {'; '.join(different)}")
-    model: Transformer | SuperTransformer
+        different = differences(space_record(found), space_record(space))
+        raise ValueError(f"{path} is of another search space than {space.name}: {different}")
     with understood(path):
         arch = network.pop("arch")
-        model = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
+        model: Any = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
         _fill(model, arrays)
     return model.to(device).eval()
 
 
-def _fill(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    prefix = "network."
-    model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)})
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-def _differences(name: str, there: Any, here: Any) -> list[str]:
-    """Return one sentence per leaf of two nested mappings that is not the same."""
+def differences(there: Any, here: Any, name: str = "") -> str:
+    """Say in one line in which leaves two nested mappings differ; "" if they do not."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
-        keys = dict.fromkeys([*there, *here])
-        return [text for key in keys for text in _differences(f"{name}.{key}".strip("."), there.get(key), here.get(key))]
-    return [] if there == here else [f"{name} is {_short(there)} there and {_short(here)} here"]
+        parts = (differences(there.get(key), here.get(key), f"{name}.{key}".strip(".")) for key in dict.fromkeys([*there, *here]))
+        return "; ".join(filter(None, parts))
+    return "" if there == here else f"{name} is {_short(there)} there and {_short(here)} here"
 
 
 def _short(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _fill(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    prefix = "network."
+    model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)})

@@ -14,29 +14,11 @@ from llmpp_core.text.vocabulary import BOS, EOS, PAD
 
 
 @torch.inference_mode()
-def translate(model: Transformer, pairs: Pairs, *, beam: int = 1, length_penalty: float = 1.0, batch_tokens: int = 4096) -> list[list[int]]:
-    """Translate the source sides of `pairs`.
+def translate(model: Transformer, pairs: Pairs, *, beam: int = 1, batch_tokens: int = 4096) -> list[list[int]]:
+    """Translate the source sides of `pairs` into token identifiers without markers, with a network in evaluation mode.
 
-    A sentence is over when `beam` hypotheses have ended, or at 20 tokens more than twice the length of the longest source of its
-    batch. The winner has the highest log-probability per token to the power `length_penalty`.
-
-    Parameters
-    ----------
-    model : Transformer
-        The network, in evaluation mode.
-    pairs : Pairs
-        Sentence pairs; the targets are not read.
-    beam : int
-        Hypotheses kept per sentence; 1 is greedy.
-    length_penalty : float
-        Exponent of the length; 0 compares sums.
-    batch_tokens : int
-        Source tokens translated at once, times `beam`.
-
-    Returns
-    -------
-    list of list of int
-        Token identifiers without markers, in the order of `pairs`.
+    A sentence is over when `beam` hypotheses have ended (1 is greedy), or at 20 tokens more than twice the length of the longest source
+    of its batch. The winner has the highest log-probability per token. `batch_tokens` source tokens, times `beam`, go at once.
     """
     if model.training:
         raise ValueError("model: expected a network in evaluation mode; call model.eval()")
@@ -47,12 +29,12 @@ def translate(model: Transformer, pairs: Pairs, *, beam: int = 1, length_penalty
         n = max(1, batch_tokens // (beam * int(pairs.src_lengths[order[start]])))
         rows = order[start : start + n]
         src = pairs.src[torch.from_numpy(rows).to(pairs.src.device), : int(pairs.src_lengths[rows].max())].long()
-        found |= zip(rows.tolist(), _search(model, src, beam, length_penalty), strict=True)
+        found |= zip(rows.tolist(), _search(model, src, beam), strict=True)
         start += n
     return [found[i] for i in range(len(pairs))]
 
 
-def _search(model: Transformer, src: Tensor, beam: int, length_penalty: float) -> list[list[int]]:
+def _search(model: Transformer, src: Tensor, beam: int) -> list[list[int]]:
     """Translate one batch of source tokens (n, source)."""
     n, device = len(src), src.device
     longest = min(2 * src.shape[1] + 20, MAX_LENGTH) - 1
@@ -79,7 +61,7 @@ def _search(model: Transformer, src: Tensor, beam: int, length_penalty: float) -
         for s, k in ends[:, :beam].nonzero().tolist():
             score = best[s, k].item()
             if score > -np.inf:
-                ended[sentences[s]].append((score / length**length_penalty, tokens[s, parent[s, k], 1:].tolist()))
+                ended[sentences[s]].append((score / length, tokens[s, parent[s, k], 1:].tolist()))
         # The best `beam` that go on, in order.
         going = (ends.long() * 2 * beam + torch.arange(2 * beam, device=device)).argsort(dim=1)[:, :beam]
         scores, parent, token = (x.gather(1, going) for x in (best, parent, token))

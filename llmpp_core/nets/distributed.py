@@ -1,8 +1,7 @@
 """One training on several processes: what ``accelerate launch`` started shares each update's batches and adds up the gradients.
 
 There is no wrapper around the network. Every process goes through the same subnets, so the same parameters have a gradient
-everywhere, and one sum over all of them does for a whole update, however many batches it takes. What is not in the subnets, most of
-a supernet, is neither sent nor marked as unused.
+everywhere, and one sum over all of them does for a whole update. What is not in the subnets, most of a supernet, is not sent.
 """
 
 from __future__ import annotations
@@ -36,18 +35,15 @@ _LAUNCHED = (
 def processes() -> PartialState:
     """Return this process's place among those of ``accelerate launch``, and its device; without a launch, the first of one.
 
-    Raises
-    ------
-    ValueError
-        If variables say that there are several processes, but not how to reach them; names the variables.
+    Raises ValueError if variables, which it names, say that there are several processes, but not how to reach them.
     """
+    # Before the group of processes is made: functions of this module keep the group of their moment as a default argument, and so
+    # would keep its threads alive beyond the handler below.
     import torch.distributed.nn
     from accelerate import PartialState
 
-    # Before what follows, since accelerate sets some of them itself.
+    # Accelerate sets some of them itself.
     found = {name: os.environ[name] for name in _LAUNCHED if name in os.environ}
-    # After the first import above, which optimisers otherwise cause later: its functions keep the group of their moment as a default
-    # argument, and so would keep its threads alive beyond the handler below.
     try:
         place = PartialState(cpu=not torch.cuda.is_available())
     except (ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -57,10 +53,8 @@ def processes() -> PartialState:
         if not found:
             raise
         said, why = ", ".join(map("=".join, found.items())), " ".join(str(error).split())
-        raise ValueError(
-            f"{said}: so this would be one of several processes, which cannot be reached ({why}); unset these variables, or start with: "
-            "accelerate launch -m llmpp_book ..."
-        ) from None
+        what = f"{said}: so this would be one of several processes, which cannot be reached ({why})"
+        raise ValueError(f"{what}; unset these variables, or start with: accelerate launch -m llmpp_book ...") from None
     if place.num_processes > 1:
         # The threads of the connection must end before the process does, or it may abort after all its work is done.
         atexit.register(place.destroy_process_group)
@@ -68,10 +62,10 @@ def processes() -> PartialState:
 
 
 def share(pairs: Pairs, batches: Sequence[np.ndarray], place: PartialState | None) -> Iterator[tuple[int, Batch]]:
-    """Yield this process's part of the rows of an update's batches, each with a number that is its own in the update.
+    """Yield this process's part of the rows of an update's batches, each with its number in the update.
 
-    Whole batches are dealt out where their number is a multiple of that of the processes; then a batch's number does not depend on the
-    processes. Otherwise each batch is cut into as many parts of rows as it takes to give every process as many.
+    Whole batches are dealt out where their number is a multiple of that of the processes; otherwise each batch is cut into as many
+    parts of rows as it takes to give every process as many.
     """
     rank, ranks = (place.process_index, place.num_processes) if place else (0, 1)
     cut = ranks // math.gcd(len(batches), ranks)
@@ -99,8 +93,10 @@ def add_gradients(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
     return sums[-1][0].double()
 
 
-def first_decides(answer: bool, place: PartialState) -> bool:
+def first_decides(answer: bool, place: PartialState | None) -> bool:
     """Return the first process's answer, on all."""
+    if place is None:
+        return answer
     from accelerate.utils import broadcast
 
     return bool(broadcast(torch.tensor([float(answer)], device=place.device)))
@@ -133,7 +129,5 @@ def all_or_none(work: Callable[[], Result], place: PartialState | None) -> Resul
 def refuse_different(value: object, place: PartialState | None) -> None:
     """Raise ValueError on all processes unless `value`, which JSON can hold, is the same on all."""
     if len(set(gathered([json.dumps(value, sort_keys=True)], place))) > 1:
-        raise ValueError(
-            "the processes differ in network, data, recipe, seed or checkpoint; start all with the same command, and keep the "
-            "checkpoint where all can read it"
-        )
+        what = "the processes differ in network, data, recipe, seed or checkpoint"
+        raise ValueError(f"{what}; start all with the same command, and keep the checkpoint where all can read it")

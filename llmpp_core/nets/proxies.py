@@ -1,9 +1,8 @@
 """Zero-cost proxies: how promising is a network before any training?
 
 A proxy is a function of a freshly drawn network and a few batches. `PROXIES` names them, ``PROXIES["mine"] = function`` adds one, and
-`ZeroCostPredictor` makes any of them a predictor. "Weights" are here the matrices of attention and feed-forward layers as the
-module stores them, queries, keys and values of self-attention being one. Embeddings are left out, as in
-`llmpp_core.space.cost.count_parameters`: all architectures share a vocabulary, whose gradients would drown those of the layers.
+`ZeroCostPredictor` makes any of them a predictor. "Weights" are here the matrices of attention and feed-forward layers, queries, keys
+and values of self-attention being one; without embeddings, whose gradients would drown those of the layers.
 """
 
 from __future__ import annotations
@@ -11,20 +10,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import Tags
 from torch import Tensor, nn
 
-from llmpp_core.jobs.progress import progress_bar
 from llmpp_core.nets.training import smoothed_loss
 from llmpp_core.nets.transformer import CrossAttention, Memory, SelfAttention, Transformer
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.inputs import as_list
+from llmpp_core.space.regressor import ArchitectureScorer
 from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.text.batches import Batch, Pairs
 from llmpp_core.text.vocabulary import PAD
@@ -46,12 +40,11 @@ def snip(model: Transformer, batches: Sequence[Batch]) -> float:
 def synflow(model: Transformer, batches: Sequence[Batch]) -> float:
     """Return the log of the synaptic flow from all-ones embeddings to the decoder's output (SynFlow, Tanaka et al. 2020); reads no data.
 
-    The flow is the sum of w dR/dw over the weights, where R adds up the outputs of the network with absolute weights. With matrices
-    and ReLUs alone, R is the total strength of all paths. Layer normalisation breaks this: it maps all-ones to zero, and what it puts
-    out adds up to zero, so R would be zero whatever the weights. The network is therefore made linear: normalisation is removed,
-    residual connections stay, and attention averages its values evenly. Queries and keys are then on no path, heads do not
-    count, and a span over more encoder layers lowers the score, as earlier layers carry less. The flow grows by orders of
-    magnitude per layer, past the range of float32, hence float64 and the logarithm.
+    The flow is the sum of w dR/dw over the weights, where R adds up the outputs of the network with absolute weights. What layer
+    normalisation puts out adds up to zero, so R would be zero whatever the weights. The network is therefore made linear: normalisation
+    is removed, residual connections stay, and attention averages its values evenly. Queries and keys are then on no path, heads do not
+    count, and a span over more encoder layers lowers the score, as earlier layers carry less. The flow grows past the range of
+    float32, hence float64 and the logarithm.
     """
     encoder, decoder = _linear(model.encoder), _linear(model.decoder)
     # All positions of all-ones sequences are alike, so one position tells all.
@@ -71,9 +64,8 @@ def naswot(model: Transformer, batches: Sequence[Batch]) -> float:
     """Return how differently the feed-forward layers treat different tokens (NASWOT, Mellor et al. 2021); reads one batch.
 
     A token's code is which ReLUs of its stack let it through, and the kernel of two tokens is the number of ReLUs on which they agree;
-    its log-determinant is the larger, the less alike the codes. That of the source tokens in the encoder and that of the
-    target tokens in the decoder are added. The kernel is singular where two codes are equal or tokens outnumber ReLUs, and
-    both are usual here, so one is added to its diagonal, as if every token had a ReLU of its own.
+    its log-determinant is the larger, the less alike the codes. Those of the source tokens in the encoder and of the target tokens in
+    the decoder are added. The kernel is singular where two codes are equal or tokens outnumber ReLUs, so one is added to its diagonal.
     """
     batch, total = batches[0], 0.0
     for stack, kept in ((model.encoder, batch.src != PAD), (model.decoder, batch.labels != PAD)):
@@ -101,13 +93,11 @@ def jacobian_covariance(model: Transformer, batches: Sequence[Batch]) -> float:
 
 
 def zico(model: Transformer, batches: Sequence[Batch]) -> float:
-    """Return how steady the gradients are from batch to batch (ZiCo, Li et al. 2023); reads all batches, at least two.
+    """Return how steady the gradients are from batch to batch (ZiCo, Li et al. 2023); reads all batches.
 
     Each weight's absolute gradient has a mean and a standard deviation over the batches. Their ratios are added up over the weights
     of a matrix whose gradient varies, and the logarithms of these sums over the matrices.
     """
-    if len(batches) < 2:
-        raise ValueError(f"ZiCo: expected at least 2 batches to compare, got {len(batches)}")
     total = 0.0
     for gradients in zip(*(_gradients(model, batch) for batch in batches), strict=True):
         sizes = torch.stack(gradients).double().abs()
@@ -127,10 +117,10 @@ PROXIES: dict[str, Callable[[Transformer, Sequence[Batch]], float]] = {
 }
 
 
-class ZeroCostPredictor(RegressorMixin, BaseEstimator):
+class ZeroCostPredictor(ArchitectureScorer):
     """A proxy's score of architectures with freshly drawn weights; higher is better.
 
-    All architectures see the same sentences and start from the same seeds; scores are remembered in the dict `scores_`. Wrap it in
+    All architectures see the same two batches and start from the same seeds. Scores are remembered in the dict `scores_`. Wrap it in
     `llmpp_core.predictors.baselines.CalibratedPredictor` for scores on the scale of BLEU.
 
     Parameters
@@ -143,80 +133,46 @@ class ZeroCostPredictor(RegressorMixin, BaseEstimator):
         The space of the architectures.
     vocab_size : int
         Size of the joint vocabulary.
-    batches, batch_size : int
-        Number of batches, of which most proxies read the first alone, and sentence pairs in each.
+    batch_size : int
+        Sentence pairs in each of the two batches, of which most proxies read the first alone.
     seed : int
         Draws the sentences, and the weights as `llmpp_core.nets.training.train` does with that seed.
     repeats : int
         Number of draws of the weights, with `seed`, `seed` + 1 and so on; the score is the mean.
-    progress : bool
-        Show a progress bar.
     """
 
     def __init__(
-        self,
-        proxy: str,
-        pairs: Pairs,
-        space: SearchSpace,
-        vocab_size: int,
-        batches: int = 2,
-        batch_size: int = 64,
-        seed: int = 0,
-        repeats: int = 1,
-        progress: bool = False,
+        self, proxy: str, pairs: Pairs, space: SearchSpace, vocab_size: int, batch_size: int = 64, seed: int = 0, repeats: int = 1
     ):
         self.proxy = proxy
         self.pairs = pairs
         self.space = space
         self.vocab_size = vocab_size
-        self.batches = batches
         self.batch_size = batch_size
         self.seed = seed
         self.repeats = repeats
-        self.progress = progress
 
-    def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
-        """Forget all scores; there is nothing to learn."""
-        self.__dict__.pop("scores_", None)
-        return self
-
-    def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return an array of shape (n,); raises ValueError for wrong parameters, architectures not in the space and infinite scores."""
+    def _check(self, archs: Sequence[Architecture]) -> None:
         if self.proxy not in PROXIES:
             raise ValueError(f"proxy: {self.proxy!r} is not known; known are {', '.join(PROXIES)}")
-        archs = as_list(archs)
-        known: dict[Architecture, float] = self.__dict__.setdefault("scores_", {})
-        new = [arch for arch in dict.fromkeys(archs) if arch not in known]
-        if new:
-            batches = self._draw_batches()
-            known |= {arch: self._score(arch, batches) for arch in progress_bar(new, desc=self.proxy, disable=not self.progress)}
-        return np.array([known[arch] for arch in archs], dtype=float)
+        if min(self.batch_size, self.repeats) < 1:
+            raise ValueError(f"batch_size, repeats: expected at least 1 each, got {self.batch_size}, {self.repeats}")
+        if 2 * self.batch_size > len(self.pairs):
+            raise ValueError(f"pairs: 2 batches of {self.batch_size} need more than the {len(self.pairs)} there are")
 
-    def _draw_batches(self) -> list[Batch]:
-        if min(sizes := (self.batches, self.batch_size, self.repeats)) < 1:
-            raise ValueError("batches, batch_size, repeats: expected at least 1 each, got {}, {}, {}".format(*sizes))
-        if self.batches * self.batch_size > len(self.pairs):
-            raise ValueError(f"pairs: {self.batches} batches of {self.batch_size} need more than the {len(self.pairs)} there are")
-        rows = np.random.default_rng(self.seed).choice(len(self.pairs), (self.batches, self.batch_size), replace=False)
-        return [self.pairs.batch(part) for part in rows]
-
-    def _score(self, arch: Architecture, batches: Sequence[Batch]) -> float:
-        device = self.pairs.src.device
-        model = Transformer(arch, self.space, self.vocab_size).to(device).eval()
-        scores = []
-        for seed in range(self.seed, self.seed + self.repeats):
-            model.initialise(torch.Generator(device).manual_seed(seed))
-            scores.append(PROXIES[self.proxy](model, batches))
-        if not all(map(math.isfinite, scores)):
-            raise ValueError(f"proxy {self.proxy}: not every score is a finite number: {scores} for {arch}")
-        return float(np.mean(scores))
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = False
-        tags.no_validation = True
-        tags.input_tags.two_d_array = False
-        return tags
+    def _scores(self, archs: Sequence[Architecture]) -> list[float]:
+        rows = np.random.default_rng(self.seed).choice(len(self.pairs), (2, self.batch_size), replace=False)
+        batches, device, means = [self.pairs.batch(part) for part in rows], self.pairs.src.device, []
+        for arch in archs:
+            model = Transformer(arch, self.space, self.vocab_size).to(device).eval()
+            scores = []
+            for seed in range(self.seed, self.seed + self.repeats):
+                model.initialise(torch.Generator(device).manual_seed(seed))
+                scores.append(PROXIES[self.proxy](model, batches))
+            if not all(map(math.isfinite, scores)):
+                raise ValueError(f"proxy {self.proxy}: not every score is a finite number: {scores} for {arch}")
+            means.append(float(np.mean(scores)))
+        return means
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,6 @@ mixtures of supernets (Jawahar et al., ACL 2024), which first blend several expe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from llmpp_core.space.search_space import SearchSpace
 
 #: The kinds of supernet: shared weights, or feed-forward layers mixed from experts, per layer or per neuron.
 KINDS = ("shared", "layer-wise", "neuron-wise")
-_ROUTER_WIDTH = 128
+# How many skeletons a supernet keeps.
+_SKELETONS = 512
 
 
 class SuperTransformer(nn.Module):
@@ -34,17 +34,12 @@ class SuperTransformer(nn.Module):
     vocab_size : int
         Size V of the joint vocabulary.
     kind : {"shared", "layer-wise", "neuron-wise"}
-        How feed-forward layers are made: one matrix for all, or a mixture of `experts` with one weight per expert, or with one
+        How feed-forward layers are made: one matrix for all, or a mixture of experts with one weight per expert, or with one
         weight per expert and neuron. The weights come from a router that reads the architecture.
     dropout : float
         Dropout at the full width.
     experts : int
         Number of experts of a mixture.
-
-    Raises
-    ------
-    ValueError
-        If `kind` is none of the above.
     """
 
     def __init__(self, space: SearchSpace, vocab_size: int, kind: str = "shared", *, dropout: float = 0.1, experts: int = 2):
@@ -58,20 +53,15 @@ class SuperTransformer(nn.Module):
             for stack in ("encoder", "decoder"):
                 for i, layer in enumerate(getattr(self.weights, stack)):
                     self.mixtures[f"{stack}-{i}"] = Mixture(layer.ffn, experts, per_neuron=kind == "neuron-wise")
-        self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
+        self._skeletons: dict[Architecture, Transformer] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the cached skeletons, which hold no weights; a copy, or a process it is sent to, makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_skeleton"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._skeleton = lru_cache(maxsize=512)(self._build_skeleton)
+        """Leave out the skeletons, which hold no weights; a copy makes its own."""
+        return {**self.__dict__, "_skeletons": {}}
 
     def describe(self) -> dict[str, Any]:
         """Return what, with the space, makes this supernet again, as JSON holds it."""
-        sizes = {"vocab_size": self.vocab_size, "dropout": self.dropout, "experts": self.experts}
-        return {"arch": None, "kind": self.kind, **sizes}
+        return {"arch": None, "kind": self.kind, "vocab_size": self.vocab_size, "dropout": self.dropout, "experts": self.experts}
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw new weights; every expert has its own."""
@@ -84,32 +74,21 @@ class SuperTransformer(nn.Module):
                     nn.init.zeros_(parameter)
 
     def forward(self, src: Tensor, tgt: Tensor, arch: Architecture) -> Tensor:
-        """Return logits (batch, target, V) of architecture `arch` for src (batch, source) and tgt (batch, target).
-
-        Raises
-        ------
-        ValueError
-            If `arch` is not in the space.
-        """
+        """Return logits (batch, target, V) of `arch`, of the space, for src (batch, source) and tgt (batch, target)."""
         skeleton = self._skeleton(arch).train(self.training)
         return functional_call(skeleton, self.subnet_weights(arch, skeleton), (src, tgt))
 
     def subnet(self, arch: Architecture, *, copy: bool = True) -> Transformer:
-        """Return `arch` as a plain module with the weights it inherits, mixtures collapsed.
+        """Return `arch`, of the space, as a plain module with the weights it inherits, mixtures collapsed.
 
-        Parameters
-        ----------
-        arch : Architecture
-            An architecture of the space; ValueError if it is not.
-        copy : bool
-            Whether the module gets weights of its own. Otherwise they are views, which follow the supernet's.
+        Without `copy`, they are views, which follow the supernet's weights.
         """
         module = self._build_skeleton(arch).train(self.training)
         for name, tensor in self.subnet_weights(arch, module).items():
             owner, _, attribute = name.rpartition(".")
             tensor = tensor.detach().clone(memory_format=torch.contiguous_format) if copy else tensor.detach()
-            is_weight = name != "positions"
-            setattr(module.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=copy) if is_weight else tensor)
+            value = tensor if name == "positions" else nn.Parameter(tensor, requires_grad=copy)
+            setattr(module.get_submodule(owner), attribute, value)
         return module
 
     def subnet_weights(self, arch: Architecture, skeleton: Transformer | None = None) -> dict[str, Tensor]:
@@ -128,13 +107,21 @@ class SuperTransformer(nn.Module):
             return {}
         averages = HATFeatures().transform([arch])[0] / _router_units(self.space)
         features = torch.tensor(averages, dtype=torch.float32, device=self.weights.positions.device)
-        sizes = {"encoder": (arch.encoder_embed_dim, arch.encoder_ffn_dims), "decoder": (arch.decoder_embed_dim, arch.decoder_ffn_dims)}
         tensors: dict[str, Tensor] = {}
-        for stack, (dim, ffn_dims) in sizes.items():
-            for i, hidden in enumerate(ffn_dims):
-                mixture, first = self.mixtures[f"{stack}-{i}"], getattr(self.weights, stack)[i].ffn
-                tensors |= {f"{stack}.{i}.ffn.{name}": t for name, t in mixture(first, features, dim, hidden).items()}
+        for stack in ("encoder", "decoder"):
+            for i, hidden in enumerate(getattr(arch, f"{stack}_ffn_dims")):
+                first, dim = getattr(self.weights, stack)[i].ffn, getattr(arch, f"{stack}_embed_dim")
+                mixed = self.mixtures[f"{stack}-{i}"](first, features, dim, hidden)
+                tensors |= {f"{stack}.{i}.ffn.{name}": tensor for name, tensor in mixed.items()}
         return tensors
+
+    def _skeleton(self, arch: Architecture) -> Transformer:
+        """Return the plain module of `arch` without weights, made once."""
+        if arch not in self._skeletons:
+            if len(self._skeletons) == _SKELETONS:
+                self._skeletons.clear()
+            self._skeletons[arch] = self._build_skeleton(arch)
+        return self._skeletons[arch]
 
     def _build_skeleton(self, arch: Architecture) -> Transformer:
         with torch.device("meta"):
@@ -150,7 +137,12 @@ class Mixture(nn.Module):
         self.others = nn.ModuleList(FeedForward(dim, hidden) for _ in range(experts - 1))
         # Layer-wise, one set of weights serves both matrices; neuron-wise each has its own router and a weight per output.
         outputs = {"up": hidden, "down": dim} if per_neuron else {"both": 1}
-        self.routers = nn.ModuleDict({name: _router(experts * n) for name, n in outputs.items()})
+        self.routers = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Dropout(0.1), nn.Linear(128, experts * n))
+                for name, n in outputs.items()
+            }
+        )
         self.experts, self.per_neuron = experts, per_neuron
 
     def shares(self, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
@@ -163,9 +155,8 @@ class Mixture(nn.Module):
     def forward(self, first: FeedForward, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
         """Return weight and bias of both matrices, mixed, for `dim` inputs and `hidden` neurons."""
         shares = self.shares(features, dim, hidden)
-        sizes = {"up": (hidden, dim), "down": (dim, hidden)}
         tensors = {}
-        for name, (rows, columns) in sizes.items():
+        for name, rows, columns in (("up", hidden, dim), ("down", dim, hidden)):
             linears = [getattr(expert, name) for expert in (first, *self.others)]
             weights = torch.stack([linear.weight[:rows, :columns] for linear in linears])
             biases = torch.stack([linear.bias[:rows] for linear in linears])
@@ -174,18 +165,12 @@ class Mixture(nn.Module):
         return tensors
 
 
-def _router(outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(10, _ROUTER_WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(_ROUTER_WIDTH, outputs))
-
-
 def _router_units(space: SearchSpace) -> list[float]:
     """The units of the router's ten features: the full value of a choice made once, the mean allowed value of one per layer."""
 
-    def mean(values: Sequence[int]) -> float:
-        return sum(values) / len(values)
-
     def stack(name: str, *lists: Sequence[int]) -> list[float]:
-        return [max(getattr(space, f"{name}_embed_dim")), max(getattr(space, f"{name}_layers")), *map(mean, lists)]
+        once = [max(getattr(space, f"{name}_embed_dim")), max(getattr(space, f"{name}_layers"))]
+        return [*once, *(sum(values) / len(values) for values in lists)]
 
     spans = [SPAN_LAYERS[span] for span in space.decoder_cross_spans]
     return [

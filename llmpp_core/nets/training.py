@@ -41,39 +41,16 @@ _CHECKPOINT_EVERY = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """How to train; ValueError names a field that cannot be."""
 
-    Parameters
-    ----------
-    updates : int
-        Number of updates.
-    batch_tokens : int
-        Padded tokens per batch, on the longer side.
-    learning_rate : float
-        Peak; reached linearly in `warmup` of all updates, then down to zero along a cosine.
-    warmup : float
-        Share of the updates.
-    dropout : float
-        At the full width of the space.
-    label_smoothing : float
-        Share of the label spread over the vocabulary.
-    clip : float
-        Limit of the gradient's norm.
-    compile : bool
-        Whether to compile the network; for single architectures on a GPU.
-    accumulate : int
-        Batches per update, whose gradients are added up; all processes together.
-    """
-
-    updates: int
-    batch_tokens: int
-    learning_rate: float
-    warmup: float = 0.1
-    dropout: float = 0.1
-    label_smoothing: float = 0.1
-    clip: float = 1.0
-    compile: bool = False
-    accumulate: int = 1
+    updates: int  #: Number of updates.
+    batch_tokens: int  #: Padded tokens per batch, on the longer side.
+    learning_rate: float  #: Peak; reached linearly in `warmup` of all updates, then down to zero along a cosine.
+    warmup: float = 0.1  #: Share of the updates.
+    dropout: float = 0.1  #: At the full width of the space.
+    label_smoothing: float = 0.1  #: Share of the label spread over the vocabulary.
+    clip: float = 1.0  #: Limit of the gradient's norm.
+    accumulate: int = 1  #: Batches per update, whose gradients are added up; all processes together.
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
@@ -93,33 +70,16 @@ class Recipe:
 
 @dataclass
 class History:
-    """What happened so far.
+    """What happened so far."""
 
-    Parameters
-    ----------
-    updates : int
-        Updates done.
-    tokens : int
-        Target tokens seen.
-    seconds : float
-        Time spent, over all pieces.
-    loss : list of float
-        Label-smoothed training loss in nats per token, the mean over each fiftieth of the training.
-    pending : float
-        Sum of the losses since the last of these means.
-    diverged : str or None
-        What went wrong, if the training was given up.
-    finished : bool
-        Whether the training is over.
-    """
-
-    updates: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    updates: int = 0  #: Updates done.
+    tokens: int = 0  #: Target tokens seen.
+    seconds: float = 0.0  #: Time spent, over all pieces.
+    #: Label-smoothed training loss in nats per token, the mean over each fiftieth of the training.
     loss: list[float] = field(default_factory=list)
-    pending: float = 0.0
-    diverged: str | None = None
-    finished: bool = False
+    pending: float = 0.0  #: Sum of the losses since the last of these means.
+    diverged: str | None = None  #: What went wrong, if the training was given up.
+    finished: bool = False  #: Whether the training is over.
 
 
 #: Draws the subnets of an update.
@@ -145,25 +105,21 @@ def train(
     sampling: Sampling | None = None,
     checkpoint: Path | None = None,
     seconds: float = math.inf,
-    progress: bool | str = False,
+    progress: str | None = None,
     place: PartialState | None = None,
 ) -> History:
     """Train in place, from scratch or from a checkpoint.
 
-    Several processes that call this alike, each with a `place` of its own, share the batches of every update. All train the same
-    subnets, and every token weighs the same. The loss is that of one process to rounding, and a checkpoint goes on with any number of
-    processes. With dropout, that of a mixture's routers included, this holds where the number of processes divides
-    `recipe.accumulate`; otherwise they cut up batches, whose parts draw dropout of their own, and only trainings on as many processes
-    are alike.
+    Several processes that call this alike, each with a `place` of its own, share the batches of every update. The loss is that of one
+    process to rounding, and a checkpoint goes on with any number of processes. With dropout, that of a mixture's routers included,
+    this holds where the number of processes divides `recipe.accumulate`; otherwise they cut up batches, which draw dropout of their own.
 
     Parameters
     ----------
     model : Transformer or SuperTransformer
         The network, on the device of `pairs`; its weights are drawn anew from the seed.
-    pairs : Pairs
-        Training pairs.
-    recipe : Recipe
-        How to train.
+    pairs, recipe : Pairs, Recipe
+        What to train on, and how.
     seed : int
         Draws weights, order of batches, subnets and dropout.
     sampling : Sampling, optional
@@ -172,11 +128,11 @@ def train(
         Written every 20 seconds and at the end; read first if it is there.
     seconds : float
         Stop after so long; with a checkpoint the next call goes on.
-    progress : bool or str
-        Show a progress bar, with this title.
+    progress : str, optional
+        Title of a progress bar.
     place : accelerate.PartialState, optional
-        Which of several processes this is: `llmpp_core.nets.distributed.processes()`. The first writes the checkpoint, which all must be
-        able to read, shows the bar, and decides when time is over.
+        Which of several processes this is: `llmpp_core.nets.distributed.processes()`. The first writes the checkpoint, which all must
+        be able to read, shows the bar, and decides when time is over.
 
     Returns
     -------
@@ -199,7 +155,15 @@ def train(
     device = pairs.src.device
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
     model.initialise(torch.Generator(device).manual_seed(seed))
-    identity = _identity(model, pairs, recipe, seed, sampling)
+    # What a checkpoint must have been made with to be continued.
+    identity = {
+        "network": model.describe(),
+        "space": space_record(model.space),
+        "recipe": asdict(recipe),
+        "sampling": None if sampling is None else sampling.__name__,
+        "seed": seed,
+        "pairs": digest(pairs),
+    }
     history = all_or_none(lambda: _resume(checkpoint, identity, model, optimiser, first), place)
     refuse_different((identity, history.updates), place)
     if history.finished:
@@ -215,28 +179,26 @@ def train(
         if checkpoint is not None and first:
             write_checkpoint(checkpoint, identity, model, optimiser, asdict(history))
 
-    network = torch.compile(model, dynamic=True) if recipe.compile else model
     model.train()
-    title = progress if isinstance(progress, str) else None
-    bar = progress_bar(total=recipe.updates, initial=history.updates, desc=title, disable=not (progress and first))
+    bar = progress_bar(total=recipe.updates, initial=history.updates, desc=progress, disable=progress is None or not first)
     groups = zip(*[epochs(pairs, recipe.batch_tokens, seed)] * recipe.accumulate, strict=True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
         for group in islice(groups, history.updates, None):
             update, tokens = history.updates, sum(int(pairs.tgt_lengths[rows].sum()) - len(rows) for rows in group)
             archs = sampling(model.space, np.random.default_rng([seed, update])) if sampling else None
             batches = _seeded(share(pairs, group, place), seed * 1_000_003 + update)
-            pending += _update(network, optimiser, batches, archs, recipe, recipe.rate(update), tokens, place)
+            pending += _update(model, optimiser, batches, archs, recipe, recipe.rate(update), tokens, place)
             history.updates, history.tokens = update + 1, history.tokens + tokens
-            if (update + 1) * POINTS // recipe.updates > update * POINTS // recipe.updates:
+            before, after = (n * POINTS // recipe.updates for n in (update, update + 1))
+            if after > before:
                 # Reading the loss waits for the device, so it is read no oftener than this.
-                history.loss.append(float(pending) / _window(update, recipe.updates))
+                history.loss.append(float(pending) / (update + 1 - math.ceil(before * recipe.updates / POINTS)))
                 pending.zero_()
                 history.diverged = _divergence(history, pairs, recipe)
                 bar.set_postfix_str(f"loss {history.loss[-1]:.3f}, {history.tokens / (time.monotonic() - started):,.0f} tokens/s")
             bar.update()
             history.finished = history.updates == recipe.updates or history.diverged is not None
-            over = time.monotonic() > stop
-            if history.finished or (over if place is None else first_decides(over, place)):
+            if history.finished or first_decides(time.monotonic() > stop, place):
                 break
             if time.monotonic() - saved > _CHECKPOINT_EVERY:
                 save()
@@ -266,7 +228,7 @@ def _seeded(numbered: Iterable[tuple[int, Batch]], seed: int) -> Iterator[Batch]
 
 
 def _update(
-    network: Any,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     batches: Iterable[Batch],
     archs: Sequence[Architecture] | None,
@@ -279,18 +241,18 @@ def _update(
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()
-    total = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
+    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     extra: list[tuple[Architecture, ...]] = [()] if archs is None else [(arch,) for arch in archs]
     for batch in batches:
         for arguments in extra:
             with torch.autocast(total.device.type, torch.bfloat16, enabled=total.device.type == "cuda"):
-                logits = network(batch.src, batch.tgt, *arguments)
+                logits = model(batch.src, batch.tgt, *arguments)
                 loss = smoothed_loss(logits, batch.labels, recipe.label_smoothing) / (tokens * len(extra))
             loss.backward()
             total += loss.detach()
     if place is not None:
-        total = add_gradients(network.parameters(), total)
-    torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        total = add_gradients(model.parameters(), total)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimiser.step()
     return total
 
@@ -298,12 +260,6 @@ def _update(
 def smoothed_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """Return the label-smoothed cross-entropy summed over the labels (...) that are not padding, for logits (..., V)."""
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=PAD, label_smoothing=label_smoothing, reduction="sum")
-
-
-def _window(update: int, updates: int) -> int:
-    """Return how many updates the window that ends with `update` holds."""
-    closed = update * POINTS // updates
-    return update + 1 - math.ceil(closed * updates / POINTS)
 
 
 def _divergence(history: History, pairs: Pairs, recipe: Recipe) -> str | None:
@@ -319,15 +275,3 @@ def _divergence(history: History, pairs: Pairs, recipe: Recipe) -> str | None:
     if history.loss[-1] < entropy:
         return None
     return f"the loss is {history.loss[-1]:.2f} at update {history.updates}; knowing the frequencies alone gives {entropy:.2f}"
-
-
-def _identity(model: Transformer | SuperTransformer, pairs: Pairs, recipe: Recipe, seed: int, sampling: Sampling | None) -> dict[str, Any]:
-    """Return what a checkpoint must have been made with to be continued."""
-    return {
-        "network": model.describe(),
-        "space": space_record(model.space),
-        "recipe": asdict(recipe),
-        "sampling": None if sampling is None else sampling.__name__,
-        "seed": seed,
-        "pairs": digest(pairs),
-    }

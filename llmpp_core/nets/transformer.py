@@ -23,41 +23,27 @@ MAX_LENGTH = 512
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of the source.
-
-    Parameters
-    ----------
-    states : sequence of torch.Tensor of shape (batch, source, encoder width)
-        Outputs of the last encoder layers, at most three, the last one first.
-    mask : torch.Tensor of shape (batch, source)
-        True where the source has a token.
-    """
+    """What the decoder reads of the source: outputs (batch, source, width) of the last encoder layers, at most three, the last first."""
 
     states: Sequence[Tensor]
-    mask: Tensor
+    mask: Tensor  #: (batch, source), true where the source has a token.
 
 
 class Cache(NamedTuple):
-    """Keys and values of one decoder layer: its own, of the target so far, and those of the source it reads.
-
-    Each has shape (batch, heads, length, head width); `mask`, of shape (batch, 1, 1, length), is of the source.
-    """
+    """Keys and values (batch, heads, length, head width) of one decoder layer: of the target so far, and of the source it reads."""
 
     keys: Tensor | None
     values: Tensor | None
     source_keys: Tensor
     source_values: Tensor
-    mask: Tensor
+    mask: Tensor  #: (batch, 1, 1, length), of the source.
 
 
 class Linear(nn.Linear):
-    """A matrix and a bias that hold nothing until `Transformer.initialise` or a checkpoint fills them.
-
-    PyTorch would draw weights at once, which takes most of the time of building a subnet that inherits its own.
-    """
+    """A matrix and a bias that hold nothing until `Transformer.initialise` or a checkpoint fills them."""
 
     def reset_parameters(self) -> None:
-        """Draw nothing."""
+        """Draw nothing; PyTorch's draw takes most of the time of building a subnet that inherits its weights."""
 
 
 class SelfAttention(nn.Module):
@@ -69,15 +55,14 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(dim, 3 * qkv_dim)
         self.out = Linear(qkv_dim, dim)
 
-    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of x (batch, length, dim), each (batch, heads, length, head width)."""
         query, key, value = (_split(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         return query, key, value
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Return (batch, length, dim) for x of that shape; attends where `mask` (batch, 1, 1, length) is true, or to the past."""
-        query, key, value = self.keys_and_values(x)
-        return self.out(_merge(F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)))
+        return self.out(_merge(F.scaled_dot_product_attention(*self.queries_keys_values(x), attn_mask=mask, is_causal=causal)))
 
 
 class CrossAttention(nn.Module):
@@ -154,7 +139,7 @@ class DecoderLayer(nn.Module):
 
     def step(self, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Advance by one token x (batch, 1, dim), given the keys and values of those before it."""
-        query, key, value = self.attention.keys_and_values(x)
+        query, key, value = self.attention.queries_keys_values(x)
         if cache.keys is not None and cache.values is not None:
             key, value = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
         x = self.attention_norm(x + self.attention.out(_merge(F.scaled_dot_product_attention(query, key, value))))
@@ -168,18 +153,13 @@ class Transformer(nn.Module):
     Parameters
     ----------
     arch : Architecture
-        The architecture.
+        Of `space`; ValueError if it is not.
     space : SearchSpace
-        Its space; gives the inner width of attention and the full widths, which scale dropout and positions.
+        Gives the inner width of attention and the full widths, which scale dropout and positions.
     vocab_size : int
         Size V of the joint vocabulary, the special tokens included.
     dropout : float
         Dropout at the full width; a narrower stack has less, in proportion.
-
-    Raises
-    ------
-    ValueError
-        If `arch` is not in `space`.
     """
 
     positions: Tensor
