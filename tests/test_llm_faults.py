@@ -160,11 +160,11 @@ def test_invalid_answers_are_kept_counted_and_not_asked_again(tmp_path: Path, re
 
 
 def test_failures_in_a_row_stop_the_run_and_others_do_not(tmp_path: Path) -> None:
-    with FakeLLM(act_on([i for i in range(100) if i % 3 or i > 60], TRANSIENT["500"])) as server:
+    with FakeLLM(act_on([i for i in range(30) if i % 3 or i > 12], TRANSIENT["500"])) as server:
         client = make_client(server.url, tmp_path, retries=1, concurrency=1, max_failures=5)
         with pytest.raises(LLMStopped, match="5 requests failed in a row, the last one: HTTP 500"):
-            client.ask([prompt(i) for i in range(100)])
-        assert (client.counts.answered, client.counts.failed) == (21, 45)
+            client.ask([prompt(i) for i in range(30)])
+        assert (client.counts.answered, client.counts.failed) == (5, 13)
 
 
 def test_an_absent_server_is_named_at_once_and_waited_for_once_it_has_answered(tmp_path: Path) -> None:

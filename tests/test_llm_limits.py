@@ -139,12 +139,9 @@ def test_an_invalid_first_answer_stops_a_run_that_costs_and_running_again_goes_o
         assert [answer.status for (answer,) in answers] == ["invalid"] * 50
 
 
-@pytest.mark.parametrize("price", [FREE, None])
-def test_of_a_server_that_costs_nothing_no_first_answer_stops_a_run_nor_do_answers_to_other_prompts(
-    tmp_path: Path, price: Price | None
-) -> None:
+def test_of_a_server_that_costs_nothing_no_first_answer_stops_a_run_nor_do_answers_to_other_prompts(tmp_path: Path) -> None:
     with FakeLLM(act_on(range(30), UNCLEAR)) as server:
-        client = make_client(server.url, tmp_path, **ONE_BY_ONE | {"price": price})
+        client = make_client(server.url, tmp_path, **ONE_BY_ONE | {"price": None})
         with pytest.raises(LLMStopped, match="20 of 20 answers are invalid"):
             client.ask([prompt(i) for i in range(30)])
         # The same client asks in another form after the first was stopped.
