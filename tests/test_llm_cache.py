@@ -5,9 +5,7 @@ import shutil
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_llm_server import prompt
@@ -93,24 +91,16 @@ def test_a_cache_that_lost_its_beginning_is_set_aside_not_deleted(tmp_path: Path
         path.unlink()
 
 
-def foreign_database(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE places (id INTEGER, url TEXT)")
-        db.commit()
-
-
-FOREIGN: dict[str, Callable[[Path], Any]] = {
-    "text": lambda path: path.write_text("architecture,bleu\n1,25.3\n" * 100),
-    "binary": lambda path: path.write_bytes(bytes(range(256)) * 50),
-    "a database": foreign_database,
-}
-
-
 @pytest.mark.parametrize("read_only", [False, True])
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_file_that_is_no_cache_is_refused_and_left_as_it_is(tmp_path: Path, kind: str, read_only: bool) -> None:
+@pytest.mark.parametrize(
+    "foreign", [b"architecture,bleu\n1,25.3\n" * 100, bytes(range(256)) * 50, None], ids=["text", "binary", "database"]
+)
+def test_a_file_that_is_no_cache_is_refused_and_left_as_it_is(tmp_path: Path, foreign: bytes | None, read_only: bool) -> None:
     path = tmp_path / "mine"
-    FOREIGN[kind](path)
+    path.write_bytes(foreign or b"")
+    if foreign is None:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE places (id INTEGER, url TEXT)")
     data = path.read_bytes()
     with pytest.raises(CacheError, match=f"^{path} is .*, no cache of answers, and is left as it is: name another file$"):
         Cache(path, read_only=read_only)
@@ -118,14 +108,10 @@ def test_a_file_that_is_no_cache_is_refused_and_left_as_it_is(tmp_path: Path, ki
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-def test_an_empty_file_is_an_empty_cache(tmp_path: Path, read_only: bool) -> None:
-    (tmp_path / "c").touch()
-    cache = Cache(tmp_path / "c", read_only=read_only)
-    assert (len(cache), cache.get("key")) == (0, None)
-
-
-def test_what_is_only_to_be_read_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_only_to_be_read_needs_no_place_to_write_nor_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").touch()
+    assert [len(Cache(tmp_path / name, read_only=True)) for name in ("empty", "absent")] == [0, 0]
+    assert not (tmp_path / "absent").exists()
     open_cache = fill(tmp_path / "c", 3)  # Whose answers are in the WAL still.
     assert (tmp_path / "c-wal").stat().st_size > 0
     folder = tmp_path / "copy"
@@ -179,29 +165,27 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             Cache(tmp_path / place)
 
 
-MOUNTS = {
-    "nfs4": "/mnt/n", "9p": "/mnt/c", "virtiofs": "/v", "fakeowner": "/v", "fuse.grpcfuse": "/v", "fuse.drive": "/content/drive",
-    "fuse.sshfs": "/mnt/my \\ disk", "ext4": "/v", "xfs": "/mnt/my disk", "tmpfs": "/t\ta", "overlay": "/",
-}  # fmt: skip
+MOUNTS = [
+    "nfs4 /mnt/n",
+    "9p /mnt/c",
+    "virtiofs /v",
+    "fakeowner /v",
+    "fuse.grpcfuse /v",
+    "fuse.drive /content/drive",
+    "fuse.sshfs /my \\ disk",
+]
 
 
-@pytest.mark.parametrize("kind", MOUNTS)
-def test_file_systems_that_are_not_known_to_be_local_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    point = MOUNTS[kind]
+@pytest.mark.parametrize("mount", [*MOUNTS, "ext4 /v", "xfs /mnt/my disk", "tmpfs /t\ta", "overlay /"])
+def test_file_systems_that_are_not_known_to_be_local_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: str) -> None:
+    kind, point = mount.split(" ", 1)
     written = "".join(f"\\{ord(c):03o}" if c in " \t\\" else c for c in point)
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"x / ext4 rw 0 0\ns {written} {kind} rw 0 0\n")
     read = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, **options: read(mounts if str(self) == "/proc/mounts" else self, **options))
-    local = kind in ("ext4", "xfs", "tmpfs", "overlay")
-    assert llm_cache._foreign_file_system(Path(point) / "some" / "folder") == (None if local else kind)
-
-
-def test_a_cache_on_such_a_file_system_says_what_is_at_stake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = f"x / ext4 rw 0 0\ns {written} {kind} rw 0 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: mounts if str(self) == "/proc/mounts" else read(self, **options))
+    assert llm_cache._foreign_file_system(Path(point) / "some" / "folder") == (kind if mount in MOUNTS else None)
     monkeypatch.setattr(llm_cache, "_foreign_file_system", lambda folder: "9p")
-    with pytest.warns(
-        UserWarning, match=r"file system that is not known to be local \(9p\): on several machines at once answers would be lost"
-    ):
+    with pytest.warns(UserWarning, match=r"not known to be local \(9p\): on several machines at once answers would be lost"):
         Cache(tmp_path / "c")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,28 +1,22 @@
-"""What reaches an endpoint, and which way.
-
-Looked at: every variable that the installed `openai` package reads, found in its source, all at once; certificates for every spelling of
-the scheme; proxies of every scheme, usable or not.
-"""
+"""What reaches an endpoint, and which way."""
 
 from __future__ import annotations
 
-import http.server
-import json
+import contextlib
 import logging
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from fake_llm_server import FakeLLM, completion, make_client, prompt
+from fake_llm_server import FakeLLM, make_client, prompt
 
 from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.connection import connect
@@ -66,47 +60,27 @@ def test_of_the_environment_only_the_named_key_is_sent(
         assert "sk-the-one" not in text
 
 
-@pytest.fixture(scope="module")
-def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, list[Any]]]:
-    """Serve TLS with a certificate that nobody has signed; yields port and authorizations received."""
+def test_a_certificate_that_nobody_signed_is_refused_however_the_scheme_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("openssl"):
         pytest.skip("needs the command openssl, to make a certificate")
-    folder = tmp_path_factory.mktemp("certificate")
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", "-subj", "/CN=x"]
-    subprocess.run(made, cwd=folder, check=True, capture_output=True)
-    received: list[Any] = []
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    context, received = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), list[bytes]()
+    context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.headers["authorization"])
-            data = json.dumps(completion()).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def pretend() -> None:
+        while listener.fileno() >= 0:
+            with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+                received.append(connection.recv(4096))
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "c.pem", folder / "k.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], received
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("scheme", ["https", "Https"])
-def test_a_certificate_that_nobody_signed_is_refused_however_the_scheme_is_spelled(
-    impostor: tuple[int, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
-) -> None:
     monkeypatch.setenv("MY_KEY", "sk-0123456789")
-    settings = Settings("m", f"{scheme}://127.0.0.1:{impostor[0]}/v1", key_variable="MY_KEY", token_cap=10**6)
-    with pytest.raises(LLMStopped, match=r"the first request failed: connection to .* failed .*(?i:certificate)"):
-        Client(settings, cache=tmp_path / "c").ask([prompt(0)])
-    assert not impostor[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=pretend, daemon=True).start()
+        for scheme in ("https", "Https"):
+            url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/v1"
+            with pytest.raises(LLMStopped, match=r"the first request failed: connection to .* failed .*(?i:certificate)"):
+                make_client(url, tmp_path, key_variable="MY_KEY", retries=0).ask([prompt(0)])
+    assert not any(received)
 
 
 @pytest.fixture

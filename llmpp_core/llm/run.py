@@ -114,7 +114,6 @@ class Run:
 
     async def _work(self, queue: deque[Job], canary: bool = False) -> None:
         """Settle jobs until none is left or, if `canary`, until one is whose outcome says something about the others."""
-        claimed_elsewhere = 0
         try:
             while queue and not self.stopped:
                 job = queue.popleft()
@@ -131,10 +130,7 @@ class Run:
                         return
                 else:
                     queue.append(job)
-                    claimed_elsewhere += 1
-                    if claimed_elsewhere >= len(queue):
-                        claimed_elsewhere = 0
-                        await self._sleep(self.cache.lease / 20)
+                    await self._sleep(self.cache.lease / 20)
         except Stop as stop:
             self.stop(self._redact(str(stop)))
         except CacheError as error:
