@@ -27,7 +27,7 @@ def test_rate_limits_are_kept(tmp_path: Path, limit: str) -> None:
         started = time.monotonic()
         make_client(server.url, tmp_path, **{limit: rate}).ask([prompt(i) for i in range(6)])
         assert len(server.times) == 6
-        assert 0.5 <= server.times[-1] - started < 5.0
+        assert 0.5 <= server.times[-1] - started < 20.0
 
 
 @pytest.mark.parametrize("limit", [{"price": PRICE, "budget": 400.0}, {"token_cap": 400}])
