@@ -144,6 +144,7 @@ def test_batch_files_hold_every_request_once_and_keep_the_limits(
     paths = write_batches(jobs, SETTINGS, tmp_path, "x")
     assert len(paths) >= files if limit == "BATCH_BYTES" else len(paths) == files
     assert all(path.stat().st_size <= batches.BATCH_BYTES for path in paths)
+    assert all(len(path.read_text().splitlines()) <= batches.BATCH_REQUESTS for path in paths)
     lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     assert [line["custom_id"] for line in lines] == [job.key for job in jobs]
     assert [line["body"] for line in lines] == [SETTINGS.body(job.prompt) for job in jobs]
