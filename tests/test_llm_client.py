@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import logging
 import math
 import multiprocessing
@@ -119,17 +118,14 @@ def test_replay_needs_no_key_opens_no_socket_and_lists_what_is_missing(tmp_path:
         Client(settings, mode="x")
 
 
-def test_what_is_recorded_is_not_paid_for_again_but_failures_kept_by_an_earlier_version_are(tmp_path: Path) -> None:
+def test_what_is_recorded_is_not_paid_for_again(tmp_path: Path) -> None:
     with FakeLLM() as server:
         client = make_client(server.url, tmp_path)
-        job = client.job(prompt(0))
-        failed = {"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}
-        client.cache.put(job.key, {}, job.prompt, 0, Stored(json.dumps(failed), 1.0))
-        assert values(client.ask([prompt(0)])) == expected(0)
+        answers, job = client.ask([prompt(0)]), client.job(prompt(0))
         row = Row({"i": 0}, 0, client.lookup(job.key))
         write_recording(Recording(tmp_path / "results" / "x" / "fake.jsonl", "x", client.settings, {job.key: row}))
         other = Client(client.settings, cache=tmp_path / "other", recordings=load(tmp_path / "results", client.settings))
-        assert other.ask([prompt(0)]) == client.ask([prompt(0)])
+        assert other.ask([prompt(0)]) == answers
         assert len(server.calls) == 1
 
 

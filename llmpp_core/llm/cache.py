@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmpp_core.llm.answers import ReplyError, ServerFailed, read_reply
 from llmpp_core.llm.prompts import Prompt
 
 # The prefix that many prompts share is stored once, in texts.
@@ -85,7 +84,10 @@ class Cache:
             if not read_only and (kind := _foreign_file_system(self.path.parent)):
                 advice = "on several machines at once answers would be lost; move it to a local disk"
                 warnings.warn(f"the cache {self.path} is on a file system that is not known to be local ({kind}): {advice}", stacklevel=2)
-            self._db = _open_to_read(self.path) if read_only else _open(self.path)
+            if read_only and self.path.exists() and self.path.stat().st_size:
+                self._db = _open_to_read(self.path)
+            else:
+                self._db = _open(Path(":memory:") if read_only else self.path)
         except (sqlite3.OperationalError, OSError) as error:
             raise CacheError(f"the cache {self.path} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
         except sqlite3.DatabaseError as error:
@@ -96,7 +98,7 @@ class Cache:
             warnings.warn(f"the cache {self.path} is damaged ({error}): {done}", stacklevel=2)
 
     def get(self, key: str) -> Stored | None:
-        """Return what is kept under a key, or None; a row whose checksum is wrong or that says that the server failed counts as absent."""
+        """Return what is kept under a key, or None; a row whose checksum is wrong counts as absent."""
         with self._transaction() as db:
             return _get(db, key)
 
@@ -184,8 +186,7 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
 def _open_to_read(path: Path) -> sqlite3.Connection:
     """Open a file of which nothing may be written, not even the index that WAL needs beside it."""
     try:
-        db = _connect_to_read(path)
-        return db if _prepare(db, path) else _open(Path(":memory:"))
+        return _prepare(_connect_to_read(path), path)
     except sqlite3.OperationalError:
         # There is no index, and no place for one: read a copy, with what other processes have not yet carried over from the WAL.
         with tempfile.TemporaryDirectory() as folder:
@@ -195,11 +196,11 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
             db, copied = sqlite3.connect(":memory:", check_same_thread=False), sqlite3.connect(Path(folder, FILE_NAME))
             copied.backup(db)
             copied.close()
-        return db if _prepare(db, path) else _open(Path(":memory:"))
+        return _prepare(db, path)
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> bool:
-    """Check a database and make it ready to be read; returns whether it has tables."""
+def _prepare(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Check a database and make it ready to be read."""
     # A damaged row must read as a wrong checksum, not as an error.
     db.text_factory = lambda data: data.decode(errors="replace")
     tables = {str(name) for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -208,7 +209,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> bool:
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(" ".join(str(found).split())[:100])
-    return bool(tables)
+    return db
 
 
 def _require_cache(path: Path) -> None:
@@ -239,15 +240,7 @@ def _foreign_file_system(folder: Path) -> str | None:
 
 def _get(db: sqlite3.Connection, key: str) -> Stored | None:
     row = db.execute("SELECT response, seconds, sha256 FROM answers WHERE key = ?", (key,)).fetchone()
-    if row is None or _checksum(key, row[0]) != row[2]:
-        return None
-    try:
-        read_reply(row[0])
-    except ServerFailed:  # Which an earlier version kept as an answer of the model.
-        return None
-    except ReplyError:
-        pass
-    return Stored(row[0], row[1])
+    return Stored(row[0], row[1]) if row and _checksum(key, row[0]) == row[2] else None
 
 
 def _set_aside(path: Path) -> Path:
