@@ -16,6 +16,8 @@ import os
 import time
 from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # Read when the workers load their libraries.
@@ -28,9 +30,7 @@ from llmpp_core.jobs.cluster import connect, sent
 from llmpp_core.jobs.table import results
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
-from llmpp_core.llm.prompts import build_prompt
-from llmpp_core.llm.run import Job
-from llmpp_core.llm.workers import Asked, ask_here
+from llmpp_core.llm.prompts import Prompt, build_prompt
 from llmpp_core.nets.training import train
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.search_space import TINY
@@ -47,18 +47,18 @@ def train_once(task: Any, seed: int, updates: int, device: str) -> int:
     return train(model, pairs["train"], replace(task.recipe, updates=updates), seed=seed).tokens
 
 
-def label_once(jobs: list[Job]) -> Asked:
-    """Ask an endpoint of this worker's own."""
-    with OfflineEndpoint() as url:
-        return ask_here(offline_settings(url), jobs)
+def label_once(prompts: list[Prompt]) -> list[float]:
+    """Ask an endpoint of this worker's own, through a client of its own."""
+    with OfflineEndpoint() as url, TemporaryDirectory() as folder:
+        return [answer.values[0] for (answer,) in Client(offline_settings(url), cache=Path(folder) / "llm.sqlite3").ask(prompts)]
 
 
-def label_jobs(requests: int) -> list[tuple[str, tuple[list[Job]]]]:
+def label_jobs(requests: int) -> list[tuple[str, tuple[list[Prompt]]]]:
     archs = TINY.sample_balanced(requests + 10, np.random.default_rng(0))
     shown = [(arch, 20.0 + i) for i, arch in enumerate(archs[:10])]
-    task, client = load_task("synthetic").prompt_task(), Client(offline_settings("http://127.0.0.1:1/v1"))
-    jobs = [client.job(build_prompt(task, shown, [arch])) for arch in archs[10:]]
-    return [(str(i), (jobs[i : i + TOGETHER],)) for i in range(0, len(jobs), TOGETHER)]
+    task = load_task("synthetic").prompt_task()
+    prompts = [build_prompt(task, shown, [arch]) for arch in archs[10:]]
+    return [(str(i), (prompts[i : i + TOGETHER],)) for i in range(0, len(prompts), TOGETHER)]
 
 
 def timed(work: Any, jobs: list[Any], executor: Executor, processes: int) -> float:

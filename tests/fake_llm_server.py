@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from llmpp_core.llm.client import Client, Settings
 from llmpp_core.llm.prompts import Prompt
 
 
@@ -54,34 +56,29 @@ def prompt(i: int, prefix: str = "shared words " * 5) -> Prompt:
     return Prompt(prefix, f"number {i}", "single", 1, 0.0, 100.0)
 
 
+def make_client(url: str, folder: Path, **changes: Any) -> Client:
+    """Return a client whose settings limit it to a billion tokens, apart from changes, with its cache in a folder."""
+    settings = {"base_url": url, "key_variable": None, "token_cap": 10**9, "backoff": 0.001, "deadline": 5.0, "retries": 3} | changes
+    return Client(Settings("fake", **settings), cache=folder / "c")
+
+
+def act_on(numbers: Any, act: Act) -> Callable[[dict[str, Any], int], Act]:
+    """Return a script that acts so on the prompts of these numbers and answers the others."""
+    return lambda body, number: act if int(body["messages"][0]["content"].rsplit(" ", 1)[1]) in numbers else ok(body, number)
+
+
 class FakeLLM:
     """The server, in a thread of its own.
 
-    Parameters
-    ----------
-    script : callable
-        Given the request's body and the number of calls with the same body before it, returns an `Act`.
-    latency : float
-        Seconds before each answer.
-
-    Attributes
-    ----------
-    calls : list of (body, headers)
-        All requests, in order of arrival.
-    times : list of float
-        When they arrived, by time.monotonic.
-    sent : list of str
-        The prompts whose replies were sent whole.
-    most_in_flight : int
-        Requests that were being answered at once.
+    Given a request's body and the number of calls with the same body before it, `script` says how to `Act`, `latency` seconds later.
     """
 
     def __init__(self, script: Callable[[dict[str, Any], int], Act] = ok, latency: float = 0.0, port: int = 0):
         self.script, self.latency = script, latency
-        self.calls: list[tuple[dict[str, Any], dict[str, str]]] = []
-        self.times: list[float] = []
-        self.sent: list[str] = []
-        self.in_flight = self.most_in_flight = 0
+        self.calls: list[tuple[dict[str, Any], dict[str, str]]] = []  #: Bodies and headers, in order of arrival.
+        self.times: list[float] = []  #: When they arrived, by time.monotonic.
+        self.sent: list[str] = []  #: The prompts whose replies were sent whole.
+        self.in_flight = self.most_in_flight = 0  #: Requests that are, or were, being answered at once.
         self._repeats: dict[str, int] = {}
         self._port = port
 

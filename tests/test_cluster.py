@@ -19,7 +19,6 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from dask import config
 from distributed import LocalCluster, WorkerPlugin
@@ -34,11 +33,6 @@ from llmpp_core.jobs import table as jobs
 from llmpp_core.jobs.cluster import ClusterError, _SameVersion, connect, sent
 from llmpp_core.jobs.files import read_rows, writable
 from llmpp_core.jobs.table import JobsLost, here, results, run_jobs
-from llmpp_core.llm.client import Client, Price, Settings
-from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
-from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.space.search_space import TINY
-from llmpp_core.tasks.registry import load_task
 
 #: A benchmark in miniature.
 SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
@@ -130,25 +124,6 @@ def test_a_benchmark_comes_to_the_same_when_a_worker_is_killed(executor: Any, tm
     assert tables(farm) == tables(alone)
     assert len(list((farm / "checkpoints").iterdir())) == 4
     executor._client.unregister_worker_plugin("own-disk")
-
-
-def test_labels_are_the_same_when_a_worker_is_killed(executor: Executor, tmp_path: Path) -> None:
-    archs, scores = TINY.sample_balanced(1510, np.random.default_rng(0)), np.linspace(20, 30, 10)
-    task = load_task("synthetic").prompt_task()
-    with OfflineEndpoint() as url:
-        alone = Client(offline_settings(url), cache=tmp_path / "alone.sqlite3")
-        farm = Client(offline_settings(url), cache=tmp_path / "farm.sqlite3", executor=executor)
-        killing, left = kill_when(lambda: farm.counts.answered > 0, executor, 0.3, lambda: 1500 - farm.counts.answered)
-        expected = LLMPredictor(alone, task).fit(archs[:10], scores).predict(archs[10:])
-        found = LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:])
-        killing.join()
-    assert left[0] > 0
-    np.testing.assert_array_equal(found, expected)
-    assert farm.counts.answered == farm.counts.requests == len(farm.cache) == 1500
-    assert (farm.budget.prompt_tokens, farm.budget.answer_tokens) == (alone.budget.prompt_tokens, alone.budget.answer_tokens)
-    # Nothing is asked twice.
-    assert LLMPredictor(farm, task).fit(archs[:10], scores).predict(archs[10:]).tolist() == expected.tolist()
-    assert farm.counts.requests == 1500
 
 
 def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: Any, tmp_path: Path) -> None:
@@ -310,9 +285,3 @@ def test_a_lost_connection_is_said_and_not_taken_for_the_end(tmp_path: Path) -> 
         with pytest.raises(JobsLost, match="the executor gave up jobs"):
             run_jobs(time.sleep, [({"i": i}, (1,)) for i in range(100)], tmp_path / "rows.jsonl", executor=executor)
     closing.join()
-
-
-def test_paid_requests_stay_in_one_process(executor: Executor, tmp_path: Path) -> None:
-    for changes in ({"price": Price(1, 1, "2026-01-01"), "budget": 1.0}, {"token_cap": 10}, {"requests_per_minute": 5.0}):
-        with pytest.raises(ValueError, match=r"^m costs money or has limits, which only one process can keep"):
-            Client(Settings("m", **changes), cache=tmp_path / "cache.sqlite3", executor=executor)  # type: ignore[arg-type]

@@ -1,27 +1,22 @@
-"""What reaches an endpoint, and which way.
-
-Looked at: every variable that the installed `openai` package reads, found in its source, all at once; certificates for every spelling of
-the scheme; proxies of every scheme, usable or not.
-"""
+"""What reaches an endpoint, and which way."""
 
 from __future__ import annotations
 
-import http.server
-import json
+import contextlib
 import logging
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from fake_llm_server import FakeLLM, completion, prompt
+from fake_llm_server import FakeLLM, make_client, prompt
 
 from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.connection import connect
@@ -65,47 +60,27 @@ def test_of_the_environment_only_the_named_key_is_sent(
         assert "sk-the-one" not in text
 
 
-@pytest.fixture(scope="module")
-def impostor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, list[Any]]]:
-    """Serve TLS with a certificate that nobody has signed; yields port and authorizations received."""
+def test_a_certificate_that_nobody_signed_is_refused_however_the_scheme_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("openssl"):
         pytest.skip("needs the command openssl, to make a certificate")
-    folder = tmp_path_factory.mktemp("certificate")
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "2", "-subj", "/CN=x"]
-    subprocess.run(made, cwd=folder, check=True, capture_output=True)
-    received: list[Any] = []
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    context, received = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), list[bytes]()
+    context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(self.headers["authorization"])
-            data = json.dumps(completion()).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def pretend() -> None:
+        while listener.fileno() >= 0:
+            with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+                received.append(connection.recv(4096))
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "c.pem", folder / "k.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], received
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
-def test_a_certificate_that_nobody_signed_is_refused_however_the_scheme_is_spelled(
-    impostor: tuple[int, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
-) -> None:
     monkeypatch.setenv("MY_KEY", "sk-0123456789")
-    settings = Settings("m", f"{scheme}://127.0.0.1:{impostor[0]}/v1", key_variable="MY_KEY", token_cap=10**6)
-    with pytest.raises(LLMStopped, match=r"the first request failed: connection to .* failed .*(?i:certificate)"):
-        Client(settings, cache=tmp_path / "c").ask([prompt(0)])
-    assert not impostor[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=pretend, daemon=True).start()
+        for scheme in ("https", "Https"):
+            url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/v1"
+            with pytest.raises(LLMStopped, match=r"the first request failed: connection to .* failed .*(?i:certificate)"):
+                make_client(url, tmp_path, key_variable="MY_KEY", retries=0).ask([prompt(0)])
+    assert not any(received)
 
 
 @pytest.fixture
@@ -115,50 +90,61 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize(
-    "value", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "socks5h://127.0.0.1:1", "socks4://h:1", "nonsense://h", "http://h:port"]
-)
+@pytest.mark.parametrize("value", ["http://127.0.0.1:1", "socks5://127.0.0.1:1", "nonsense://h", "http://h:port"])
 def test_no_proxy_of_the_environment_applies_to_this_machine(tmp_path: Path, proxies: pytest.MonkeyPatch, value: str) -> None:
     for name in PROXIES:
         proxies.setenv(name, value)
     with FakeLLM() as server:
-        for host in ("127.0.0.1", "localhost", "LOCALHOST"):
-            settings = Settings("fake", server.url.replace("127.0.0.1", host), endpoint=host, key_variable=None, retries=0)
-            assert Client(settings, cache=tmp_path / "c").ask([prompt(0)])[0][0].status == "answered"
+        for host in ("127.0.0.1", "LOCALHOST"):
+            client = make_client(server.url.replace("127.0.0.1", host), tmp_path, retries=0)
+            assert client.ask([prompt(0)])[0][0].status == "answered"
 
 
-@pytest.mark.parametrize("name", PROXIES)
+REMOTE = Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6)
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("value", ["nonsense://user:secret@h:1", "http://user:secret@h:port", "socks4://user:secret@h:1"])
 def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(
     tmp_path: Path, proxies: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     proxies.setenv(name, value)
-    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
     with pytest.raises(LLMStopped, match=f"the proxy in the environment variable {name} cannot be used: expected http://") as stopped:
-        client.ask([prompt(0)])
+        Client(REMOTE, cache=tmp_path / "c").ask([prompt(0)])
     assert "secret" not in str(stopped.value)
     assert "\n" not in str(stopped.value)
     assert stopped.value.__cause__ is None
 
 
-def test_a_socks_proxy_without_its_package_says_which_one(tmp_path: Path, proxies: pytest.MonkeyPatch) -> None:
-    proxies.setitem(sys.modules, "socksio", None)  # type: ignore[arg-type]
-    proxies.setenv("all_proxy", "socks5://user:secret@127.0.0.1:1")
-    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
-    with pytest.raises(LLMStopped, match="the proxy in the environment variable all_proxy cannot be used: SOCKS needs the package socksio"):
-        client.ask([prompt(0)])
-
-
-def test_a_proxy_that_is_absent_fails_at_once(tmp_path: Path, proxies: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_is_absent_or_lacks_its_package_is_named_at_once(tmp_path: Path, proxies: pytest.MonkeyPatch) -> None:
     proxies.setenv("https_proxy", "http://127.0.0.1:1")
-    client = Client(Settings("m", "https://llm.invalid/v1", key_variable=None, token_cap=10**6), cache=tmp_path / "c")
+    client = Client(REMOTE, cache=tmp_path / "c")
     with pytest.raises(LLMStopped, match=r"m at https://llm.invalid/v1: the first request failed: connection to llm.invalid:443 failed"):
         client.ask([prompt(0)])
-    assert client.counts.retries == 0
-    assert client.budget.prompt_tokens == 0
-
-
-def test_what_is_no_fault_of_a_proxy_is_not_blamed_on_one(proxies: pytest.MonkeyPatch) -> None:
+    assert (client.counts.retries, client.budget.prompt_tokens) == (0, 0)
+    proxies.setitem(sys.modules, "socksio", None)  # type: ignore[arg-type]
+    proxies.setenv("https_proxy", "socks5://user:secret@127.0.0.1:1")
+    with pytest.raises(LLMStopped, match="environment variable https_proxy cannot be used: SOCKS needs the package socksio"):
+        client.ask([prompt(0)])
+    # What is no fault of a proxy is not blamed on one.
+    proxies.delenv("https_proxy")
     proxies.setattr(openai, "DefaultAsyncHttpxClient", lambda **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        connect(Settings("m", "https://llm.invalid/v1"), "key")
+        connect(REMOTE, "key")
+
+
+def test_a_key_that_is_missing_or_impossible_is_named_and_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    client = Client(replace(REMOTE, key_variable="MY_KEY"), cache=tmp_path / "c")
+    with pytest.raises(LLMStopped, match=r"m at https://llm.invalid/v1: no key: set the environment variable MY_KEY"):
+        client.ask([prompt(0)])
+    for key in ("sk-0123456789\nabcdef", "sk-0123456789-é"):
+        monkeypatch.setenv("MY_KEY", key)
+        with pytest.raises(LLMStopped, match="the key in the environment variable MY_KEY holds white space") as stopped:
+            client.ask([prompt(0)])
+        assert "0123456789" not in repr(stopped.value)
+
+
+def test_a_run_that_nothing_limits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="price of fake is not given: set token_cap, or price and budget"):
+        make_client("https://llm.invalid/v1", tmp_path, token_cap=None).ask([prompt(0)])

@@ -1,18 +1,17 @@
-"""Recordings, whole and damaged.
-
-Kinds of fault: one bad file that spoils the use of others (siblings: `load`, `read_recordings`, `experiments.recordings`, the import and
-every command over them); half a character, which no file takes (siblings: recordings, exported requests, imported answers, texts of
-answers, error messages of servers).
-"""
+"""Recordings and batch files, whole and damaged."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_llm_server import completion
+from fake_llm_server import completion, prompt
 
+from llmpp_core.llm import batches
+from llmpp_core.llm.batches import read_batches, write_batches
 from llmpp_core.llm.cache import Stored
 from llmpp_core.llm.recordings import (
     Recording,
@@ -25,6 +24,7 @@ from llmpp_core.llm.recordings import (
     to_json,
     write_recording,
 )
+from llmpp_core.llm.run import Job
 from llmpp_core.llm.settings import Settings
 
 SETTINGS = Settings("vendor/model:1", temperature=0.0)
@@ -41,17 +41,11 @@ def recording(tmp_path: Path) -> Recording:
     return Recording(path, "exp", SETTINGS, {f"key{i}{s}": row(i, s) for i in (11, 2, 3) for s in (1, 0)})
 
 
-def test_a_recording_round_trips(recording: Recording) -> None:
+def test_a_recording_round_trips_and_an_added_answer_is_an_added_line(recording: Recording) -> None:
     write_recording(recording)
     found = read_recording(recording.path)
-    assert found.rows == recording.rows
-    assert found.experiment == "exp"
-    assert found.settings.identity() == SETTINGS.identity()
+    assert (found.rows, found.experiment, found.settings.identity()) == (recording.rows, "exp", SETTINGS.identity())
     assert recording.path.name == "vendor-model-1.jsonl"
-
-
-def test_lines_are_sorted_so_that_an_added_answer_is_an_added_line(recording: Recording) -> None:
-    write_recording(recording)
     before = recording.path.read_text().splitlines()
     labels = [(line["labels"]["task"], line["labels"]["first"], line["sample"]) for line in map(json.loads, before[1:])]
     assert labels == sorted(labels)
@@ -63,19 +57,15 @@ def test_lines_are_sorted_so_that_an_added_answer_is_an_added_line(recording: Re
     assert [path.name for path in recording.path.parent.iterdir()] == [recording.path.name]  # No draft is left.
 
 
-def test_answers_of_other_settings_are_not_mixed_in(recording: Recording) -> None:
-    write_recording(recording)
-    assert open_recording(recording.path, "exp", SETTINGS).rows == recording.rows
-    with pytest.raises(ValueError, match=r"holds answers of other settings.*choose another name"):
-        open_recording(recording.path, "exp", Settings("vendor/model:1", temperature=1.0))
-    assert open_recording(recording.path.with_name("other.jsonl"), "exp", SETTINGS).rows == {}
-
-
-def test_loading_gathers_all_recordings_of_the_same_settings(recording: Recording, tmp_path: Path) -> None:
+def test_only_answers_of_the_same_settings_are_gathered(recording: Recording, tmp_path: Path) -> None:
     write_recording(recording)
     write_recording(Recording(tmp_path / "exp2" / "m.jsonl", "exp2", SETTINGS, {"extra": row(9)}))
     write_recording(Recording(tmp_path / "exp2" / "n.jsonl", "exp2", Settings("n"), {"foreign": row(9)}))
     assert set(load(tmp_path, SETTINGS)) == {*recording.rows, "extra"}
+    assert open_recording(recording.path, "exp", SETTINGS).rows == recording.rows
+    assert open_recording(recording.path.with_name("other.jsonl"), "exp", SETTINGS).rows == {}
+    with pytest.raises(ValueError, match=r"holds answers of other settings.*choose another name"):
+        open_recording(recording.path, "exp", Settings("vendor/model:1", temperature=1.0))
 
 
 @pytest.mark.parametrize(
@@ -87,63 +77,41 @@ def test_loading_gathers_all_recordings_of_the_same_settings(recording: Recordin
         (3, "{", "line 3: expected one JSON object"),
         (3, "{}", "line 3: not a recorded answer"),
         (3, '{"key": "k", "labels": {}, "sample": 0, "seconds": null, "response": {"error": "x"}}', "line 3: not a recorded answer"),
+        (3, None, "line 3: not a recorded answer: the key key20 is given twice"),
     ],
 )
-def test_damage_is_named_by_file_and_line(recording: Recording, number: int, line: str, message: str) -> None:
+def test_damage_is_named_by_file_and_line(recording: Recording, number: int, line: str | None, message: str) -> None:
     write_recording(recording)
     lines = recording.path.read_text().splitlines()
-    recording.path.write_text("\n".join([*lines[: number - 1], line, *lines[number:]]))
-    with pytest.raises(ValueError, match=f"vendor-model-1.jsonl, {message}"):
+    recording.path.write_text("\n".join([*lines[: number - 1], lines[1] if line is None else line, *lines[number:]]))
+    with pytest.raises(ValueError, match=f"vendor-model-1.jsonl, {message}.*; mend the line, or move the file away"):
         read_recording(recording.path)
 
 
-def test_a_key_given_twice_is_named(recording: Recording) -> None:
+@pytest.mark.parametrize("ascii_", [True, False])
+def test_half_a_character_is_recorded_and_a_failure_of_the_server_is_asked_again(recording: Recording, ascii_: bool) -> None:
+    half = completion("25.30 é \ud83d")
+    failed = completion("", "error", {"prompt_tokens": 0, "completion_tokens": 0})
+    for key, reply in (("half", half), ("failed", failed)):
+        recording.rows[key] = Row({"task": "t0", "first": 5}, 0, Stored(json.dumps(reply, ensure_ascii=ascii_), None))
     write_recording(recording)
-    lines = recording.path.read_text().splitlines()
-    recording.path.write_text("\n".join([*lines, lines[1]]))
-    with pytest.raises(ValueError, match="line 8: the key key20 is given twice"):
-        read_recording(recording.path)
+    with pytest.warns(UserWarning, match="finish_reason 'error'; left out, so that it is asked again"):
+        found = read_recording(recording.path).rows
+    assert found.keys() == recording.rows.keys() - {"failed"}
+    assert json.loads(found["half"].stored.response) == half
+    assert found["half"].stored.response.encode()
+    assert (to_json({"text": "é😀"}), to_json("é\ud83d").isascii()) == ('{"text": "é😀"}', True)
 
 
-HALF = "25.30 \ud83d"
-
-
-@pytest.mark.parametrize("raw", [json.dumps(completion(HALF)), json.dumps(completion(HALF), ensure_ascii=False)], ids=["escaped", "raw"])
-def test_half_a_character_is_recorded_and_comes_back(recording: Recording, raw: str) -> None:
-    recording.rows["half"] = Row({"task": "t0", "first": 5}, 0, Stored(raw, None))
-    write_recording(recording)
-    assert json.loads(read_recording(recording.path).rows["half"].stored.response) == completion(HALF)
-    assert read_recording(recording.path).rows["half"].stored.response.encode()
-
-
-def test_other_characters_are_written_as_they_read() -> None:
-    assert to_json({"text": "é😀"}) == '{"text": "é😀"}'
-    assert to_json("é\ud83d").isascii()
-
-
-def foreign(kind: str) -> bytes:
-    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}
-    return {
-        "empty": b"",
-        "half a line": b'{"recording": {"experi',
-        "requests": json.dumps(request).encode(),
-        "binary": bytes(range(256)),
-        "answers": b'{"custom_id": "a", "text": "25"}\n',
-    }[kind]
-
-
-@pytest.mark.parametrize("kind", ["empty", "half a line", "requests", "binary", "answers", "folder"])
-def test_a_foreign_file_is_named_and_spoils_no_other(recording: Recording, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("data", [b"", b'{"recording": {"experi', bytes(range(256)), b'{"custom_id": "a", "text": "25"}', None])
+def test_a_foreign_file_is_named_and_spoils_no_other(recording: Recording, tmp_path: Path, data: bytes | None) -> None:
     write_recording(recording)
     other = recording.path.with_name("a-foreign-one.jsonl")
-    if kind == "folder":
-        other.mkdir()
-    else:
-        other.write_bytes(foreign(kind))
+    other.mkdir() if data is None else other.write_bytes(data)
     with pytest.warns(UserWarning, match=r"^left out: .*a-foreign-one\.jsonl") as caught:
         assert set(load(tmp_path, SETTINGS)) == set(recording.rows)
     assert len(caught) == 1
-    assert kind == "folder" or "move the file away" in str(caught[0].message)
+    assert data is None or "move the file away" in str(caught[0].message)
     with pytest.warns(UserWarning, match="a-foreign-one"):
         assert [found.rows for found in read_recordings(tmp_path.glob("*/*.jsonl"))] == [recording.rows]
 
@@ -164,10 +132,88 @@ def test_a_damaged_recording_of_the_model_that_is_asked_is_refused_since_its_ans
     assert recording.path.read_text() == changed
 
 
-def test_a_recorded_failure_of_the_server_is_asked_again(recording: Recording) -> None:
-    failed = completion("", "error", {"prompt_tokens": 0, "completion_tokens": 0})
-    recording.rows["failed"] = Row({"task": "t0", "first": 5}, 0, Stored(json.dumps(failed), None))
-    write_recording(recording)
-    with pytest.warns(UserWarning, match="finish_reason 'error'; left out, so that it is asked again"):
-        found = read_recording(recording.path)
-    assert found.rows.keys() == recording.rows.keys() - {"failed"}
+@pytest.mark.parametrize(("limit", "most", "files"), [(None, 0, 1), ("BATCH_REQUESTS", 10, 3), ("BATCH_BYTES", 2000, 4)])
+def test_batch_files_hold_every_request_once_and_keep_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, most: int, files: int
+) -> None:
+    jobs = [Job(SETTINGS.key(prompt(i)), prompt(i), 0) for i in range(25)]
+    assert write_batches([], SETTINGS, tmp_path, "none") == []
+    write_batches(jobs, SETTINGS, tmp_path, "x")
+    if limit:
+        monkeypatch.setattr(batches, limit, most)
+    paths = write_batches(jobs, SETTINGS, tmp_path, "x")
+    assert len(paths) >= files if limit == "BATCH_BYTES" else len(paths) == files
+    assert all(path.stat().st_size <= batches.BATCH_BYTES for path in paths)
+    assert all(len(path.read_text().splitlines()) <= batches.BATCH_REQUESTS for path in paths)
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [job.key for job in jobs]
+    assert [line["body"] for line in lines] == [SETTINGS.body(job.prompt) for job in jobs]
+    assert {(line["method"], line["url"]) for line in lines} == {("POST", "/v1/chat/completions")}
+    assert sorted(tmp_path.glob("x-*.jsonl")) == paths  # Files of an earlier export are gone.
+
+
+def body(content: Any, finish: str = "stop", tokens: int = 4, **more: Any) -> dict[str, Any]:
+    reply = completion(content, finish, {"prompt_tokens": 40, "completion_tokens": tokens})
+    reply["choices"][0] |= more
+    return reply
+
+
+def answered(reply: dict[str, Any], status: int = 200) -> str:
+    return json.dumps({"custom_id": "a", "response": {"status_code": status, "body": reply}, "error": None})
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "problem"),
+    [
+        (answered(body("25")), "a", ""),
+        ('{"custom_id": "a", "text": "25.3 \\ud83d", "labels": {}, "position": 1}', "a", ""),
+        ('{"custom_id": "a", "text": ""}', "a", ""),
+        ("{broken", "", "expected a JSON object with a custom_id: got '{broken'"),
+        ('{"id": "no id"}', "", "expected a JSON object with a custom_id"),
+        ('{"custom_id": 5, "text": "25"}', "", "expected a JSON object with a custom_id"),
+        ('{"custom_id": "a", "method": "POST", "body": {}}', "", "a request as it was exported, not an answer"),
+        ('{"custom_id": "a", "response": null, "error": {"code": "batch_expired"}}', "a", "no answer: {'code': 'batch_expired'}"),
+        (answered({}, 500), "a", "no answer: {'status_code': 500"),
+        (answered({"choices": []}), "a", "no answer: the response has no choices"),
+        (answered(body("", "error", error={"code": 502, "message": "Upstream \ud83d error"})), "a", "no answer: an error inside the reply"),
+        (answered(body("", "abort")), "a", "no answer: the server gave up: finish_reason 'abort'"),
+        (answered(body(None, "stop", 0)), "a", "no answer: an empty reply of 0 tokens"),
+        (answered(body("", "length")), "a", "no answer, all tokens allowed went on reasoning: raise answer_tokens"),
+    ],
+)
+def test_a_line_is_an_answer_or_comes_with_its_problem(tmp_path: Path, line: str, key: str, problem: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f"\n{line}\n")
+    [found] = read_batches([tmp_path / "x.jsonl"])
+    assert (found.where, found.key) == ("x.jsonl, line 2", key)
+    assert f"{found.problem}: {found.detail}".startswith(problem)
+    assert bool(found.response) == (not problem) == (not found.problem)
+    assert (found.response + found.detail).encode() is not None  # Any file and any terminal takes it.
+
+
+ANSWERS = "".join(json.dumps({"custom_id": name, "text": text}, ensure_ascii=False) + "\n" for name, text in (("a", "25.3"), ("b", "≈ 26")))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_answers_are_read_in_the_encodings_that_editors_and_shells_write(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(ANSWERS.strip().replace("\n", end).encode(encoding))
+    found = list(read_batches([tmp_path / "x.jsonl"]))
+    texts = [json.loads(line.response)["choices"][0]["message"]["content"] for line in found]
+    assert [(line.key, text) for line, text in zip(found, texts, strict=True)] == [("a", "25.3"), ("b", "≈ 26")]
+
+
+@pytest.mark.parametrize(
+    ("data", "problems"),
+    [
+        (b"", ["x.jsonl: the file holds no line"]),
+        (codecs.BOM_UTF8 + b"\n", ["x.jsonl: the file holds no line"]),
+        (b"\x7fELF\x02\x01\x01\0\0" + bytes(range(256)) * 9, ["x.jsonl: no text file; expected JSON lines in UTF-8"]),
+        (b'{"custom_id": "a", "text": "25 \xe9"}\n{"custom_id": "b"', ["x.jsonl, line 1: no UTF-8", "x.jsonl, line 2: expected a JSON"]),
+    ],
+    ids=["empty", "only a mark", "binary", "Latin-1, half a line"],
+)
+def test_files_that_are_no_answers_are_named_in_a_line(tmp_path: Path, data: bytes, problems: list[str]) -> None:
+    (tmp_path / "x.jsonl").write_bytes(data)
+    found = [f"{line.where}: {line.problem}" for line in read_batches([tmp_path / "x.jsonl"])]
+    assert len(found) == len(problems)
+    assert all(line.startswith(problem) for line, problem in zip(found, problems, strict=True))

@@ -1,16 +1,12 @@
 """The answers that were paid for, in one SQLite file that several processes share.
 
-Every response is committed before anyone sees it, so a killed process loses only what was still on the wire. A request
-is claimed before it is sent, so two notebooks that ask the same things at once do not pay twice; a claim has to be
-renewed, so those of a dead process lapse.
+Every response is committed before anyone sees it, so a killed process loses only what was still on the wire. A request is claimed before
+it is sent, so two notebooks that ask the same things at once do not pay twice; a claim has to be renewed, so those of a dead process lapse.
 
-The file is in WAL mode, whose index is memory that the processes share, so all of them must be on one machine, and the file on a disk
-of that machine. On a network file system (NFS, SMB, Lustre) two machines would each see an index of their own and overwrite each other's
-answers, and even one machine depends on locks that such systems keep loosely; so do folders that a virtual machine or a container shares
-with its host. Opening a file on any kind of file system that is not known to be local warns. When several machines label, one process keeps
-the cache and the others send it what they were answered (see `llm_workers`).
-
-A cache that is only to be read, as for a replay, may lie where nothing can be written.
+The file is in WAL mode, whose index is memory that the processes share, so all of them must be on one machine, and the file on a disk of
+that machine: over a network file system, or a folder shared with a virtual machine or a container, two machines would overwrite each
+other's answers. Opening a file on any kind of file system that is not known to be local warns. A cache that is only to be read, as for a
+replay, may lie where nothing can be written.
 """
 
 from __future__ import annotations
@@ -28,9 +24,8 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from llmpp_core.llm.answers import ReplyError, ServerFailed, read_reply
 from llmpp_core.llm.prompts import Prompt
 
 # The prefix that many prompts share is stored once, in texts.
@@ -40,16 +35,16 @@ CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, settings TEXT, prefix 
                                     response TEXT NOT NULL, seconds REAL, sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL);
 """
+_COLUMNS = ("key", "settings", "prefix", "query", "sample", "response", "seconds", "sha256")
+_INSERT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 #: Name of the cache file in the user's cache folder.
 FILE_NAME = "llm.sqlite3"
 _MAGIC = b"SQLite format 3\0"
-_COLUMNS = ("key", "settings", "prefix", "query", "sample", "response", "seconds", "sha256")
 # A list of those of networks would never be complete; a kind that is missing here only warns.
 _LOCAL = re.compile(
     r"ext[234]|xfs|btrfs|zfs|bcachefs|f2fs|jfs|nilfs2|reiserfs|ufs|hfs(plus)?|apfs|(v|ex)fat|msdos|ntfs3?|fuseblk|(tmp|ram|root|devtmp)fs|"
     r"overlay|aufs|unionfs|ecryptfs|squashfs|erofs|iso9660|udf|fuse\.(fuse-overlayfs|mergerfs|gocryptfs|ext[234]|exfat|ntfs-3g|zfs)"
 )
-_INSERT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class CacheError(RuntimeError):
@@ -64,22 +59,17 @@ class Stored(NamedTuple):
 
 
 class Cache:
-    """Responses by key.
+    """Responses by key; raises CacheError if the file cannot be opened, or is something else, and is left as it is.
 
     Parameters
     ----------
     path : pathlib.Path
-        The file; created with its folder where absent. One that is damaged is renamed to end in ``.damaged-N``, and the
-        answers that can still be read are carried over. A file that is something else is refused and left as it is.
+        The file; created with its folder where absent. One that is damaged is renamed to end in ``.damaged-N``, and the answers that can
+        still be read are carried over.
     lease : float
         Seconds for which a claim holds unless renewed.
     read_only : bool
-        Change nothing: the file has to be there, and what can be read of a damaged one is read where it is.
-
-    Raises
-    ------
-    CacheError
-        If the file cannot be opened, or is no cache.
+        Change nothing: a file that is absent is empty, and what can be read of a damaged one is read where it is.
     """
 
     def __init__(self, path: Path, lease: float = 5.0, read_only: bool = False):
@@ -87,21 +77,19 @@ class Cache:
         self.lease = lease
         self._owner = uuid.uuid4().hex
         self._lock = threading.Lock()
-        self._texts: set[str] = set()
         try:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             _require_cache(self.path)
-        except OSError as error:
-            raise CacheError(f"the cache {self.path} cannot be opened: {error.strerror}") from None
-        if not read_only and (kind := _foreign_file_system(self.path.parent)):
-            advice = "on several machines at once answers would be lost; move it to a local disk"
-            why = f"is on a file system that is not known to be local ({kind})"
-            warnings.warn(f"the cache {self.path} {why}: {advice}", stacklevel=2)
-        try:
-            self._db = _open_to_read(self.path) if read_only else _open(self.path)
+            if not read_only and (kind := _foreign_file_system(self.path.parent)):
+                advice = "on several machines at once answers would be lost; move it to a local disk"
+                warnings.warn(f"the cache {self.path} is on a file system that is not known to be local ({kind}): {advice}", stacklevel=2)
+            if read_only and self.path.exists() and self.path.stat().st_size:
+                self._db = _open_to_read(self.path)
+            else:
+                self._db = _open(Path(":memory:") if read_only else self.path)
         except (sqlite3.OperationalError, OSError) as error:
-            raise CacheError(f"the cache {self.path} cannot be opened: {error}") from None
+            raise CacheError(f"the cache {self.path} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
         except sqlite3.DatabaseError as error:
             damaged = self.path if read_only else _set_aside(self.path)
             self._db = _open(Path(":memory:") if read_only else self.path)
@@ -110,7 +98,7 @@ class Cache:
             warnings.warn(f"the cache {self.path} is damaged ({error}): {done}", stacklevel=2)
 
     def get(self, key: str) -> Stored | None:
-        """Return what is kept under a key, or None; a row whose checksum is wrong or that says that the server failed counts as absent."""
+        """Return what is kept under a key, or None; a row whose checksum is wrong counts as absent."""
         with self._transaction() as db:
             return _get(db, key)
 
@@ -119,20 +107,12 @@ class Cache:
         prefix = hashlib.sha256(prompt.prefix.encode()).hexdigest()
         row = (key, json.dumps(settings, sort_keys=True), prefix, prompt.query, sample, *stored, _checksum(key, stored.response))
         with self._transaction() as db:
-            if prefix not in self._texts:
-                db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (prefix, prompt.prefix))
+            db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (prefix, prompt.prefix))
             db.execute(_INSERT, row)
             db.execute("DELETE FROM claims WHERE key = ?", (key,))
-        self._texts.add(prefix)
 
     def claim(self, key: str) -> str:
-        """Claim the right to ask.
-
-        Returns
-        -------
-        {"claimed", "elsewhere", "answered"}
-            "elsewhere" if another process is about to get the answer, "answered" if it is here by now.
-        """
+        """Claim the right to ask: "claimed", "elsewhere" if another process is about to get the answer, "answered" if it is here by now."""
         now = time.time()
         with self._transaction() as db:
             db.execute("BEGIN IMMEDIATE")
@@ -171,20 +151,16 @@ class Cache:
         except sqlite3.DatabaseError as error:
             raise CacheError(f"the cache {self.path} cannot be used: {error}; what it holds is kept") from None
 
-    def _salvage(self, aside: Path) -> int:
+    def _salvage(self, damaged: Path) -> int:
         """Copy the answers that are whole from a damaged file; from both ends, since reading stops at the damage."""
         kept: dict[str, Any] = {}
-        for order in ("ASC", "DESC"):
-            for table in ("texts", "answers"):
-                try:
-                    old = _connect_to_read(aside)
-                    for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
-                        if table == "texts":
-                            self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", row)
-                        elif isinstance(row[5], str) and _checksum(row[0], row[5]) == row[7]:
-                            kept[row[0]] = row
-                except sqlite3.DatabaseError:
-                    continue
+        for table, order in (("texts", "ASC"), ("texts", "DESC"), ("answers", "ASC"), ("answers", "DESC")):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                for row in _connect_to_read(damaged).execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
+                    if table == "texts":
+                        self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", row)
+                    elif isinstance(row[5], str) and _checksum(row[0], row[5]) == row[7]:
+                        kept[row[0]] = row
         with self._db:
             self._db.executemany(_INSERT, kept.values())
         return len(kept)
@@ -195,30 +171,11 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         _prepare(db, path)
         # Synchronous NORMAL loses nothing when the process dies; a power cut may take the last moments, never the file.
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_TABLES)
+        db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; {_TABLES}")
     except (sqlite3.Error, CacheError):
         db.close()
         raise
     return db
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> set[str]:
-    """Check a database and make it ready to be read; returns the names of its tables."""
-    # A damaged row must read as a wrong checksum, not as an error.
-    db.text_factory = lambda data: data.decode(errors="replace")
-    tables = {str(name) for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if tables and tuple(column[1] for column in db.execute("PRAGMA table_info(answers)")) != _COLUMNS:
-        _refuse(path, f"a database of other tables ({', '.join(sorted(tables))[:60]})")
-    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(" ".join(str(found).split())[:100])
-    return tables
-
-
-def _refuse(path: Path, what: str) -> NoReturn:
-    raise CacheError(f"{path} is {what}, no cache of answers, and is left as it is: name another file")
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
@@ -229,58 +186,61 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
 def _open_to_read(path: Path) -> sqlite3.Connection:
     """Open a file of which nothing may be written, not even the index that WAL needs beside it."""
     try:
-        db = _connect_to_read(path)
-        return db if _prepare(db, path) else _open(Path(":memory:"))
+        return _prepare(_connect_to_read(path), path)
     except sqlite3.OperationalError:
         # There is no index, and no place for one: read a copy, with what other processes have not yet carried over from the WAL.
         with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / FILE_NAME
             for suffix in ("", "-wal"):
                 with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(path.with_name(path.name + suffix), copy.with_name(copy.name + suffix))
-            db, copied = sqlite3.connect(":memory:", check_same_thread=False), sqlite3.connect(copy)
+                    shutil.copyfile(path.with_name(path.name + suffix), Path(folder, FILE_NAME + suffix))
+            db, copied = sqlite3.connect(":memory:", check_same_thread=False), sqlite3.connect(Path(folder, FILE_NAME))
             copied.backup(db)
             copied.close()
-        return db if _prepare(db, path) else _open(Path(":memory:"))
+        return _prepare(db, path)
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Check a database and make it ready to be read."""
+    # A damaged row must read as a wrong checksum, not as an error.
+    db.text_factory = lambda data: data.decode(errors="replace")
+    tables = {str(name) for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and tuple(column[1] for column in db.execute("PRAGMA table_info(answers)")) != _COLUMNS:
+        raise _no_cache(path, f"a database of other tables ({', '.join(sorted(tables))[:60]})")
+    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(" ".join(str(found).split())[:100])
+    return db
 
 
 def _require_cache(path: Path) -> None:
     """Raise CacheError if a file is something else than a cache, damaged or not, so that it is neither written to nor renamed."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        start = file.read(4096)
-    # A file that lost its beginning, to zeros or under the name that only caches have, is one to be set aside.
-    if start.strip(b"\0") and not start.startswith(_MAGIC) and path.name != FILE_NAME:
-        _refuse(path, f"a file that begins with {start[:20]!r}")
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4096)
+        # A file that lost its beginning, to zeros or under the name that only caches have, is one to be set aside.
+        if start.strip(b"\0") and not start.startswith(_MAGIC) and path.name != FILE_NAME:
+            raise _no_cache(path, f"a file that begins with {start[:20]!r}")
+
+
+def _no_cache(path: Path, what: str) -> CacheError:
+    return CacheError(f"{path} is {what}, no cache of answers, and is left as it is: name another file")
 
 
 def _foreign_file_system(folder: Path) -> str | None:
     """Return the kind of file system that a folder is on unless it is known to be local, as far as the system tells."""
-    mounts: dict[Path, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-            _, point, kind, *_ = line.split()
-            # White space and backslashes are written as octal numbers.
-            mounts[Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point))] = kind
-    for place in (folder.resolve(), *folder.resolve().parents):
-        if place in mounts:
-            return None if _LOCAL.fullmatch(mounts[place]) else mounts[place]
-    return None
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+    # White space and backslashes are written as octal numbers.
+    kinds = {re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount[1]): mount[2] for mount in mounts}
+    found = next((kinds[str(place)] for place in (folder.resolve(), *folder.resolve().parents) if str(place) in kinds), "")
+    return None if not found or _LOCAL.fullmatch(found) else found
 
 
 def _get(db: sqlite3.Connection, key: str) -> Stored | None:
     row = db.execute("SELECT response, seconds, sha256 FROM answers WHERE key = ?", (key,)).fetchone()
-    return Stored(row[0], row[1]) if row and _checksum(key, row[0]) == row[2] and not _is_failure(row[0]) else None
-
-
-def _is_failure(response: str) -> bool:
-    """Return whether an earlier version kept a server's failure as an answer of the model; it is asked again."""
-    try:
-        read_reply(response)
-    except ReplyError as error:
-        return isinstance(error, ServerFailed)
-    return False
+    return Stored(row[0], row[1]) if row and _checksum(key, row[0]) == row[2] else None
 
 
 def _set_aside(path: Path) -> Path:
@@ -288,9 +248,8 @@ def _set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     for suffix in ("-wal", "-shm", ""):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            companion.replace(aside.with_name(aside.name + suffix))
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     return aside
 
 

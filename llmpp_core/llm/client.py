@@ -1,12 +1,7 @@
 """The client: asks any OpenAI-compatible endpoint, pays for nothing twice, and loses no answer.
 
->>> settings = Settings("MODEL", price=Price(0.15, 0.60, date="2026-11-01"), budget=2.0)     # doctest: +SKIP
->>> client = Client(settings, progress=True)                                                 # doctest: +SKIP
->>> client.estimate(prompts)                                                                 # doctest: +SKIP
->>> answers = client.ask(prompts)                                                            # doctest: +SKIP
-
-Replies are kept in a cache (`llm_cache`) before they are returned; recordings (`llm_recordings`) are looked up first. The
-client works in a notebook, whose own event loop runs, because it keeps its loop in a thread of its own.
+``Client(Settings("MODEL", price=Price(0.15, 0.60, date="2026-11-01"), budget=2.0)).ask(prompts)`` looks recordings up first, and keeps what
+it is answered in a cache before it returns it. It works in a notebook, whose own event loop runs, since its loop has a thread of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +21,10 @@ from llmpp_core.jobs.files import cache_dir
 from llmpp_core.jobs.progress import progress_bar
 from llmpp_core.llm.answers import Answer, read_answer
 from llmpp_core.llm.cache import FILE_NAME, Cache, Stored
-from llmpp_core.llm.limits import Budget, Pace, Stop
+from llmpp_core.llm.limits import Budget, Pace, Share, Stop
 from llmpp_core.llm.prompts import Prompt
-from llmpp_core.llm.run import Counts, Job, Run, Server
+from llmpp_core.llm.run import Counts, Job, Run
 from llmpp_core.llm.settings import Price, Settings, estimate_tokens
-from llmpp_core.llm.workers import ask_elsewhere, require_free
 
 __all__ = ["Answer", "Client", "Estimate", "LLMStopped", "MissingAnswers", "Price", "Settings"]
 
@@ -40,13 +34,7 @@ class LLMStopped(RuntimeError):
 
 
 class MissingAnswers(LookupError):
-    """Answers are neither recorded nor cached, and the client may not ask.
-
-    Attributes
-    ----------
-    jobs : list of Job
-        What is missing.
-    """
+    """Answers, those to `jobs`, are neither recorded nor cached, and the client may not ask."""
 
     def __init__(self, message: str, jobs: list[Job]):
         super().__init__(message)
@@ -61,7 +49,7 @@ class Estimate:
     answered: int
     prompt_tokens: int
     answer_tokens: int
-    cost: float | None
+    cost: float | None  #: None where the price is unknown.
     currency: str
 
     def __str__(self) -> str:
@@ -75,27 +63,22 @@ class Estimate:
 class Client:
     """Asks prompts of one model.
 
+    Copies are the client itself, so estimators that are cloned share its limits. One that travels to another process (``n_jobs``) has the
+    settings, the recordings and the path of the cache, and counts for itself; so none may travel whose requests cost money or have limits,
+    which several processes could exceed together, unless it only replays.
+
     Parameters
     ----------
     settings : Settings
         The model and the limits of the run.
     cache : pathlib.Path, optional
-        The cache file; the user's cache folder by default. Any number of processes may share it.
+        The cache file; the user's cache folder by default. Any number of processes of one machine may share it.
     recordings : mapping of key to Stored, optional
-        Answers to use before anything is asked; see `llm_recordings.load`.
+        Answers to use before anything is asked; see `llmpp_core.llm.recordings.load`.
     mode : {"live", "replay"}
         In "replay" nothing is ever sent and no key is needed: what is neither recorded nor cached is an error.
     progress : bool
         Show a bar with answered, invalid and spent, and print a summary.
-    executor : concurrent.futures.Executor, optional
-        Has the requests asked elsewhere, for a model that costs nothing and that each worker's machine serves itself at `base_url`; see
-        `llm_workers`. This process alone keeps the answers.
-
-    Notes
-    -----
-    Copies are the client itself, so estimators that are cloned share its limits. One that travels to another process (``n_jobs``) has the
-    settings, the recordings and the path of the cache, and counts for itself, without an executor; so none may travel whose requests cost
-    money or have limits, which several processes could exceed together, unless it only replays.
     """
 
     def __init__(
@@ -105,13 +88,9 @@ class Client:
         recordings: Mapping[str, Stored] | None = None,
         mode: str = "live",
         progress: bool = False,
-        executor: Executor | None = None,
     ):
         if mode not in ("live", "replay"):
             raise ValueError(f"unknown mode {mode!r}; allowed are live, replay")
-        if executor is not None:
-            require_free(settings)
-        self.executor = executor
         self.settings = settings
         self.mode = mode
         self.progress = progress
@@ -120,67 +99,66 @@ class Client:
         self._recordings = recordings or {}
         self._given_path = cache
         self._cache: Cache | None = None
+        self._jobs: dict[tuple[Prompt, int], Job] = {}
         self._pace = Pace(settings)
-        self._server = Server()
         self._one_at_a_time = threading.Lock()
 
-    def __copy__(self) -> Client:
+    def __copy__(self, memo: Any = None) -> Client:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Client:
-        return self
+    __deepcopy__ = __copy__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.mode != "replay":
-            require_free(self.settings)
-        return Client, (self.settings, self._given_path, dict(self._recordings), self.mode, self.progress)
-
-    @property
-    def _cache_path(self) -> Path:
-        return self._given_path or cache_dir() / FILE_NAME
+        given = self.settings
+        limited = given.requests_per_minute or given.tokens_per_minute or given.token_cap is not None or not given.is_free
+        if self.mode != "replay" and limited:
+            raise ValueError(
+                f"{given.model} costs money or has limits, which only one process can keep: use n_jobs=1; one process keeps as many "
+                "requests in flight as `concurrency` says"
+            )
+        return Client, (given, self._given_path, dict(self._recordings), self.mode, self.progress)
 
     @property
     def cache(self) -> Cache:
         """The cache, opened when first needed; for a replay, which writes nothing, only to be read."""
         if self._cache is None:
-            self._cache = Cache(self._cache_path, read_only=self.mode == "replay")
+            self._cache = Cache(self._given_path or cache_dir() / FILE_NAME, read_only=self.mode == "replay")
         return self._cache
 
     def job(self, prompt: Prompt, sample: int = 0) -> Job:
-        """Return the request for one sample of a prompt."""
-        return Job(self.settings.key(prompt, sample), prompt, sample)
+        """Return the request for one sample of a prompt, whose key is computed once."""
+        if (prompt, sample) not in self._jobs:
+            self._jobs[prompt, sample] = Job(self.settings.key(prompt, sample), prompt, sample)
+        return self._jobs[prompt, sample]
 
     def lookup(self, key: str) -> Stored | None:
         """Return what is recorded or cached under a key, or None."""
-        if key in self._recordings:
-            return self._recordings[key]
-        if self.mode == "replay" and not self._cache_path.exists():
-            return None
-        return self.cache.get(key)
+        return self._recordings[key] if key in self._recordings else self.cache.get(key)
+
+    def _distinct(self, prompts: Sequence[Prompt], samples: int) -> dict[str, Job]:
+        return {job.key: job for prompt in prompts for job in (self.job(prompt, sample) for sample in range(samples))}
 
     def pending(self, prompts: Sequence[Prompt], samples: int = 1) -> list[Job]:
         """Return the requests that are not answered yet, each once."""
-        jobs = {job.key: job for prompt in prompts for job in (self.job(prompt, sample) for sample in range(samples))}
-        return [job for job in jobs.values() if self.lookup(job.key) is None]
+        return [job for job in self._distinct(prompts, samples).values() if self.lookup(job.key) is None]
 
     def estimate(self, prompts: Sequence[Prompt], samples: int = 1) -> Estimate:
         """Return what `ask` would send, without sending anything."""
-        jobs = self.pending(prompts, samples)
-        sent = sum(estimate_tokens(job.prompt) for job in jobs)
-        received = sum(self.settings.answer_tokens * job.prompt.n for job in jobs)
+        requests, pending = len(self._distinct(prompts, samples)), self.pending(prompts, samples)
+        sent = sum(estimate_tokens(job.prompt) for job in pending)
+        received = sum(self.settings.answer_tokens * job.prompt.n for job in pending)
         price = self.settings.price
-        requests = len({(prompt, sample) for prompt in prompts for sample in range(samples)})
-        cost = price.of(sent, received) if price else None
-        return Estimate(requests, requests - len(jobs), sent, received, cost, price.currency if price else "")
+        cost, currency = (price.of(sent, received), price.currency) if price else (None, "")
+        return Estimate(requests, requests - len(pending), sent, received, cost, currency)
 
     def ask(self, prompts: Sequence[Prompt], samples: int = 1) -> list[tuple[Answer, ...]]:
-        """Ask each prompt `samples` times, as far as it is not answered yet.
+        """Ask each prompt as often as `samples` says, as far as it is not answered yet.
 
         Returns
         -------
         list of tuple of Answer
-            `samples` answers per prompt, in the order of the prompts. Requests that failed in spite of retries are answers
-            with status "failed", as are those that a content filter refused; asking again tries them again.
+            One tuple per prompt, in their order. Requests that failed in spite of retries, or that a content filter refused, are answers
+            with status "failed"; asking again tries them again.
 
         Raises
         ------
@@ -193,26 +171,21 @@ class Client:
         """
         if samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
-        pending = self.pending(prompts, samples)
-        failures = self._obtain(pending, self._known(prompts, samples, pending)) if pending else {}
-        jobs = [[self.job(prompt, sample) for sample in range(samples)] for prompt in prompts]
-        return [tuple(self._answer(job, failures) for job in row) for row in jobs]
+        pending = {job.key: job for job in self.pending(prompts, samples)}
+        found = {key: self._read(job) for key, job in self._distinct(prompts, samples).items() if key not in pending}
+        failures = self._obtain(list(pending.values()), list(found.values())) if pending else {}
+        for key, job in pending.items():
+            failed = Answer(key, (float("nan"),) * job.prompt.n, "failed", failures.get(key, ""))
+            found[key] = failed if key in failures else self._read(job)
+        return [tuple(found[self.job(prompt, sample).key] for sample in range(samples)) for prompt in prompts]
 
-    def _known(self, prompts: Sequence[Prompt], samples: int, pending: Sequence[Job]) -> list[Answer]:
-        """Return the answers that are there already."""
-        asked = {job.key for job in pending}
-        jobs = {job.key: job for prompt in prompts for job in (self.job(prompt, sample) for sample in range(samples))}
-        return [self._answer(job, {}) for job in jobs.values() if job.key not in asked]
-
-    def _answer(self, job: Job, failures: Mapping[str, str]) -> Answer:
-        if job.key in failures:
-            return Answer(job.key, (float("nan"),) * job.prompt.n, "failed", failures[job.key])
+    def _read(self, job: Job) -> Answer:
         stored = self.lookup(job.key)
-        assert stored is not None  # It was in the cache when the run ended.
+        assert stored is not None
         return read_answer(job.prompt, job.key, stored.response, stored.seconds)
 
     def _obtain(self, jobs: list[Job], known: list[Answer]) -> dict[str, str]:
-        """Ask for all jobs; returns why some failed, by key."""
+        """Ask for all jobs, given the answers to their like that are there; returns why some failed, by key."""
         if self.mode == "replay":
             first = jobs[0].prompt.query.splitlines()[0]
             raise MissingAnswers(f"{len(jobs)} answers of {self.settings.model} are not recorded, the first: {jobs[0].key} ({first})", jobs)
@@ -223,31 +196,29 @@ class Client:
                 bar.set_postfix(answered=self.counts.answered, invalid=self.counts.invalid, spent=self._spent(), refresh=False)
                 bar.update()
 
-            run = Run(self.settings, self.cache, self.budget, self._pace, self.counts, show_progress, self._server, known)
+            share = Share(self.settings, known)
+            run = Run(self.settings, self.cache, self.budget, self._pace, self.counts, share, show_progress)
             started = time.perf_counter()
             try:
-                if self.executor is not None:
-                    return ask_elsewhere(
-                        self.settings, self.cache, jobs, self.executor, self.counts, self.budget, show_progress, self._server
-                    )
                 _in_thread(run, jobs, canary=self.counts.answered == self.counts.invalid)
             except Stop as stop:
                 left = sum(self.lookup(job.key) is None for job in jobs)
                 where = f"{self.settings.model} at {self.settings.base_url}"
                 raise LLMStopped(f"{where}: {stop} ({len(jobs) - left} of {len(jobs)} requests answered and kept)") from None
             finally:
-                while self._server.notes:
-                    warnings.warn(self._server.notes.pop(0), stacklevel=3)
+                for kind, note in self.counts.notes.items():
+                    if note:
+                        self.counts.notes[kind] = ""
+                        warnings.warn(note, stacklevel=3)
                 self.counts.seconds += time.perf_counter() - started
                 if self.progress:
                     tqdm.write(self.summary())
         return run.failures
 
     def _spent(self) -> str:
-        spent = self.budget.spent
-        if spent is None:
+        if self.settings.price is None:
             return f"{self.budget.prompt_tokens + self.budget.answer_tokens:,} tokens"
-        return f"{spent:.4f} {self.settings.price.currency if self.settings.price else ''}"
+        return f"{self.budget.spent:.4f} {self.settings.price.currency}"
 
     def summary(self) -> str:
         """Return one line that says what happened so far and what it cost."""
@@ -262,24 +233,19 @@ class Client:
 
 def _in_thread(run: Run, jobs: list[Job], canary: bool) -> None:
     """Settle jobs in a thread with an event loop of its own; on Ctrl-C wait for the calls in flight, on a second one do not."""
-    errors: list[BaseException] = []
-    # Not Thread.join: before Python 3.13 an interrupted join takes the thread for ended.
-    ended = threading.Event()
+    ended: Future[None] = Future()
 
     def work() -> None:
         try:
-            run.settle(jobs, canary)
+            ended.set_result(run.settle(jobs, canary))  # type: ignore[func-returns-value]
         except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
+            ended.set_exception(error)
 
+    # Not an executor's: a second Ctrl-C would wait for that at the end of the process.
     threading.Thread(target=work, name="llm", daemon=True).start()
     try:
-        ended.wait()
+        ended.result()
     except KeyboardInterrupt:
         run.stop("interrupted")
-        ended.wait()
+        wait([ended])
         raise
-    if errors:
-        raise errors[0]

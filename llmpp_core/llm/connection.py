@@ -6,7 +6,6 @@ The `openai` package would also send the organisation, the project and whatever 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +30,20 @@ def connect(settings: Settings, key: str) -> Any:
     # Imported here: replaying recordings needs neither the package nor the second that importing it takes.
     import openai
 
+    async def only_own_headers(request: Any) -> None:
+        request.headers = type(request.headers)({
+            "Host": request.url.netloc,
+            "Authorization": f"Bearer {key or 'none'}",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(request.content)),
+            "Accept": "application/json",
+            "Accept-Encoding": request.headers.get("Accept-Encoding", "identity"),
+            # Some gateways turn away clients that they do not know.
+            "User-Agent": f"OpenAI/Python {openai.__version__}",
+            # By this the package knows that the response is wanted as it came.
+            "X-Stainless-Raw-Response": "true",
+        })  # fmt: skip
+
     try:
         http = openai.DefaultAsyncHttpxClient(
             # Of this machine, no proxy applies.
@@ -39,7 +52,7 @@ def connect(settings: Settings, key: str) -> Any:
             follow_redirects=False,
             # Loading certificates takes longer than asking a local server.
             verify=urlsplit(settings.base_url).scheme == "https",
-            event_hooks={"request": [_only_own_headers(key or "none", openai.__version__)]},
+            event_hooks={"request": [only_own_headers]},
         )
     except Exception as error:  # Each version of the HTTP package has its own; their messages may quote the password of a proxy.
         names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy") and os.environ[name]]
@@ -48,31 +61,6 @@ def connect(settings: Settings, key: str) -> Any:
         socks = any(os.environ[name].lower().startswith("socks") for name in names) and isinstance(error, ImportError)
         why = "SOCKS needs the package socksio" if socks else "expected http://, https:// or socks5://, host and port"
         raise Stop(f"the proxy in the environment variable {' or '.join(sorted(names))} cannot be used: {why}; or unset it") from None
-    return openai.AsyncOpenAI(
-        api_key=key or "none",
-        # Given, so that they are not looked up in the environment.
-        organization="",
-        project="",
-        base_url=settings.base_url,
-        max_retries=0,
-        timeout=settings.deadline,
-        http_client=http,
-    )
-
-
-def _only_own_headers(key: str, version: str) -> Callable[[Any], Awaitable[None]]:
-    async def replace(request: Any) -> None:
-        request.headers = type(request.headers)({
-            "Host": request.url.netloc,
-            "Authorization": f"Bearer {key}",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(request.content)),
-            "Accept": "application/json",
-            "Accept-Encoding": request.headers.get("Accept-Encoding", "identity"),
-            # Some gateways turn away clients that they do not know.
-            "User-Agent": f"OpenAI/Python {version}",
-            # By this the package knows that the response is wanted as it came.
-            "X-Stainless-Raw-Response": "true",
-        })  # fmt: skip
-
-    return replace
+    # Organisation and project are given, so that they are not looked up in the environment.
+    mine: dict[str, Any] = {"api_key": key or "none", "organization": "", "project": "", "base_url": settings.base_url}
+    return openai.AsyncOpenAI(**mine, max_retries=0, timeout=settings.deadline, http_client=http)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import email.utils
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmpp_core.llm.answers import ReplyError
 from llmpp_core.llm.limits import Stop
 
-#: Longest wait in seconds that a server may ask for.
-LONGEST_WAIT = 300.0
-#: The two names of the field that limits an answer; servers take one or the other, or both.
-LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
-# Of 400 to 499, those that may pass: timeouts, conflicts, locks, rates, a generation that failed (424), a client that left (499).
+# Longest wait in seconds that a server may ask for.
+_LONGEST_WAIT = 300.0
+# The two names of the field that limits an answer; servers take one or the other, or both.
+_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+# Of 300 to 499, those that may pass: timeouts, conflicts, locks, rates, a generation that failed (424), a client that left (499).
 _PASSING = (408, 409, 423, 424, 425, 429, 499)
 # Of 500 and more, those that will not: not implemented, unknown version of HTTP, a network that wants a login.
 _PERMANENT = (501, 505, 511)
@@ -24,7 +24,7 @@ _PERMANENT_CODES = re.compile(
     r"(invalid|incorrect)_api_key(_error)?|authentication_error|permission_(error|denied)|account_deactivated|access_terminated|model_not_found"
 )
 # A 429 with one of these concerns the account; others, such as "overloaded", concern only the call at hand.
-_ACCOUNT_CODES = ("rate_limit_exceeded", "rate_limit_error", "requests", "tokens")
+_ACCOUNT_CODES = {"rate_limit_exceeded", "rate_limit_error", "requests", "tokens"}
 # How vendors name the refusal of a prompt: codes and types first, then what the message says where there is no such code.
 _FILTER_CODES = re.compile(
     r"content_?(filter|policy)|moderation_?(blocked|error)|responsible_?ai|data_?inspection|invalid_prompt|prohibited_?content|sensitive",
@@ -37,30 +37,28 @@ _FILTER_WORDS = re.compile(
 )
 _FILTER_STATUS = (400, 403, 422, 451)
 _UNKNOWN_FIELD = re.compile(r"unsupported|not supported|unrecogni[sz]ed|unknown|not permitted|unexpected|extra_forbidden", re.I)
+# The settings that make fields of the request which a server may refuse.
+_SETTINGS = dict.fromkeys(_LIMIT_FIELDS, "token_limit_field") | {
+    "temperature": "temperature",
+    "reasoning_effort": "reasoning_effort",
+    "response_format": "form (json needs this field, single and batched do not)",
+}
 
 
 class Failure(NamedTuple):
-    """A call that gave no answer.
-
-    `wait` is the delay in seconds that the server asked for, `everyone` says whether it holds for all calls, `charged` whether the tokens
-    may have been paid for, `again` whether repeating the call may help, `silent` whether nothing was heard of the server, and `refused`
-    whether a content filter refused the prompt, which says nothing about others.
-    """
+    """A call that gave no answer."""
 
     reason: str
-    wait: float | None = None
-    everyone: bool = False
-    charged: bool = False
-    again: bool = True
-    silent: bool = False
-    refused: bool = False
+    wait: float | None = None  #: Seconds that the server asked to wait.
+    everyone: bool = False  #: Whether all calls have to wait.
+    charged: bool = False  #: Whether the tokens may have been paid for.
+    again: bool = True  #: Whether repeating the call may help.
+    silent: bool = False  #: Whether nothing was heard of the server.
+    refused: bool = False  #: Whether a content filter refused the prompt, which says nothing about others.
 
 
 def judge(error: Exception, deadline: float) -> Failure:
-    """Say what to do after an error of a call; raises Stop if no other call would fare better.
-
-    Errors that are no failure of a call (a bug, say) are raised again.
-    """
+    """Say what to do after an error of a call; raises Stop if no other call would fare better, and what is no failure of a call (a bug)."""
     import openai
 
     if isinstance(error, ReplyError):
@@ -92,10 +90,10 @@ def _judge_status(status: int, body: Any, headers: Mapping[str, str], message: s
     if (300 <= status < 500 and status not in _PASSING) or status in _PERMANENT:
         raise Stop(reason + _advice(error, said))
     wait = retry_after(headers)
-    if wait is not None and wait > LONGEST_WAIT:
+    if wait is not None and wait > _LONGEST_WAIT:
         raise Stop(f"{reason}; the server asks to wait {wait:.0f} s")
     exhausted = any(headers.get(f"x-ratelimit-remaining-{what}") == "0" for what in ("requests", "tokens"))
-    return Failure(reason, wait, everyone=status == 429 and (bool(codes & set(_ACCOUNT_CODES)) or exhausted))
+    return Failure(reason, wait, everyone=status == 429 and (exhausted or not codes.isdisjoint(_ACCOUNT_CODES)))
 
 
 def _judge_codes(codes: set[str], reason: str, status: int) -> Failure | None:
@@ -117,16 +115,10 @@ def _error(body: Any) -> Mapping[str, Any]:
 
 def _advice(error: Mapping[str, Any], said: str) -> str:
     """Name the setting to change if the server complains about a field of the request."""
-    complaint = f"{error.get('code')} {said}"
-    if not _UNKNOWN_FIELD.search(complaint):
-        return ""
-    for field, setting in (
-        *((name, "token_limit_field") for name in LIMIT_FIELDS),
-        *((name, name) for name in ("temperature", "reasoning_effort")),
-        ("response_format", "form (json needs this field, single and batched do not)"),
-    ):
-        if error.get("param") == field or re.search(rf"\b{field}\b", said):
-            return f"; the setting to change is {setting}"
+    if _UNKNOWN_FIELD.search(f"{error.get('code')} {said}"):
+        for field, setting in _SETTINGS.items():
+            if error.get("param") == field or re.search(rf"\b{field}\b", said):
+                return f"; the setting to change is {setting}"
     return ""
 
 
@@ -134,12 +126,11 @@ def other_limit_field(error: Exception, sent: str) -> str | None:
     """Return the name to send the limit of an answer under if a server says that it does not know the one that was sent."""
     import openai
 
-    if not isinstance(error, openai.APIStatusError) or error.status_code not in (400, 422) or sent not in LIMIT_FIELDS:
+    if not isinstance(error, openai.APIStatusError) or error.status_code not in (400, 422) or sent not in _LIMIT_FIELDS:
         return None
     said = f"{error.body} {error.message}"
-    if not _UNKNOWN_FIELD.search(said) or not re.search(rf"\b{sent}\b", said):
-        return None
-    return next(name for name in LIMIT_FIELDS if name != sent)
+    unknown = _UNKNOWN_FIELD.search(said) and re.search(rf"\b{sent}\b", said)
+    return _LIMIT_FIELDS[1 - _LIMIT_FIELDS.index(sent)] if unknown else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -149,11 +140,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             return max(0.0, float(text) * unit)
         except ValueError:
-            pass
-        try:
-            date = email.utils.parsedate_to_datetime(text)
-        except ValueError:
-            continue
-        date = date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
-        return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+            if date := email.utils.parsedate_tz(text):
+                return max(0.0, email.utils.mktime_tz(date) - time.time())
     return None

@@ -1,8 +1,8 @@
 """Recordings: answers as text files that are committed.
 
-A recording is ``results/llm/EXPERIMENT/NAME.jsonl``: a first line with the settings, then one line per answer with its
-key, labels and the response as it came, sorted. It holds no prompts, since these hold upstream data; the experiment
-builds them again and the key tells whether they are still the same.
+A recording is ``results/llm/EXPERIMENT/NAME.jsonl``: a first line with the settings, then one line per answer with its key, labels and the
+response as it came, sorted. It holds no prompts, since these hold upstream data; the experiment builds them again and the key tells whether
+they are still the same.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llmpp_core.upstream import read_jsonl
 
 
 class Row(NamedTuple):
-    """One recorded answer: what it answers, in JSON types, and the response."""
+    """One recorded answer."""
 
-    labels: dict[str, Any]
+    labels: dict[str, Any]  #: What it answers, in JSON types.
     sample: int
     stored: Stored
 
@@ -50,36 +50,31 @@ def read_recording(path: Path) -> Recording:
 
     A line that says that the server failed is no answer: it is left out with a warning, so that the request is sent again.
     """
+    number, what = 1, ""
     try:
-        return _read_recording(path)
+        lines = read_jsonl(path)
     except ValueError as error:
         raise ValueError(f"{error}; mend the line, or move the file away") from None
-
-
-def _read_recording(path: Path) -> Recording:
-    lines = read_jsonl(path)
     try:
         head = lines[0]["recording"]
         if head["schema"] != SCHEMA_VERSION:
             raise ValueError(f"schema {head['schema']} is not supported; supported is {SCHEMA_VERSION}")
         recording = Recording(path, head["experiment"], Settings.from_identity(head["settings"]))
-    except (IndexError, KeyError, TypeError):
-        raise ValueError(f"{path}, line 1: expected the head of a recording") from None
-    except ValueError as error:
-        raise ValueError(f"{path}, line 1: {error}") from None
-    for number, line in enumerate(lines[1:], 2):
-        try:
+        for number, line in enumerate(lines[1:], 2):
+            what = "not a recorded answer: "
             key, response = line["key"], to_json(line["response"])
             row = Row(dict(line["labels"]), int(line["sample"]), Stored(response, line["seconds"]))
-            read_reply(response)
-        except ServerFailed as error:
-            warnings.warn(f"{path}, line {number}: {error}; left out, so that it is asked again", stacklevel=3)
-            continue
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a recorded answer: {error}") from None
-        if key in recording.rows:
-            raise ValueError(f"{path}, line {number}: the key {key} is given twice")
-        recording.rows[key] = row
+            try:
+                read_reply(response)
+            except ServerFailed as error:
+                warnings.warn(f"{path}, line {number}: {error}; left out, so that it is asked again", stacklevel=2)
+                continue
+            if key in recording.rows:
+                raise ValueError(f"the key {key} is given twice")
+            recording.rows[key] = row
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        said = error if number > 1 or type(error) is ValueError else "expected the head of a recording"
+        raise ValueError(f"{path}, line {number}: {what}{said}; mend the line, or move the file away") from None
     return recording
 
 
@@ -96,7 +91,7 @@ def write_recording(recording: Recording) -> None:
 def to_json(value: Any) -> str:
     """Return JSON on one line that any file takes: as it reads, and escaped where it holds half a character, as in "\\ud83d"."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or printable(text) == text else json.dumps(value)
+    return text if printable(text) == text else json.dumps(value)
 
 
 def read_recordings(paths: Iterable[Path], settings: Settings | None = None) -> list[Recording]:

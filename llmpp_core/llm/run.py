@@ -11,15 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmpp_core.llm.answers import Answer, Reply, read_answer, read_reply
+from llmpp_core.llm.answers import read_answer, read_reply
 from llmpp_core.llm.cache import Cache, CacheError, Stored
 from llmpp_core.llm.connection import connect, read_key
 from llmpp_core.llm.faults import Failure, judge, other_limit_field
-from llmpp_core.llm.limits import Budget, Pace, Stop
+from llmpp_core.llm.limits import Budget, Pace, Share, Stop, read_usage
 from llmpp_core.llm.prompts import Prompt
 from llmpp_core.llm.settings import Settings, estimate_tokens, fewest_tokens
-from llmpp_core.llm.share import Share
-from llmpp_core.llm.usage import Usage, read_usage
 
 _LONGEST_BACKOFF = 60.0
 # Shorter ones are placeholders such as "none", which may occur in any text.
@@ -28,87 +26,48 @@ _SHORTEST_KEY = 8
 
 @dataclass(frozen=True)
 class Job:
-    """One request that has no answer yet."""
+    """One request for an answer."""
 
-    key: str
+    key: str  #: Of the answer, in cache and recordings.
     prompt: Prompt
     sample: int
 
 
 @dataclass
 class Counts:
-    """What happened in the runs of a client; `estimated` counts calls charged by estimate, for want of a count by the server."""
+    """What happened in the runs of a client, and what they have learned of the server."""
 
     requests: int = 0
     answered: int = 0
     invalid: int = 0
     failed: int = 0
     retries: int = 0
-    estimated: int = 0
+    estimated: int = 0  #: Calls charged by estimate, for want of a count by the server.
     seconds: float = 0.0
+    token_limit_field: str = ""  #: What the server takes in place of the field that the settings name.
+    notes: dict[str, str] = field(default_factory=dict)  #: What to warn of, once of each kind; "" when that is done.
 
 
-@dataclass
-class Server:
-    """What a client has learned of the server that it asks, and what is to be said of it, once."""
-
-    answered: bool = False
-    token_limit_field: str = ""  # Taken in place of the one that the settings name.
-    notes: list[str] = field(default_factory=list)
-    _said: set[str] = field(default_factory=set)
-
-    def note(self, kind: str, text: str) -> None:
-        """Take down something to warn of, unless one of its kind was taken down before."""
-        if kind not in self._said:
-            self.notes.append(text)
-        self._said.add(kind)
-
-
+@dataclass(repr=False, eq=False)
 class Run:
-    """Settles jobs: each ends with its response in the cache, as a failure, or pending if the run stops.
+    """Settles jobs: each ends with its response in the cache, in `failures`, or pending if the run stops."""
 
-    Parameters
-    ----------
-    settings, cache, budget, pace, counts
-        Of the client; they outlive the run.
-    on_settled : callable
-        Called after each job that was answered or has failed.
-    server : Server, optional
-        What is known of the server; the run adds to it.
-    known : sequence of Answer
-        Answers that were there before to prompts of the same kind; they count for the share of invalid ones.
-
-    Attributes
-    ----------
-    failures : dict
-        Why jobs failed, by key.
-    stopped : str
-        Why the run stopped early, else "".
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        cache: Cache,
-        budget: Budget,
-        pace: Pace,
-        counts: Counts,
-        on_settled: Callable[[], None],
-        server: Server | None = None,
-        known: Sequence[Answer] = (),
-    ):
-        self.settings, self.cache, self.budget, self.pace, self.counts = settings, cache, budget, pace, counts
-        self.on_settled = on_settled
-        self.server = server or Server()
-        self.share = Share(settings, known)
-        self._refused: set[str] = set()
-        self.failures: dict[str, str] = {}
-        self.stopped = ""
-        self._failures_in_a_row = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping, self._changed = asyncio.Event(), asyncio.Event()
-        self._http: Any = None
-        self._key = ""
+    settings: Settings
+    cache: Cache
+    # These outlive the run.
+    budget: Budget
+    pace: Pace
+    counts: Counts
+    share: Share
+    on_settled: Callable[[], None]  #: Called after each job that was answered or has failed.
+    failures: dict[str, str] = field(default_factory=dict)  #: Why jobs failed, by key.
+    stopped: str = ""  #: Why the run stopped early.
+    _failures_in_a_row: int = 0
+    _loop: asyncio.AbstractEventLoop | None = None
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _http: Any = None
+    _key: str = ""
 
     def settle(self, jobs: Sequence[Job], canary: bool) -> None:
         """Settle the jobs, the first one alone if `canary`; raises Stop if that is not possible for all of them."""
@@ -138,7 +97,7 @@ class Run:
                     if isinstance(outcome, BaseException):
                         raise outcome
             if not self.stopped and (complaint := self.share.complaint()):
-                self.server.notes.append(f"{self.settings.model}: {complaint}")
+                self.counts.notes[complaint] = f"{self.settings.model}: {complaint}"
         except Stop as stop:
             self.stop(str(stop))
         finally:
@@ -153,18 +112,8 @@ class Run:
             with contextlib.suppress(CacheError):  # If the disk is full, the next answer says so.
                 self.cache.renew()
 
-    def _check_canary(self, job: Job, others: bool) -> bool:
-        """Return whether the others may be asked now; raises Stop if they must not be."""
-        if job.key in self._refused:
-            return False
-        if job.key in self.failures:
-            raise Stop(f"the first request failed: {self.failures[job.key]}")
-        if others and not self.stopped:
-            self.share.check_first()
-        return True
-
     async def _work(self, queue: deque[Job], canary: bool = False) -> None:
-        claimed_elsewhere = 0
+        """Settle jobs until none is left or, if `canary`, until one is whose outcome says something about the others."""
         try:
             while queue and not self.stopped:
                 job = queue.popleft()
@@ -172,15 +121,16 @@ class Run:
                 if claim == "answered":  # By another process, since this one looked.
                     self.on_settled()
                 elif claim == "claimed":
-                    await self._settle_one(job, queue)
-                    if canary and self._check_canary(job, bool(queue)):
+                    failure = await self._settle_one(job, queue)
+                    if canary and not (failure and failure.refused):
+                        if failure:
+                            raise Stop(f"the first request failed: {failure.reason}")
+                        if queue and not self.stopped:
+                            self.share.check_first()
                         return
                 else:
                     queue.append(job)
-                    claimed_elsewhere += 1
-                    if claimed_elsewhere >= len(queue):
-                        claimed_elsewhere = 0
-                        await self._sleep(self.cache.lease / 20)
+                    await self._sleep(self.cache.lease / 20)
         except Stop as stop:
             self.stop(self._redact(str(stop)))
         except CacheError as error:
@@ -189,63 +139,74 @@ class Run:
             self.stop(f"{type(error).__name__} in the client")
             raise
 
-    async def _settle_one(self, job: Job, queue: deque[Job]) -> None:
+    async def _settle_one(self, job: Job, others: deque[Job]) -> Failure | None:
+        """Settle a job; returns its failure, None if it was answered or the run stops."""
         self.counts.requests += 1
         for attempt in range(self.settings.retries + 1):
             self.counts.retries += attempt > 0
-            outcome = await self._attempt(job)
-            if isinstance(outcome, Answer):
+            failure = await self._attempt(job)
+            if failure is None:
                 self._failures_in_a_row = 0
-                self.server.answered = True
-                self.counts.answered += 1
-                self.counts.invalid += outcome.status == "invalid"
-                self.share.count(outcome)
                 self.on_settled()
-                if queue:
+                if others:
                     self.share.check()
-                return
-            failure = outcome
+                return None
             # A server that was never heard of is absent or wrongly named; one that has answered may come back.
-            if not failure.again or attempt == self.settings.retries or (failure.silent and not self.server.answered):
+            if not failure.again or attempt == self.settings.retries or (failure.silent and not self.counts.answered):
                 break
-            await self._wait_before_retry(failure, attempt)
+            seconds = random.uniform(0, min(_LONGEST_BACKOFF, self.settings.backoff * 2**attempt))
+            if failure.wait is not None:
+                seconds = failure.wait + random.uniform(0, self.settings.backoff)
+            if failure.everyone:
+                self.pace.pause(seconds)
+            else:
+                await self._sleep(seconds)
             if self.stopped:
-                return
+                return None
+        assert failure is not None
         self.cache.release(job.key)
         self.failures[job.key] = self._redact(failure.reason)
         self.counts.failed += 1
         self.on_settled()
-        if failure.refused:
-            self._refused.add(job.key)
-            return
-        self._failures_in_a_row += 1
+        self._failures_in_a_row += not failure.refused
         if self._failures_in_a_row >= self.settings.max_failures:
             raise Stop(f"{self._failures_in_a_row} requests failed in a row, the last one: {failure.reason}")
+        return failure
 
-    async def _attempt(self, job: Job) -> Answer | Failure:
-        """Make one call and charge for it; an answer is in the cache when this returns."""
-        estimate = estimate_tokens(job.prompt)
-        allowed = self.settings.answer_tokens * job.prompt.n
-        aside = self.budget.worst_case(estimate, allowed)
-        await self._admit(*aside)
+    async def _attempt(self, job: Job) -> Failure | None:
+        """Make one call and charge for it; an answer is in the cache and counted when this returns."""
+        estimate, allowed = estimate_tokens(job.prompt), self.settings.answer_tokens * job.prompt.n
+        while (aside := self.budget.admit(estimate, allowed)) is None:
+            self._changed.clear()
+            await self._changed.wait()
+            if self.stopped:
+                raise Stop(self.stopped)
         used = (0, 0)
         try:
-            await self._keep_pace(sum(aside))
+            await self._sleep(self.pace.reserve(sum(aside)))
+            while (seconds := self.pace.paused()) and not self.stopped:
+                await self._sleep(seconds)
+            if self.stopped:
+                raise Stop(self.stopped)
             started = time.perf_counter()
             raw = await self._call(job)
             seconds = round(time.perf_counter() - started, 3)
             reply = read_reply(raw)
-            usage = read_usage(raw, fewest := fewest_tokens(job.prompt))
-            low = 0 < (usage.prompt_tokens or 0) < fewest
-            used = self._charge(usage, reply, low, aside)
+            fewest = fewest_tokens(job.prompt)
+            sent, received = read_usage(raw, fewest)
+            used = self._charge(sent, received, fewest, bool(reply.text), aside)
             self.budget.learn(estimate, allowed, used)
-            if low:
-                self._check_prompt_arrived(usage.prompt_tokens or 0, fewest)
-            if reply.finish_reason == "length" and not reply.text.strip():
+            if sent and sent < fewest:
+                self._note_low_count(sent, fewest)
+            if reply.is_exhausted:
                 advice = "raise answer_tokens or lower reasoning_effort"
                 return Failure(f"all {allowed} tokens allowed went on reasoning, none on the answer: {advice}", again=False)
             self.cache.put(job.key, self.settings.identity(), job.prompt, job.sample, Stored(raw, seconds))
-            return read_answer(job.prompt, job.key, raw, seconds)
+            answer = read_answer(job.prompt, job.key, raw, seconds)
+            self.counts.answered += 1
+            self.counts.invalid += answer.status == "invalid"
+            self.share.count(answer)
+            return None
         except (Stop, CacheError):
             raise
         except Exception as error:
@@ -258,70 +219,48 @@ class Run:
             self.budget.settle(aside, used)
             self._changed.set()
 
-    async def _admit(self, prompt_tokens: int, answer_tokens: int) -> None:
-        while not self.budget.admit(prompt_tokens, answer_tokens):
-            self._changed.clear()
-            await self._changed.wait()
-            if self.stopped:
-                raise Stop(self.stopped)
-
-    async def _keep_pace(self, tokens: int) -> None:
-        await self._sleep(self.pace.reserve(tokens))
-        while (seconds := self.pace.paused()) and not self.stopped:
-            await self._sleep(seconds)
-        if self.stopped:
-            raise Stop(self.stopped)
-
     async def _call(self, job: Job) -> str:
-        sent = self.server.token_limit_field or self.settings.token_limit_field
+        body = self.settings.body(job.prompt)
+        named, allowed = self.settings.token_limit_field, body.pop(self.settings.token_limit_field)
+        sent = self.counts.token_limit_field or named
         try:
-            return await self._send(job, sent)
+            return await self._send(body | {sent: allowed})
         except Exception as error:
             # Once only: the field that is sent now was refused in place of the other before, or this is the other.
-            if sent != self.settings.token_limit_field or not (other := other_limit_field(error, sent)):
+            if sent != named or not (other := other_limit_field(error, sent)):
                 raise
-            self.server.token_limit_field = other
-            raw = await self._send(job, other)
-            said = f"the server of {self.settings.model} does not know {sent}: {other} was sent instead; set token_limit_field to it"
-            self.server.note("field", said)
-            return raw
+        self.counts.token_limit_field = other
+        raw = await self._send(body | {other: allowed})
+        said = f"the server of {self.settings.model} does not know {sent}: {other} was sent instead; set token_limit_field to it"
+        self.counts.notes.setdefault("field", said)
+        return raw
 
-    async def _send(self, job: Job, token_limit_field: str) -> str:
-        body = self.settings.body(job.prompt)
-        body[token_limit_field] = body.pop(self.settings.token_limit_field)
+    async def _send(self, body: dict[str, Any]) -> str:
         create = self._http.chat.completions.with_raw_response.create
         call = create(model=body.pop("model"), messages=body.pop("messages"), extra_body=body)
         # The package's own timeout starts anew with every byte, so a dripping server would never run into it.
         response = await asyncio.wait_for(call, self.settings.deadline)
         return self._redact(response.http_response.text)
 
-    def _charge(self, usage: Usage, reply: Reply, low: bool, aside: tuple[int, int]) -> tuple[int, int]:
+    def _charge(self, sent: int | None, received: int | None, fewest: int, wrote: bool, aside: tuple[int, int]) -> tuple[int, int]:
         """Return the tokens to charge: those that were counted, or for want of a plausible count those that were set aside."""
-        # A server that costs nothing need not count; of another, no tokens or too few are a count that is missing.
-        strict = not self.settings.is_free
-        prompt_missing = usage.prompt_tokens is None or (strict and (low or not usage.prompt_tokens))
-        answer_missing = usage.answer_tokens is None or (strict and not usage.answer_tokens and bool(reply.text))
-        self.counts.estimated += prompt_missing or answer_missing
-        return aside[0] if prompt_missing else usage.prompt_tokens or 0, aside[1] if answer_missing else usage.answer_tokens or 0
+        if not self.settings.is_free:
+            # A server that costs nothing need not count; of another, no tokens or too few are a count that is missing.
+            sent = sent if sent and sent >= fewest else None
+            received = received if received or not wrote else None
+        self.counts.estimated += sent is None or received is None
+        return aside[0] if sent is None else sent, aside[1] if received is None else received
 
-    def _check_prompt_arrived(self, counted: int, fewest: int) -> None:
+    def _note_low_count(self, counted: int, fewest: int) -> None:
+        """Warn of a prompt that was cut, as it seems; raises Stop if it is the first, which no server has in a cache."""
         said = f"{counted} tokens in a prompt of {fewest} words and numbers"
-        if not self.server.answered and not self.share.known:
+        if not self.counts.answered and not self.share.known:
             raise Stop(
                 f"the server counted {said}, so it cut the prompt: raise its context length (num_ctx in Ollama); or it counts only what it "
                 "had not cached: start it anew"
             )
         why = "it leaves out what it had cached, or it cuts prompts (see num_ctx in Ollama)"
-        self.server.note("low", f"the server of {self.settings.model} counted {said}: {why}")
-
-    async def _wait_before_retry(self, failure: Failure, attempt: int) -> None:
-        seconds = random.uniform(0, min(_LONGEST_BACKOFF, self.settings.backoff * 2**attempt))
-        if failure.wait is not None:
-            seconds = failure.wait + random.uniform(0, self.settings.backoff)
-        if failure.everyone:
-            self.pace.pause(seconds)
-        else:
-            await self._sleep(seconds)
+        self.counts.notes.setdefault("low", f"the server of {self.settings.model} counted {said}: {why}")
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, or less if the run stops."""

@@ -1,7 +1,7 @@
-"""Which model is asked, how, how fast, and for how much money at most.
+"""Which model is asked and how, on which the keys of answers depend; how fast, how patiently, and for how much money at most.
 
-`Settings` is everything a run depends on except the key, which is read from the environment when a request is about to
-be sent and is neither stored nor passed on. `Settings.local` is for a server of one's own; `llm_local` says how each is started.
+The secret of the endpoint is no setting: it is read from the environment when a request is about to be sent, and is neither stored nor
+passed on. `Settings.local` is for a server of one's own; `llmpp_core.llm.local` says how each is started.
 """
 
 from __future__ import annotations
@@ -10,48 +10,105 @@ import datetime
 import hashlib
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from llmpp_core.llm.prompts import Prompt
-from llmpp_core.llm.values import NUMBERS, RESERVED, address, canonical, is_number, number
 
 #: Part of every cache key: raise it when the meaning of a key changes.
 SCHEMA_VERSION = 1
-# The settings that answers depend on.
-_IDENTITY = ("endpoint", "model", "temperature", "reasoning_effort", "answer_tokens", "token_limit_field", "extra")
 #: Ports on which local servers listen unless told otherwise.
 LOCAL_SERVERS = {"vllm": 8000, "ollama": 11434, "llama-server": 8080, "lm-studio": 1234, "transformers": 8000}
+# The settings that answers depend on, in the order of recordings.
+_IDENTITY = ("endpoint", "model", "temperature", "reasoning_effort", "answer_tokens", "token_limit_field", "extra")
+# Fields of the request that other settings, the budget or the reading of replies depend on.
+_RESERVED = ("model", "messages", "temperature", "reasoning_effort", "max_tokens", "max_completion_tokens", "n", "stream")
+# What each number may be: whether it must be whole, whether 0 is allowed, and the most that it may be.
+_NUMBERS: dict[str, tuple[bool, bool, float]] = {
+    **dict.fromkeys(("answer_tokens", "concurrency", "max_failures", "token_cap"), (True, False, math.inf)),
+    **dict.fromkeys(("deadline", "requests_per_minute", "tokens_per_minute"), (False, False, math.inf)),
+    **dict.fromkeys(("temperature", "backoff", "budget"), (False, True, math.inf)),
+    "retries": (True, True, math.inf),
+    "max_invalid": (False, True, 1.0),
+}
+_PORTS = {"http": 80, "https": 443}
+# What chat templates put around a message, generously.
+_MESSAGE_TOKENS = 10
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-math.inf < value < math.inf)  # type: ignore[operator]
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a number in the type that its setting has, or raise ValueError."""
+    whole, zero, most = _NUMBERS[name]
+    if not (_is_number(value) and (value >= 0 if zero else value > 0) and value <= most and not (whole and value % 1)):
+        kind = "whole number" if whole else "number"
+        expected = f"a {kind} from 0 to {most:g}" if most < math.inf else f"a {kind} of at least 0" if zero else f"a positive {kind}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return int(value) if whole else float(value) + 0.0  # -0.0 is 0.0.
+
+
+def _canonical(extra: Mapping[str, Any]) -> Any:
+    """Return JSON values in which equal numbers are written alike, or raise ValueError."""
+    try:
+        text = json.dumps(dict(extra), allow_nan=False, default=lambda number: number.item())  # One of NumPy's.
+        return json.loads(text, parse_float=_shortest)
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"extra: expected JSON values (text, finite numbers, true, false, null, lists, objects), got others: {error}"
+        ) from None
+
+
+def _shortest(digits: str) -> float:
+    # Whole where possible: a server may want an integer, and none minds it in place of a decimal. Those of 2**53 have no such spelling.
+    number = float(digits)
+    return int(number) if number % 1 == 0 and abs(number) < 2**53 else number
+
+
+def _address(text: Any) -> str:
+    """Return a base URL with scheme and host in lower case and without its usual port, or raise ValueError."""
+    shown = str(text).split("@")[-1].split("?")[0]
+    bad = ValueError(f"base_url: expected http(s)://host/path, got {shown!r}")
+    try:
+        url = urlsplit(str(text).strip())
+        port = url.port
+    except ValueError:
+        raise bad from None
+    if url.scheme not in _PORTS or not url.hostname or not re.fullmatch(r"[!-~]+", url.hostname + url.path):
+        raise bad
+    if url.username or url.password or url.query or url.fragment:
+        raise ValueError(
+            "base_url: expected no user name, password, query or fragment; the key is read from the environment, and addresses that "
+            "need ?api-version=… have a newer form without (Azure: https://NAME.openai.azure.com/openai/v1)"
+        )
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    where = host if port in (None, _PORTS[url.scheme]) else f"{host}:{port}"
+    return urlunsplit(SplitResult(url.scheme, where, url.path, "", ""))
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a million tokens cost, as read off the vendor's page on a given date.
+    """What tokens cost; raises ValueError unless prices are numbers of at least 0 and the date is one."""
 
-    Parameters
-    ----------
-    prompt, answer : float
-        Price of a million tokens sent and received.
-    date : str
-        When the price was looked up, YYYY-MM-DD.
-    currency : str
-        Unit of the prices and of the budget.
-    """
-
-    prompt: float
-    answer: float
-    date: str
-    currency: str = "USD"
+    prompt: float  #: Price of a million tokens sent.
+    answer: float  #: Price of a million tokens received.
+    date: str  #: When it was read off the vendor's page, YYYY-MM-DD.
+    currency: str = "USD"  #: Unit of the prices and of the budget.
 
     def __post_init__(self) -> None:
-        if not all(is_number(value) and value >= 0 for value in (self.prompt, self.answer)):
+        if not all(_is_number(value) and value >= 0 for value in (self.prompt, self.answer)):
             raise ValueError(f"price: expected two numbers of at least 0, got {self.prompt!r} and {self.answer!r}")
         try:
-            valid = bool(re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.date)) and bool(datetime.date.fromisoformat(self.date))
+            valid = datetime.date.fromisoformat(self.date).isoformat() == self.date
         except (TypeError, ValueError):
             valid = False
         if not valid:
@@ -68,79 +125,45 @@ FREE = Price(0.0, 0.0, "1970-01-01")
 
 @dataclass(frozen=True)
 class Settings:
-    """A model, how it is asked, and the limits of a run.
+    """A model, how it is asked, and the limits of a run; a bad value raises ValueError that names it and what is allowed."""
 
-    Parameters
-    ----------
-    model : str
-        Model id, as the endpoint knows it.
-    base_url : str
-        The endpoint, without user name, password or query. One on this machine needs neither price nor token cap.
-    endpoint : str, optional
-        Name that stands for the endpoint in cache keys and recordings, where the URL says nothing, such as a local port.
-    key_variable : str or None
-        Environment variable that holds the key; None for a server that wants none.
-    temperature, reasoning_effort : optional
-        Sent only if given; most models have their own defaults.
-    answer_tokens : int
-        Most tokens of an answer, per architecture asked about; reasoning models spend their thoughts from it.
-    token_limit_field : str
-        "max_tokens", or "max_completion_tokens" where a vendor wants that.
-    extra : mapping
-        Further fields of the request body, in JSON types; whole numbers are sent as such, 1.0 as 1.
-    concurrency : int
-        Requests in flight at once.
-    requests_per_minute, tokens_per_minute : float, optional
-        Rate limits to keep.
-    deadline : float
-        Seconds after which one call is given up, whatever the server sends.
-    retries : int
-        Further calls after one that failed in a way that may pass.
-    backoff : float
-        Scale in seconds of the random delay before a retry; it doubles each time, up to a minute.
-    max_failures : int
-        Requests that fail in a row, retries included, before the run stops; those that a content filter refuses do not count.
-    max_invalid : float
-        Share of invalid answers, of 20 or more to the prompts at hand, above which the run stops; 1 lets it go on whatever is answered.
-    price, budget : optional
-        Price of tokens, and the most to spend, in its currency.
-    token_cap : int, optional
-        Most tokens, sent and received together; required where the price is unknown.
-    """
-
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    endpoint: str | None = None
-    key_variable: str | None = "OPENAI_API_KEY"
-    temperature: float | None = None
-    reasoning_effort: str | None = None
-    answer_tokens: int = 25
-    token_limit_field: str = "max_tokens"
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    concurrency: int = 16
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    deadline: float = 120.0
-    retries: int = 6
-    backoff: float = 1.0
-    max_failures: int = 20
-    max_invalid: float = 0.5
+    # What answers depend on, and their keys with them.
+    model: str  #: Model id, as the endpoint knows it.
+    base_url: str = "https://api.openai.com/v1"  #: The endpoint, without user name, password or query.
+    endpoint: str | None = None  #: What stands for it in keys and recordings, where the URL says nothing, such as a local port.
+    key_variable: str | None = "OPENAI_API_KEY"  #: Environment variable that holds the secret; None for a server that wants none.
+    temperature: float | None = None  #: Sent if given; most models have their own default.
+    reasoning_effort: str | None = None  #: Sent if given.
+    answer_tokens: int = 25  #: Most tokens of an answer, reasoning included, per architecture asked about.
+    token_limit_field: str = "max_tokens"  #: Or "max_completion_tokens", where a vendor wants that.
+    extra: Mapping[str, Any] = field(default_factory=dict)  #: Further fields of the request, in JSON types; 1.0 is sent as 1.
+    # Pace and patience.
+    concurrency: int = 16  #: Requests in flight at once.
+    requests_per_minute: float | None = None  #: Rate limit to keep.
+    tokens_per_minute: float | None = None  #: Rate limit to keep.
+    deadline: float = 120.0  #: Seconds after which one call is given up, whatever the server sends.
+    retries: int = 6  #: Further calls after one that failed in a way that may pass.
+    backoff: float = 1.0  #: Scale in seconds of the random delay before a retry; it doubles each time, up to a minute.
+    max_failures: int = 20  #: Requests that fail in a row, retries included, before the run stops; filtered ones do not count.
+    max_invalid: float = 0.5  #: Share of invalid answers, of 20 or more, above which the run stops; 1 lets it go on.
+    # Money. A server on this machine needs neither price nor token cap.
     price: Price | None = None
-    budget: float | None = None
-    token_cap: int | None = None
+    budget: float | None = None  #: Most to spend, in the currency of the price.
+    token_cap: int | None = None  #: Most tokens, sent and received together; required where the price is unknown.
 
     def __post_init__(self) -> None:
         # Settings that are equal have one key, however they are spelled.
-        object.__setattr__(self, "base_url", address(self.base_url))
+        object.__setattr__(self, "base_url", _address(self.base_url))
         if not self.model or not isinstance(self.model, str):
             raise ValueError(f"model: expected the id of a model, got {self.model!r}")
-        for name in NUMBERS:
+        for name in _NUMBERS:
             if (value := getattr(self, name)) is not None or type(self).__dataclass_fields__[name].default is not None:
-                object.__setattr__(self, name, number(name, value))
-        if not isinstance(self.extra, Mapping) or (taken := [name for name in self.extra if name in RESERVED]):
-            got = f"{taken[0]}, which other settings decide" if isinstance(self.extra, Mapping) else f"a {type(self.extra).__name__}"
-            raise ValueError(f"extra: expected further fields of the request, got {got}")
-        object.__setattr__(self, "extra", canonical(self.extra))
+                object.__setattr__(self, name, _number(name, value))
+        if not isinstance(self.extra, Mapping):
+            raise ValueError(f"extra: expected further fields of the request, got a {type(self.extra).__name__}")
+        if taken := [name for name in self.extra if name in _RESERVED]:
+            raise ValueError(f"extra: expected further fields of the request, got {taken[0]}, which other settings decide")
+        object.__setattr__(self, "extra", _canonical(self.extra))
 
     @classmethod
     def local(cls, server: str, model: str, **changes: Any) -> Settings:
@@ -168,11 +191,11 @@ class Settings:
 
     def require_limit(self) -> None:
         """Raise ValueError unless something bounds what a run can cost."""
-        if self.is_free:
+        if self.is_free or self.token_cap is not None:
             return
-        if self.price is None and self.token_cap is None:
+        if self.price is None:
             raise ValueError(f"the price of {self.model} is not given: set token_cap, or price and budget")
-        if self.price is not None and self.budget is None and self.token_cap is None:
+        if self.budget is None:
             raise ValueError(f"{self.model} costs money: set budget (in {self.price.currency}) or token_cap")
 
     def identity(self) -> dict[str, Any]:
@@ -191,12 +214,8 @@ class Settings:
         """Return the Chat Completions request that asks one prompt."""
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt.text}]}
         body[self.token_limit_field] = self.answer_tokens * prompt.n
-        for name in ("temperature", "reasoning_effort"):
-            if (value := getattr(self, name)) is not None:
-                body[name] = value
-        if (response_format := prompt.response_format()) is not None:
-            body["response_format"] = response_format
-        return body | dict(self.extra)
+        given = {"temperature": self.temperature, "reasoning_effort": self.reasoning_effort, "response_format": prompt.response_format()}
+        return body | {name: value for name, value in given.items() if value is not None} | dict(self.extra)
 
     def key(self, prompt: Prompt, sample: int = 0) -> str:
         """Return the key under which the answer to one sample of a prompt is kept: a sha256 over everything it depends on."""
@@ -204,17 +223,12 @@ class Settings:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-# What chat templates put around a message, generously.
-_MESSAGE_TOKENS = 10
-
-
 @lru_cache(maxsize=256)
 def _counts(text: str) -> tuple[int, int]:
     """Return how many words and numbers a text holds, and about how many tokens it makes."""
     words = re.findall(r"[^\W\d]+|\d+", text)
     pieces = sum(-(-len(word.encode()) // (3 if word[0].isdigit() else 6)) for word in words)
-    symbols = sum(not (character.isalnum() or character.isspace()) for character in text)
-    return len(words), pieces + symbols
+    return len(words), pieces + sum(not (character.isalnum() or character.isspace()) for character in text)
 
 
 def fewest_tokens(prompt: Prompt) -> int:
