@@ -90,8 +90,6 @@ def prepare(
         The folder of the raw corpus; see `llmpp_core.text.corpora.find_wmt`.
     executor : concurrent.futures.Executor, optional
         Encodes several shards at once. That of a cluster needs `folder` to be one that all its machines share, under one path.
-    progress : bool
-        Show a progress bar per stage.
 
     Returns
     -------
@@ -101,8 +99,7 @@ def prepare(
     Raises
     ------
     ValueError
-        If the folder was prepared from something else or with other settings, a file is damaged, the disk too small, or no pair
-        passes the filters.
+        If the folder was prepared otherwise, a file is damaged, the disk too small, or no pair passes the filters.
     """
     files = {side: find_wmt(name, side, corpus) for side in SIDES}
     sizes = {path.name: path.stat().st_size for side in SIDES for path in files[side]}
@@ -142,18 +139,19 @@ def train_vocabulary(name: str, files: Mapping[str, Sequence[Path]], folder: Pat
 
     if (folder / "text.json").exists() and (folder / "vocabulary.json").exists():
         return
-    data = datasets.concatenate_datasets([datasets.Dataset(_read_shard(shard)[0]) for shard in _shards(folder, "text")])
-    if len(data) == 0:
+    shards = [datasets.Dataset(_read_shard(shard)[0]) for shard in _shards(folder, "text")]
+    if not any(map(len, shards)):
         raise ValueError(f"{folder}: no pair of the corpus passes the filters")
-    every = {n: data.select(range(0, len(data), -(-len(data) // n))) for n in (_EXAMPLES, settings.sample)}
-    text = {"train": every[_EXAMPLES][:]}
+    pairs = datasets.concatenate_datasets(shards)
+    examples, sample = (pairs.select(range(0, len(pairs), -(-len(pairs) // n))) for n in (_EXAMPLES, settings.sample))
+    text = {"train": examples[:], "valid": {"src": [], "tgt": []}, "test": {"src": [], "tgt": []}}
     for side in ("valid", "test"):
-        blocks = zip(*read_wmt(name, side, files[side], settings.shard, folder / "rows"), strict=True)
-        src, tgt = (list(chain.from_iterable(block)) for block in blocks)
-        ParallelText(src, tgt, f"{name} {side}")  # refuses empty sentences
-        text[side] = {"src": src, "tgt": tgt}
+        for src, tgt in read_wmt(name, side, files[side], settings.shard, folder / "rows"):
+            text[side]["src"] += src
+            text[side]["tgt"] += tgt
+        ParallelText(**text[side], name=f"{name} {side}")  # refuses empty sentences
     replace_file(folder / "text.json", json.dumps(text, ensure_ascii=False).encode())
-    sentences = chain.from_iterable(chain(batch["src"], batch["tgt"]) for batch in every[settings.sample].iter(10_000))
+    sentences = chain.from_iterable(chain(batch["src"], batch["tgt"]) for batch in sample.iter(10_000))
     replace_file(folder / "vocabulary.json", Vocabulary.subwords(sentences, settings.subwords).to_json().encode())
 
 
