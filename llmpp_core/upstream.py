@@ -45,15 +45,11 @@ _MIRRORS = {
 
 
 class PaperTask(NamedTuple):
-    """One of the paper's tasks."""
+    """A task of the paper: its name in the records, its title, the language English is translated to, and the records' joint subwords."""
 
-    #: Its name in the records.
     records: str
-    #: Its name for readers.
     title: str
-    #: The language that English is translated to.
     target: str
-    #: Joint subwords of the records.
     subwords: int
 
 
@@ -109,12 +105,7 @@ def places() -> Iterator[Path]:
 def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     """Return the local path of one upstream file, downloading it where needed and allowed.
 
-    Raises
-    ------
-    DamagedFileError
-        If the file here is damaged; it is renamed to end in ``.damaged``.
-    SourceError
-        If it is absent and not to be had.
+    Raises DamagedFileError if the file here is damaged, which is renamed to end in ``.damaged``; SourceError if it is not to be had.
     """
     if name not in registry():
         raise ValueError(f"unknown data {name!r}; registry.tsv lists the upstream files")
@@ -169,9 +160,8 @@ def online(seconds: float = 5) -> bool:
 def missing(groups: Iterable[str], *, download: bool = True) -> str | None:
     """Return why the first file of `groups` that cannot be had cannot, or None if all are at hand; DamagedFileError if one is damaged."""
     try:
-        for group in groups:
-            for name in names(group):
-                fetch(name, download=download)
+        for name in (name for group in groups for name in names(group)):
+            fetch(name, download=download)
     except DamagedFileError:
         raise
     except SourceError as error:
@@ -196,7 +186,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# Our columns of the records, and what they are called there.
+# What our columns are called in the records.
 _TFS_COLUMNS = {
     "bleu": "valid_BLEU",
     "test_bleu": "test_BLEU",

@@ -79,7 +79,7 @@ def _multi30k(target: str, mini: bool) -> Task:
     if mini:
         text = {side: whole.shorter(10, at_most=6000) for side, whole in text.items()}
         recipe = Recipe(updates=1500, batch_tokens=1000, learning_rate=2e-3, dropout=0.1)
-        sizes = {"space": TINY, "recipe": recipe, "subwords": 2000, "beam": 1, "longest": 60}
+        sizes: dict[str, Any] = {"space": TINY, "recipe": recipe, "subwords": 2000, "beam": 1, "longest": 60}
     else:
         # Published text-only Transformers of 4 + 4 layers train for at most 8,000 updates of 2 x 4,096 tokens with dropout 0.3 and label
         # smoothing 0.1, on 10,000 joint subwords, and are read with beam 5 (Wu et al., 2021). 8,000 joint subwords lengthen sentences by

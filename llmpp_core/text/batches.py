@@ -138,18 +138,9 @@ class Pairs:
         return Batch(self.src[index, :source].long(), tgt[:, :-1], tgt[:, 1:], int(self.tgt_lengths[rows].sum()) - len(rows))
 
     def batches(self, batch_tokens: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-        """Return rows of batches with at most `batch_tokens` padded tokens on either side.
+        """Return rows of batches with at most `batch_tokens` padded tokens on either side; a longer sentence makes one of its own.
 
-        Parameters
-        ----------
-        batch_tokens : int
-            Limit; a longer sentence makes a batch of its own.
-        rng : numpy.random.Generator, optional
-            Shuffles pairs of equal length, and the batches. Without it the order is that of lengths.
-
-        Returns
-        -------
-        list of numpy.ndarray of int
+        The generator shuffles pairs of equal length, and the batches. Without it the order is that of lengths.
         """
         rows = np.arange(len(self)) if rng is None else rng.permutation(len(self))
         longer = np.maximum(self.src_lengths, self.tgt_lengths)

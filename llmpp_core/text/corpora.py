@@ -73,17 +73,11 @@ class ParallelText:
         """Return the pairs with no more than so many words on either side, the first `at_most` of them."""
         pairs = zip(self.src, self.tgt, strict=True)
         kept = [pair for pair in pairs if max(len(sentence.split()) for sentence in pair) <= words][:at_most]
-        return ParallelText(*([pair[side] for pair in kept] for side in (0, 1)), f"{self.name}, at most {words} words")
+        return ParallelText([a for a, _ in kept], [b for _, b in kept], f"{self.name}, at most {words} words")
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """Yield the lines of a file of one sentence per line, plain or ``.gz``.
-
-    Raises
-    ------
-    ValueError
-        If it is no gzip file though named so, or a line is not UTF-8; names the file and the line.
-    """
+    """Yield the lines of a file, plain or ``.gz``; ValueError, naming file and line, if it is no gzip file or a line is not UTF-8."""
     path, number = Path(path), 0
     try:
         with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -132,17 +126,8 @@ def find_wmt(name: str, side: str, folder: Path | None = None) -> list[Path]:
     Lines are in ``train.en`` and ``train.de``, ``validation.en`` and so on, also ``.gz``. Rows are in ``train.jsonl`` (also ``.gz``) or
     ``train.parquet``, or in shards (``train-00000-of-00003.parquet``), with a column "translation" such as ``{"de": "Tag", "en": "day"}``.
 
-    Parameters
-    ----------
-    name, side : str
-        Such as "wmt14.en-de", and train, valid or test.
-    folder : path, optional
-        Where the files are; by default the folder `name` in ``LLMPP_DATA_DIR`` or the user's cache, or else the Hub.
-
-    Raises
-    ------
-    ValueError
-        If the folder has nothing, one language without the other, or rows in both forms.
+    They lie in `folder`, by default the folder `name` (such as "wmt14.en-de") in ``LLMPP_DATA_DIR`` or the user's cache. Raises ValueError
+    if it has nothing, one language without the other, or rows in both forms.
     """
     split = _SPLITS[side]
     for place in [folder] if folder else (base / name for base in places()):
@@ -166,12 +151,7 @@ def find_wmt(name: str, side: str, folder: Path | None = None) -> list[Path]:
 def read_wmt(name: str, side: str, files: Sequence[Path], at_once: int, cache: Path) -> Iterator[tuple[list[str], list[str]]]:
     """Yield source and target sentences of what `find_wmt` found, so many at once, "" where there is none; rows are cached in a folder.
 
-    Raises
-    ------
-    SourceError
-        If there are no files and the Hub cannot be reached.
-    ValueError
-        If the files are damaged or of another form.
+    Raises SourceError if there are no files and the Hub cannot be reached, ValueError if they are damaged or of another form.
     """
     if files and files[0].name.startswith(f"{_SPLITS[side]}.en"):
         # Not by the library `datasets`, which ends a line at a lone carriage return too, and so parts what belongs together.

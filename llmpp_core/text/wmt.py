@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -41,7 +41,7 @@ class Settings:
     #: Most tokens of the vocabulary; at most 65,536, since tokens are stored in two bytes.
     subwords: int
     #: Most words of a sentence, and most times that one side may have the words of the other. HAT takes 1.5 of subwords; of words, that
-    #: would leave out a fifth of the English-Czech captions of Multi30k, and 2 leaves out 1.3 % of them, 0.1 % of the English-German.
+    #: would leave out a fifth of the English-Czech captions of Multi30k, and 2 leaves out 1.3 % of them.
     words: int = 250
     word_ratio: float = 2.0
     #: The same of subwords: the limits of HAT, whose script is that of fairseq (``clean-corpus-n.perl -ratio 1.5 corpus 1 250``).
@@ -76,16 +76,12 @@ def prepare(
     executor: Executor | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Prepare a WMT task, or go on where an earlier run stopped, or check every byte of what is finished.
+    """Prepare a WMT task such as "wmt14.en-de", or go on where an earlier run stopped, or check every byte of what is finished.
 
     Parameters
     ----------
-    name : str
-        Such as "wmt14.en-de".
     folder : path
         Where the files go. One process at a time prepares a folder; a second is refused.
-    settings : Settings
-        Filters and sizes.
     corpus : path, optional
         The folder of the raw corpus; see `llmpp_core.text.corpora.find_wmt`.
     executor : concurrent.futures.Executor, optional
@@ -126,8 +122,8 @@ def clean_text(name: str, files: Sequence[Path], folder: Path, settings: Setting
     with progress_bar(desc="clean", unit=" pairs", unit_scale=True, disable=not progress) as bar:
         for k, sides in enumerate(read_wmt(name, "train", files, settings.shard, folder / "rows")):
             if not (path := folder / f"text-{k:05}.arrow").exists():
-                words = (np.array([len(sentence.split()) for sentence in side]) for side in sides)
-                rows, counts = clean(*words, longest=settings.words, ratio=settings.word_ratio)
+                a, b = (np.array([len(sentence.split()) for sentence in side]) for side in sides)
+                rows, counts = clean(a, b, settings.words, settings.word_ratio)
                 src, tgt = ([side[row] for row in rows] for side in sides)
                 _write_shard(path, src, tgt, {"pairs": len(sides[0]), **counts})
             bar.update(len(sides[0]))
@@ -182,28 +178,21 @@ def clean(src: np.ndarray, tgt: np.ndarray, longest: int, ratio: float) -> tuple
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a prepared folder; raises ValueError if it is damaged."""
-    path = folder / "manifest.json"
-    try:
-        manifest = dict(json.loads(path.read_bytes()))
-        if not isinstance(manifest["files"], dict):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: {'damaged; remove it and' if path.exists() else 'missing;'} prepare the corpus again") from None
-    return manifest
+    """Return the manifest of a prepared folder; raises ValueError if it is missing or damaged."""
+    with _whole(folder / "manifest.json") as path:
+        manifest = json.loads(path.read_bytes())
+        return {**manifest, "files": dict(manifest["files"])}
 
 
 def load_prepared(folder: Path) -> tuple[dict[str, Any], Vocabulary, dict[str, ParallelText], Pairs]:
-    """Return manifest, vocabulary, text and training pairs of a prepared folder.
+    """Return manifest, vocabulary, text and training pairs of a prepared folder; raises ValueError if a file is missing or damaged.
 
     Of the training text only 10,000 pairs are loaded, evenly spaced; the tokens of all stay on disk.
     """
     manifest = read_manifest(folder)
-    try:
-        text = json.loads((folder / "text.json").read_bytes())
-        texts = {side: ParallelText(**columns, name=f"{manifest['task']} {side}") for side, columns in text.items()}
-    except (OSError, ValueError):
-        raise _damaged(folder / "text.json") from None
+    with _whole(folder / "text.json") as path:
+        text = json.loads(path.read_bytes())
+        texts = {side: ParallelText(**text[side], name=f"{manifest['task']} {side}") for side in SIDES}
     shards = [folder / name for name in manifest["files"] if name.startswith("train-")]
     return manifest, _vocabulary(folder), texts, Pairs.from_stored(*stored_tokens(shards, manifest["digest"]))
 
@@ -226,7 +215,8 @@ def _tokenise(shard: Path, settings: Settings) -> int:
 
     vocabulary, (text, counts) = _vocabulary(shard.parent), _read_shard(shard)
     src, tgt = (pa.array(vocabulary.encode(text.column(side).to_pylist()), pa.list_(pa.uint16())) for side in ("src", "tgt"))
-    rows, left_out = clean(*(side.value_lengths().to_numpy() for side in (src, tgt)), longest=settings.longest, ratio=settings.ratio)
+    a, b = (side.value_lengths().to_numpy() for side in (src, tgt))
+    rows, left_out = clean(a, b, settings.longest, settings.ratio)
     # Spaces of odd kinds may have been all there was.
     by_reason = {"long_subwords": left_out["long"], "unequal_subwords": left_out["unequal"] + left_out["empty"]}
     _write_shard(_tokens_of(shard), src.take(rows), tgt.take(rows), by_reason)
@@ -246,22 +236,25 @@ def _write_shard(path: Path, src: Any, tgt: Any, counts: Mapping[str, int]) -> N
 
 
 def _read_shard(path: Path) -> tuple[Any, dict[str, int]]:
-    """Return a shard's memory-mapped table and its counts; raises ValueError naming the file if it is damaged."""
-    import pyarrow as pa
+    """Return a shard's memory-mapped table and its counts."""
     from datasets.table import MemoryMappedTable  # type: ignore[import-untyped]
 
-    try:
+    with _whole(path):
         table = MemoryMappedTable.from_file(str(path))
         counts = json.loads(table.schema.metadata[_COUNTS])
-        if len(table) == counts["rows"]:
-            return table, counts
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        pass
-    raise _damaged(path)
+        if len(table) != counts["rows"]:
+            raise ValueError
+    return table, counts
 
 
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path}: {'damaged' if path.exists() else 'missing'}; remove what is left of it and prepare the corpus again")
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Say of whatever goes wrong with a file that was written whole that it is damaged or missing."""
+    try:
+        yield path
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError):
+        reason = "damaged" if path.exists() else "missing"
+        raise ValueError(f"{path}: {reason}; remove what is left of it and prepare the corpus again") from None
 
 
 def _shards(folder: Path, stem: str) -> list[Path]:
@@ -273,10 +266,8 @@ def _tokens_of(shard: Path) -> Path:
 
 
 def _vocabulary(folder: Path) -> Vocabulary:
-    try:
-        return Vocabulary.from_json((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise _damaged(folder / "vocabulary.json") from None
+    with _whole(folder / "vocabulary.json") as path:
+        return Vocabulary.from_json(path.read_text(encoding="utf-8"))
 
 
 def _refuse_others(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -303,9 +294,9 @@ def _finish(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if (folder / "manifest.json").exists():
         manifest = read_manifest(folder)
         for name, expected in manifest["files"].items():
-            if sha256.get(name) != expected:
-                reason = "damaged, its checksum is not that of the manifest"
-                raise ValueError(f"{folder / name}: {reason}; remove it and prepare the corpus again")
+            with _whole(folder / name):
+                if sha256.get(name) != expected:
+                    raise ValueError
         return manifest
     counts, texts = Counter[str](), json.loads((folder / "text.json").read_bytes())
     for shard in text:
