@@ -26,7 +26,7 @@ import numpy as np
 from llmpp_book.studies.paper_costs import PAIRS
 from llmpp_core.jobs.provenance import processor
 from llmpp_core.text import wmt as preparation
-from llmpp_core.text.readers import open_corpus
+from llmpp_core.text.corpora import SIDES, find_wmt
 from llmpp_core.text.wmt import Settings
 
 TASK = "wmt14.en-de"
@@ -77,8 +77,7 @@ def work(corpus: Path, out: Path, settings: Settings, jobs: int, connection: Any
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
     out.mkdir(parents=True, exist_ok=True)
 
-    def clean() -> None:
-        preparation.clean_text(open_corpus(TASK, "train", corpus), out, settings)
+    files = {side: find_wmt(TASK, side, corpus) for side in SIDES}
 
     def finish() -> None:
         connection.send(preparation.prepare(TASK, out, settings, corpus=corpus)["counts"])
@@ -93,8 +92,8 @@ def work(corpus: Path, out: Path, settings: Settings, jobs: int, connection: Any
 
     with pool or nullcontext():
         stages = {
-            "clean": clean,
-            "vocabulary": lambda: preparation.train_vocabulary(out, settings),
+            "clean": lambda: preparation.clean_text(TASK, files["train"], out, settings),
+            "vocabulary": lambda: preparation.train_vocabulary(TASK, files, out, settings),
             "tokens": lambda: preparation.tokenise(out, settings, pool),
             "check": finish,
             "open and read": load,

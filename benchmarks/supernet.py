@@ -31,7 +31,7 @@ def plain_score(supernet: SuperTransformer, task: Task, arch: Architecture, devi
     src, tgt = (task.vocabulary.encode(side) for side in (task.text["valid"].src, task.text["valid"].tgt))
     loss, tokens = 0.0, 0
     for start in range(0, len(src), batch):
-        pairs = Pairs.from_tokens(src[start : start + batch], tgt[start : start + batch], device)
+        pairs = Pairs.from_tokens(src[start : start + batch], tgt[start : start + batch]).to(device)
         rows = pairs.batch(np.arange(len(pairs)))
         loss += smoothed_loss(supernet(rows.src, rows.tgt, arch), rows.labels, task.supernet_recipe.label_smoothing).item()
         tokens += rows.tokens

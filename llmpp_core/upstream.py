@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import os
 import threading
@@ -24,7 +23,6 @@ import requests
 
 from llmpp_core.jobs.files import SourceError, cache_dir
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.features import HAT_FEATURE_NAMES
 
 with warnings.catch_warnings():
     # Loading pooch loads tqdm, which would put a warning about missing widgets, and a path, into every notebook.
@@ -45,8 +43,24 @@ _MIRRORS = {
     "multi30k": "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/",
 }
 
-#: The paper's tasks and the seeds of its three splits.
-TFS_TASKS = {"wmt14ende": "WMT'14 En-De", "wmt14enfr": "WMT'14 En-Fr", "wmt19ende": "WMT'19 En-De"}
+
+class PaperTask(NamedTuple):
+    """A task of the paper: its name in the records, its title, the language English is translated to, and the records' joint subwords."""
+
+    records: str
+    title: str
+    target: str
+    subwords: int
+
+
+#: The paper's tasks by the names of their corpora.
+PAPER_TASKS = {
+    "wmt14.en-de": PaperTask("wmt14ende", "WMT'14 En-De", "German", 32_768),
+    "wmt14.en-fr": PaperTask("wmt14enfr", "WMT'14 En-Fr", "French", 44_512),
+    "wmt19.en-de": PaperTask("wmt19ende", "WMT'19 En-De", "German", 49_600),
+}
+#: Their titles by the names in the records, and the seeds of the paper's three splits.
+TFS_TASKS = {task.records: task.title for task in PAPER_TASKS.values()}
 TFS_SPLITS = (123, 456, 789)
 #: The supernets whose BLEU the records hold, by their names upstream.
 SUPERNETS = ("HAT", "Supernet (Sandwich)", "Layer-wise MoS", "Neuron-wise MoS")
@@ -57,7 +71,7 @@ class DamagedFileError(SourceError):
 
 
 class TFSSplit(NamedTuple):
-    """Ten demonstrations and twenty test architectures of one task, with their train-from-scratch (TFS) scores."""
+    """Ten demonstrations and twenty test architectures of one task, with the scores of training from scratch; see `read_tfs`."""
 
     task: str
     seed: int
@@ -91,12 +105,7 @@ def places() -> Iterator[Path]:
 def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     """Return the local path of one upstream file, downloading it where needed and allowed.
 
-    Raises
-    ------
-    DamagedFileError
-        If the file here is damaged; it is renamed to end in ``.damaged``.
-    SourceError
-        If it is absent and not to be had.
+    Raises DamagedFileError if the file here is damaged, which is renamed to end in ``.damaged``; SourceError if it is not to be had.
     """
     if name not in registry():
         raise ValueError(f"unknown data {name!r}; registry.tsv lists the upstream files")
@@ -109,26 +118,19 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     if not download:
         raise SourceError(f"{name} is not here; set LLMPP_DATA_DIR or run: llmpp fetch")
     top, _, rest = name.partition("/")
-    path = cache_dir() / name
+    # Not with env="LLMPP_DATA_DIR": pooch would write there, and over files that are damaged.
+    source = pooch.create(cache_dir() / top, _MIRRORS[top], registry={rest: f"sha256:{sha256}"})
     try:
-        pooch.retrieve(
-            _MIRRORS[top] + rest,
-            known_hash=f"sha256:{sha256}",
-            fname=path.name,
-            path=path.parent,
-            downloader=pooch.HTTPDownloader(progressbar=progress, timeout=20),
-        )
+        return Path(source.fetch(rest, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=20)))
     except (requests.RequestException, OSError) as error:
-        raise SourceError(
-            f"{name} could not be downloaded ({type(error).__name__}) and is not in LLMPP_DATA_DIR or {cache_dir()}"
-        ) from None
+        where = f"LLMPP_DATA_DIR or {cache_dir()}"
+        raise SourceError(f"{name} could not be downloaded ({type(error).__name__}) and is not in {where}") from None
     except ValueError:
         raise SourceError(f"{name}: the download does not have the expected sha256 {sha256}; it was discarded") from None
-    return path
 
 
 def _check(path: Path, sha256: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = pooch.file_hash(str(path))
     if found == sha256:
         return
     aside = path.with_name(path.name + ".damaged")
@@ -156,17 +158,10 @@ def online(seconds: float = 5) -> bool:
 
 
 def missing(groups: Iterable[str], *, download: bool = True) -> str | None:
-    """Return why the first file of `groups` that cannot be had cannot, or None if all are at hand.
-
-    Raises
-    ------
-    DamagedFileError
-        If a file is here but damaged.
-    """
+    """Return why the first file of `groups` that cannot be had cannot, or None if all are at hand; DamagedFileError if one is damaged."""
     try:
-        for group in groups:
-            for name in names(group):
-                fetch(name, download=download)
+        for name in (name for group in groups for name in names(group)):
+            fetch(name, download=download)
     except DamagedFileError:
         raise
     except SourceError as error:
@@ -191,8 +186,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+# What our columns are called in the records.
+_TFS_COLUMNS = {
+    "bleu": "valid_BLEU",
+    "test_bleu": "test_BLEU",
+    "parameters": "num_parameters_without_embedding_weights",
+    "embedding_parameters": "num_embedding_parameters",
+    "flops": "total_flops_without_last_layer",
+    "flops_total": "total_flops",
+    "latency_ms": "overall_latency",
+}
+
+
 def read_tfs(path: Path) -> pd.DataFrame:
-    """Read a file of train-from-scratch records.
+    """Read a file of train-from-scratch records; raises ValueError naming file and line if one is damaged.
 
     Returns
     -------
@@ -205,19 +212,9 @@ def read_tfs(path: Path) -> pd.DataFrame:
     for number, record in enumerate(read_jsonl(path), 1):
         try:
             scratch = record["scratch"]
-            rows.append(
-                {
-                    "architecture": Architecture.from_prompt_lines(scratch["arch_info"]),
-                    "bleu": scratch["valid_BLEU"],
-                    "test_bleu": scratch["test_BLEU"],
-                    "parameters": scratch["num_parameters_without_embedding_weights"],
-                    "embedding_parameters": scratch["num_embedding_parameters"],
-                    "flops": scratch["total_flops_without_last_layer"],
-                    "flops_total": scratch["total_flops"],
-                    "latency_ms": scratch["overall_latency"],
-                    **{supernet: record[supernet]["valid_BLEU"] for supernet in SUPERNETS},
-                }
-            )
+            row = {"architecture": Architecture.from_prompt_lines(scratch["arch_info"])}
+            row |= {ours: scratch[theirs] for ours, theirs in _TFS_COLUMNS.items()}
+            rows.append(row | {supernet: record[supernet]["valid_BLEU"] for supernet in SUPERNETS})
         except KeyError as error:
             raise ValueError(f"{path}, line {number}: the record has no {error}") from None
         except (TypeError, ValueError) as error:
@@ -225,45 +222,40 @@ def read_tfs(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _read_split(task: str, seed: int, download: bool) -> TFSSplit:
+    folder = f"{GROUPS['tfs']}{seed}/{task}/"
+    return TFSSplit(task, seed, *(read_tfs(fetch(f"{folder}{part}.jsonl", download=download)) for part in ("train", "test")))
+
+
 def tfs_splits(*, download: bool = True) -> Iterator[TFSSplit]:
     """Yield the paper's nine splits: three tasks, three seeds each."""
     for task in TFS_TASKS:
         for seed in TFS_SPLITS:
-            parts = [read_tfs(fetch(f"{GROUPS['tfs']}{seed}/{task}/{part}.jsonl", download=download)) for part in ("train", "test")]
-            yield TFSSplit(task, seed, *parts)
+            yield _read_split(task, seed, download)
 
 
 def tfs_records(task: str, *, download: bool = True) -> pd.DataFrame:
     """Return the 30 architectures of one task of `TFS_TASKS`, in a fixed order."""
     if task not in TFS_TASKS:
         raise ValueError(f"unknown task {task!r}; allowed are {', '.join(TFS_TASKS)}")
-    folder = f"{GROUPS['tfs']}{TFS_SPLITS[0]}/{task}/"
-    parts = [read_tfs(fetch(f"{folder}{part}.jsonl", download=download)) for part in ("train", "test")]
-    return pd.concat(parts).sort_values(["flops", "bleu"], ignore_index=True)
-
-
-def unlabelled(*, download: bool = True) -> list[Architecture]:
-    """Return the 3,000 architectures that the paper's LLM labelled, 500 from each of six files."""
-    files = [fetch(name, download=download) for name in names("unlabelled")]
-    return [Architecture.from_prompt_lines(record["scratch"]["arch_info"]) for path in files for record in read_jsonl(path)]
+    split = _read_split(task, TFS_SPLITS[0], download)
+    return pd.concat([split.demonstrations, split.test]).sort_values(["flops", "bleu"], ignore_index=True)
 
 
 #: HAT's latency tables: "task device" as in their file names.
 LATENCY_TABLES = {Path(name).stem.removesuffix("_all"): name for name in names("latency")}
-# HAT's column names, in the order of HAT_FEATURE_NAMES.
-_HAT_COLUMNS = (
-    "encoder_embed_dim",
-    "encoder_layer_num",
-    "encoder_ffn_embed_dim_avg",
-    "encoder_self_attention_heads_avg",
-    "decoder_embed_dim",
-    "decoder_layer_num",
-    "decoder_ffn_embed_dim_avg",
-    "decoder_self_attention_heads_avg",
-    "decoder_ende_attention_heads_avg",
-    "decoder_arbitrary_ende_attn_avg",
-)
-_HAT_TIMES = {
+# HAT's names of our columns.
+_HAT_COLUMNS = {
+    "encoder_embed_dim": "encoder_embed_dim",
+    "encoder_layer_num": "encoder_layers",
+    "encoder_ffn_embed_dim_avg": "encoder_ffn_dim_mean",
+    "encoder_self_attention_heads_avg": "encoder_heads_mean",
+    "decoder_embed_dim": "decoder_embed_dim",
+    "decoder_layer_num": "decoder_layers",
+    "decoder_ffn_embed_dim_avg": "decoder_ffn_dim_mean",
+    "decoder_self_attention_heads_avg": "decoder_self_heads_mean",
+    "decoder_ende_attention_heads_avg": "decoder_cross_heads_mean",
+    "decoder_arbitrary_ende_attn_avg": "decoder_cross_layers_mean",
     "latency_mean_encoder": "encoder_ms",
     "latency_mean_decoder": "decoder_ms",
     "latency_std_encoder": "encoder_std_ms",
@@ -272,25 +264,24 @@ _HAT_TIMES = {
 
 
 def read_latency(path: Path) -> pd.DataFrame:
-    """Read one of HAT's latency tables.
+    """Read one of HAT's latency tables; raises ValueError naming file and column or line if it is damaged.
 
     Returns
     -------
     pandas.DataFrame
-        The ten columns of `HAT_FEATURE_NAMES`; encoder_ms and decoder_ms, means over runs; their standard deviations over runs,
-        encoder_std_ms and decoder_std_ms; and latency_ms, the sum of the means. Rows stay in the order of the file.
+        The ten columns of `llmpp_core.space.features.HAT_FEATURE_NAMES`; encoder_ms and decoder_ms, means over runs; their standard
+        deviations, encoder_std_ms and decoder_std_ms; and latency_ms, the sum of the means. Rows stay in the order of the file.
     """
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
-    absent = [column for column in (*_HAT_COLUMNS, *_HAT_TIMES) if column not in table]
+    absent = [column for column in _HAT_COLUMNS if column not in table]
     if absent:
         raise ValueError(f"{path}: column {', '.join(absent)} is missing; found {', '.join(map(str, table.columns))}")
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the fields that have no column name for an index
         raise ValueError(f"{path}, line 2: expected {table.shape[1]} fields as in the header, found more")
-    table = table.rename(columns={**dict(zip(_HAT_COLUMNS, HAT_FEATURE_NAMES, strict=True)), **_HAT_TIMES})
-    table = table[[*HAT_FEATURE_NAMES, *_HAT_TIMES.values()]].apply(pd.to_numeric, errors="coerce").astype(float)
+    table = table[list(_HAT_COLUMNS)].rename(columns=_HAT_COLUMNS).apply(pd.to_numeric, errors="coerce").astype(float)
     bad = table.index[~np.isfinite(table).all(axis=1)]
     if len(bad):
         raise ValueError(f"{path}, line {bad[0] + 2}: expected numbers only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,14 @@ SMALL = Settings(120, sample=60, shard=32)
 NAME = "wmt14.en-de"
 
 
-def sentences(n: int, seed: int) -> tuple[list[str], list[str]]:
-    """Return random words and the same in capitals."""
-    rng = np.random.default_rng(seed)
-    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(40)]
-    src = [" ".join(rng.choice(words, rng.integers(2, 12))) for _ in range(n)]
-    return src, [sentence.upper() for sentence in src]
-
-
 def write_corpus(folder: Path, n: int = 100) -> Path:
-    """Write files of lines; the training side has pairs to leave out."""
+    """Write files of lines, random words and the same in capitals; the training side has pairs to leave out."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, pairs) in enumerate({"train": n, "validation": 9, "test": 8}.items()):
-        src, tgt = sentences(pairs, seed)
+        rng = np.random.default_rng(seed)
+        words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(40)]
+        src = [" ".join(rng.choice(words, rng.integers(2, 12))) for _ in range(pairs)]
+        tgt = [sentence.upper() for sentence in src]
         if split == "train":
             src[3], tgt[5], src[40], tgt[50] = "", " ", "w " * 251, "one two three four five six seven " * 4
             # One word, and many subwords.
@@ -42,7 +38,17 @@ def prepare_small(corpus: Path, out: Path) -> None:
 
 
 def peak_memory(corpus: Path, out: Path, settings: Settings) -> int:
-    """Prepare and return the most memory this process has ever held, in bytes."""
+    """Prepare and return the most memory of its own that this process held meanwhile, mapped files not counted, in bytes."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, 1024 * int(re.findall(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
     prepare(NAME, out, settings, corpus=corpus)
-    # Not getrusage, which goes back to before the process had a program of its own.
-    return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    done.set()
+    thread.join()
+    return peak

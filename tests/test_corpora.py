@@ -1,21 +1,22 @@
-"""Parallel text: read whole or refused with file and line; what cleaning leaves out is counted."""
+"""Parallel text: read whole or refused with file and line."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.jobs.files import SourceError
 from llmpp_core.text import corpora
-from llmpp_core.text.corpora import Cleaning, ParallelText, as_parallel, clean, multi30k, read_lines, read_parallel, stream, wmt
+from llmpp_core.text.corpora import ParallelText, as_parallel, find_wmt, multi30k, read_lines, read_wmt
+
+NAME = "wmt14.en-de"
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -23,61 +24,41 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-# Files
-
-
 @pytest.mark.parametrize(
     ("data", "sentences"),
     [
         (b"", []),
         (b"one\ntwo\n", ["one", "two"]),
-        (b"one\ntwo", ["one", "two"]),
-        (b"one\r\ntwo\r\n", ["one", "two"]),
-        (b"\xef\xbb\xbfone\n", ["one"]),
-        (b"one\n\n", ["one", ""]),
-        ("line\u2028separator\x85and next\x0cpage\n".encode(), ["line\u2028separator\x85and next\x0cpage"]),
+        (b"one\r\ntwo", ["one", "two"]),
+        (b"\xef\xbb\xbfone\n\n", ["one", ""]),
+        ("line\u2028separator\x85and\rnext\x0cpage\n".encode(), ["line\u2028separator\x85and\rnext\x0cpage"]),
     ],
-    ids=["empty", "plain", "no newline at the end", "Windows", "byte order mark", "empty line", "other separators"],
+    ids=["empty", "plain", "Windows, no newline at the end", "byte order mark, empty line", "other separators"],
 )
 def test_a_line_is_a_sentence(tmp_path: Path, data: bytes, sentences: list[str]) -> None:
-    assert read_lines(write(tmp_path / "text", data)) == sentences
-    assert read_lines(write(tmp_path / "text.gz", gzip.compress(data))) == sentences
+    assert list(read_lines(write(tmp_path / "text", data))) == sentences
+    assert list(read_lines(write(tmp_path / "text.gz", gzip.compress(data)))) == sentences
 
 
-def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "text.de", "schön\n".encode() + "schön\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"text\.de, line 2: not UTF-8 at byte 4$"):
-        read_lines(path)
+GOOD = b"one\ntwo\nthree\n"
 
 
-@pytest.mark.parametrize("data", [b"plain text", gzip.compress(b"one\n" * 1000)[:-9], b""], ids=["no gzip", "cut off", "empty"])
-def test_a_damaged_gzip_file_is_named(tmp_path: Path, data: bytes) -> None:
-    path = write(tmp_path / "text.gz", data)
-    if data:
-        with pytest.raises(ValueError, match=r"text\.gz: damaged, or not a gzip file"):
-            read_lines(path)
-    else:
-        assert read_lines(path) == []
-
-
-def test_unequal_line_counts_are_both_named(tmp_path: Path) -> None:
-    src, tgt = write(tmp_path / "a.en", b"one\n" * 1200), write(tmp_path / "a.de", b"eins\n" * 1199)
-    with pytest.raises(ValueError, match=r"a\.en has 1,200 lines, .*a\.de has 1,199; every line needs its translation$"):
-        read_parallel(src, tgt)
-
-
-@pytest.mark.parametrize("empty", ["a.en", "a.de"])
-def test_an_empty_line_is_named(tmp_path: Path, empty: str) -> None:
-    for name in ("a.en", "a.de"):
-        write(tmp_path / name, b"one\n \t\nthree\n" if name == empty else b"one\ntwo\nthree\n")
-    with pytest.raises(ValueError, match=rf"{empty}, line 2: empty; remove the line from both files$"):
-        read_parallel(tmp_path / "a.en", tmp_path / "a.de")
-    cleaned = read_parallel(tmp_path / "a.en", tmp_path / "a.de", cleaned=True)
-    assert (cleaned.src, cleaned.tgt) == (["one", "three"], ["one", "three"])
-    assert cleaned.cleaning == Cleaning(3, empty=1, long=0, unequal=0)
-
-
-# Sequences
+@pytest.mark.parametrize(
+    ("names", "data", "message"),
+    [
+        (("a.en", "a.de"), (b"one\n" * 1200, b"eins\n" * 1199), r"a\.en has 1,200 lines, .*a\.de has 1,199; every line needs its"),
+        (("a.en", "a.de"), (b"one\n", b"eins\nzwei\ndrei\n"), r"a\.en has 1 lines, .*a\.de has 3; every line needs its translation$"),
+        (("a.en", "a.de"), (b"one\n \t\nthree\n", GOOD), r"a\.en, line 2: empty; remove the line from both files$"),
+        (("a.en", "a.de"), (GOOD, b"one\n\nthree\n"), r"a\.de, line 2: empty; remove the line from both files$"),
+        (("a.en", "a.de"), (GOOD, "ö\nschön\n".encode("latin-1")), r"a\.de, line 1: not UTF-8 at byte 1$"),
+        (("a.en", "a.de.gz"), (GOOD, b"plain text"), r"a\.de\.gz: damaged, or not a gzip file"),
+        (("a.en", "a.de.gz"), (GOOD, gzip.compress(b"one\n" * 1000)[:-9]), r"a\.de\.gz: damaged, or not a gzip file"),
+    ],
+)
+def test_files_that_are_damaged_or_do_not_fit_are_named(tmp_path: Path, names: Any, data: Any, message: str) -> None:
+    files = tuple(write(tmp_path / name, content) for name, content in zip(names, data, strict=True))
+    with pytest.raises(ValueError, match=message):
+        as_parallel(files, "name")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +69,7 @@ def test_an_empty_line_is_named(tmp_path: Path, empty: str) -> None:
         (["a", "b"], [" ", "b"], "here: the target of pair 1 is empty"),
         ("ab", ["a", "b"], "here: the source is 'ab'; expected a sequence"),
         (["a", "b"], Path("b.de"), "here: the target is 'b.de'; expected a sequence"),
+        ([1], ["x"], "here: the source has a sentence that is no text"),
     ],
 )
 def test_sentences_that_do_not_fit_are_refused(src: Any, tgt: Any, reason: str) -> None:
@@ -96,45 +78,15 @@ def test_sentences_that_do_not_fit_are_refused(src: Any, tgt: Any, reason: str) 
 
 
 def test_text_is_taken_in_three_forms(tmp_path: Path) -> None:
-    files = write(tmp_path / "a.en", b"one\n"), str(write(tmp_path / "a.de", b"eins\n"))
-    text = as_parallel(files, "name")
+    text = as_parallel((write(tmp_path / "a.en", b"one\n"), str(write(tmp_path / "a.de", b"eins\n"))), "name")
     assert as_parallel(text, "other") is text
-    assert as_parallel((["one"], ["eins"]), "name") == text == ParallelText(["one"], ["eins"], "name")
+    assert as_parallel((["one"], iter(["eins"])), "name") == text == ParallelText(["one"], ["eins"], "name")
 
 
 def test_shorter_pairs_keep_their_order() -> None:
     text = ParallelText(["a", "a b c", "d", "e", "f"], ["x", "y", "y z w", "v", "u"])
     assert (text.shorter(2).src, text.shorter(2).tgt) == (["a", "e", "f"], ["x", "v", "u"])
     assert text.shorter(2, at_most=2).src == ["a", "e"]
-
-
-# Cleaning
-
-WORDS = st.lists(st.integers(0, 12), max_size=20)
-
-
-@given(src=WORDS, tgt=WORDS)
-def test_what_is_left_out_is_counted(src: list[int], tgt: list[int]) -> None:
-    n = min(len(src), len(tgt))
-    lengths = list(zip(src, tgt, strict=False))
-    rows, report = clean(*([" ".join("x" * words) for words in side[:n]] for side in (src, tgt)), longest=8, ratio=1.5)
-    assert rows == [i for i, (a, b) in enumerate(lengths) if 0 < a <= 8 and 0 < b <= 8 and max(a, b) <= 1.5 * min(a, b)]
-    assert (report.pairs, report.kept) == (n, len(rows))
-    assert report.empty == sum(0 in pair for pair in lengths)
-    assert report.long == sum(0 not in pair and max(pair) > 8 for pair in lengths)
-
-
-def test_a_report_reads_as_a_sentence() -> None:
-    _, report = clean(["a b", None, "w " * 300, "a", "a b"], ["a", "b", "w", "b c d e", ""])  # type: ignore[list-item]
-    assert str(report) == "1 of 5 pairs kept; left out: 2 empty, 1 too long, 1 of too unequal length"
-
-
-def test_a_stream_is_the_sequence() -> None:
-    numbers = [str(i) for i in range(25_000)]
-    assert list(stream(numbers)) == numbers
-
-
-# Multi30k
 
 
 @pytest.mark.needs_data("multi30k")
@@ -146,7 +98,7 @@ def test_multi30k_is_whole(target: str) -> None:
     assert test.tgt[0].startswith({"de": "Ein Mann", "fr": "Un homme", "cs": "Muž"}[target])
 
 
-# WMT
+# --- WMT ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -157,92 +109,90 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConnectionError("Couldn't reach it\nwith a second line")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    for module in (sources, corpora):
-        monkeypatch.setattr(module, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path))
-    (tmp_path / "wmt14.en-de").mkdir()
-    return tmp_path / "wmt14.en-de"
+    for place in (tmp_path, tmp_path / "cache"):
+        (place / NAME).mkdir(parents=True)
+    return tmp_path / NAME
 
 
-def rows(pairs: Sequence[tuple[str | None, str | None]]) -> list[dict[str, Any]]:
+def rows(*pairs: tuple[str | None, str | None]) -> list[dict[str, Any]]:
     return [{"translation": {"de": de, "en": en}} for en, de in pairs]
 
 
-def jsonl(pairs: Sequence[tuple[str | None, str | None]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows(pairs)).encode()
+def jsonl(*pairs: tuple[str | None, str | None]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows(*pairs)).encode()
 
 
-@pytest.mark.parametrize(("name", "pack"), [("train.jsonl", bytes), ("train.jsonl.gz", gzip.compress)])
-def test_wmt_from_lines_is_cleaned_and_stays_on_disk(folder: Path, name: str, pack) -> None:
-    pairs = [
-        ("Good day", "Guten Tag"),
-        ("", "leer"),
-        (None, "nichts"),
-        ("w " * 251, "w " * 251),
-        ("one", "drei Wörter hier"),
-        ("It is", "Es ist"),
-    ]
-    write(folder / name, pack(jsonl(pairs)))
-    text = wmt("wmt14.en-de", "train")
-    assert (list(text.src), list(text.tgt)) == (["Good day", "It is"], ["Guten Tag", "Es ist"])
-    assert text.cleaning == Cleaning(6, empty=2, long=1, unequal=1)
-    assert not isinstance(text.src, list)
+def read(folder: Path, side: str, name: str = NAME, at_once: int = 2) -> list[tuple[list[str], list[str]]]:
+    return list(read_wmt(name, side, find_wmt(name, side), at_once, folder / "rows"))
 
 
-def test_wmt_from_shards_of_parquet(folder: Path) -> None:
+def to_lines(folder: Path, pairs: Sequence[tuple[str, str]], pack: Callable[[bytes], bytes], end: str) -> None:
+    for i, language in enumerate(("en", "de")):
+        write(folder / f"train.{language}{end}", pack("".join(f"{pair[i]}\n" for pair in pairs).encode()))
+
+
+def to_parquet(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
     import datasets
 
     features = datasets.Features({"translation": datasets.Translation(["de", "en"])})
-    for i in range(2):
-        shard = datasets.Dataset.from_list(rows([(f"Part {i}", f"Teil {i}")]), features=features)
-        shard.to_parquet(folder / f"validation-0000{i}-of-00002.parquet")
-    text = wmt("wmt14.en-de", "valid")
-    assert (list(text.src), list(text.tgt)) == (["Part 0", "Part 1"], ["Teil 0", "Teil 1"])
-    assert text.cleaning is None
-
-
-def test_wmt_may_lie_in_the_cache(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache" / "wmt14.en-de").mkdir(parents=True)
-    write(tmp_path / "cache" / "wmt14.en-de" / "test.jsonl", jsonl([("cached", "da")]))
-    assert list(wmt("wmt14.en-de", "test").src) == ["cached"]
-    write(folder / "test.jsonl", jsonl([("given", "da")]))
-    assert list(wmt("wmt14.en-de", "test").src) == ["given"]
-
-
-def test_held_out_pairs_are_not_cleaned(folder: Path) -> None:
-    write(folder / "test.jsonl", jsonl([("one", "drei Wörter hier"), ("two", "")]))
-    with pytest.raises(ValueError, match=r"wmt14\.en-de test: the target of pair 2 is empty"):
-        wmt("wmt14.en-de", "test")
+    for i, pair in enumerate(pairs):
+        shard = datasets.Dataset.from_list(rows(pair), features=features)
+        shard.to_parquet(folder / f"train-0000{i}-of-0000{len(pairs)}.parquet")
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    "make",
     [
-        (b'{"en": "a", "de": "b"}\n', 'wmt14.en-de test: expected a column "translation" with "en" and "de"'),
-        (b'{"translation": {"en": "a", "fr": "b"}}\n', 'expected a column "translation" with "en" and "de"'),
-        (b'{"translation": "a"}\n', 'expected a column "translation" with "en" and "de"'),
-        (jsonl([("a", "b")]) + b"no json\n", "test.jsonl: damaged or of another form: JSON parse error: Invalid value. in row 1"),
+        lambda folder, pairs: to_lines(folder, pairs, bytes, ""),
+        lambda folder, pairs: to_lines(folder, pairs, gzip.compress, ".gz"),
+        lambda folder, pairs: write(folder / "train.jsonl", jsonl(*pairs)),
+        lambda folder, pairs: write(folder / "train.jsonl.gz", gzip.compress(jsonl(*pairs))),
+        to_parquet,
     ],
-    ids=["no translation", "other language", "no languages", "damaged"],
+    ids=["lines", "packed lines", "jsonl", "packed jsonl", "shards of parquet"],
 )
-def test_wmt_of_another_form_is_refused(folder: Path, data: bytes, reason: str) -> None:
-    write(folder / "test.jsonl", data)
-    with pytest.raises(ValueError, match=reason) as error:
-        wmt("wmt14.en-de", "test")
+def test_the_form_of_a_corpus_does_not_matter(folder: Path, make: Callable[..., None]) -> None:
+    make(folder, [("Good day", "Guten Tag"), ("", "leer"), ("It is", "Es\rist")])
+    assert read(folder, "train") == [(["Good day", ""], ["Guten Tag", "leer"]), (["It is"], ["Es\rist"])]
+
+
+def test_files_may_lie_in_the_cache_and_a_sentence_may_be_null(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "cache" / NAME / "test.jsonl", jsonl(("cached", None), ("x", "y")))
+    assert read(folder, "test") == [(["cached", "x"], ["", "y"])]
+    write(folder / "test.jsonl", jsonl(("given", "da")))
+    assert read(folder, "test") == [(["given"], ["da"])]
+
+
+FORM = 'expected a column "translation" with "en" and "de"'
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"test.jsonl": b'{"en": "a", "de": "b"}\n'}, f"{NAME} test: {FORM}"),
+        ({"test.jsonl": b'{"translation": {"en": "a", "fr": "b"}}\n'}, FORM),
+        ({"test.jsonl": b'{"translation": "a"}\n'}, FORM),
+        ({"test.jsonl": jsonl(("a", "b")) + b"no json\n"}, "test.jsonl: damaged or of another form: JSON parse error"),
+        ({"test.jsonl": b"", "test.parquet": b""}, "both as parquet and as jsonl; keep one"),
+        ({"test.en": b"a\n"}, "there is test.en but no test.de; a corpus needs both languages"),
+    ],
+)
+def test_files_of_another_form_are_refused_in_one_line(folder: Path, files: dict[str, bytes], reason: str) -> None:
+    for name, data in files.items():
+        write(folder / name, data)
+    with pytest.raises(ValueError, match=re.escape(reason)) as error:
+        read(folder, "test")
     assert "\n" not in str(error.value)
 
 
-def test_two_kinds_of_file_are_refused(folder: Path) -> None:
-    write(folder / "test.jsonl", b"")
-    write(folder / "test.parquet", b"")
-    with pytest.raises(ValueError, match="both as parquet and as jsonl; keep one"):
-        wmt("wmt14.en-de", "test")
-
-
-def test_wmt_that_is_not_to_be_had_is_one_line(folder: Path) -> None:
+def test_a_corpus_that_is_not_to_be_had_is_one_line(folder: Path) -> None:
     reason = r"wmt14.en-de: no validation files in .*wmt14.en-de or .*wmt14.en-de, and wmt/wmt14 is not to be had \(ConnectionError\)"
     with pytest.raises(SourceError, match=rf"^{reason}$"):
-        wmt("wmt14.en-de", "valid")
+        read(folder, "valid")
+    with pytest.raises(ValueError, match="no validation files; expected one per language, or jsonl or parquet"):
+        find_wmt(NAME, "valid", folder)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +205,7 @@ def test_wmt_that_is_not_to_be_had_is_one_line(folder: Path) -> None:
         ("wmt19.en-de", "test", ("wmt/wmt19", "de-en", "validation")),  # newstest2018
     ],
 )
-def test_the_hub_is_asked_for_what_hat_used(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: str, asked) -> None:
+def test_the_hub_is_asked_for_what_hat_used(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, side: str, asked: Any) -> None:
     import datasets
 
     def answer(dataset: str, configuration: str, split: str) -> Any:
@@ -263,4 +213,4 @@ def test_the_hub_is_asked_for_what_hat_used(folder: Path, monkeypatch: pytest.Mo
         return datasets.Dataset.from_list([{"translation": {"en": "a", configuration[:2]: "b"}}])
 
     monkeypatch.setattr("datasets.load_dataset", answer)
-    assert list(wmt(name, side).tgt) == ["b"]
+    assert read(folder, side, name) == [(["a"], ["b"])]

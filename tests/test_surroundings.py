@@ -19,8 +19,7 @@ from llmpp_book.runner.notebook import Paths
 from llmpp_core import upstream as sources
 from llmpp_core.jobs import files
 from llmpp_core.nets.distributed import processes
-from llmpp_core.text.corpora import wmt_columns
-from llmpp_core.text.readers import open_corpus
+from llmpp_core.text.corpora import find_wmt
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = """import sys, matplotlib.pyplot as plt
@@ -70,8 +69,7 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
         files.cache_dir,
         lambda: sources.fetch(name, download=False),
         lambda: sources.fetch(name),
-        lambda: wmt_columns("wmt14.en-de", "train"),
-        lambda: open_corpus("wmt14.en-de", "train"),
+        lambda: find_wmt("wmt14.en-de", "train"),
     ):
         with pytest.raises(files.SourceError, match=r"no cache folder, .*; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR"):
             ask()
@@ -84,7 +82,7 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("")
     assert sources.fetch(name) == tmp_path / name
-    assert open_corpus("wmt14.en-de", "train")
+    assert find_wmt("wmt14.en-de", "train")
 
 
 @pytest.mark.parametrize(

@@ -257,18 +257,20 @@ def _prepare(args: argparse.Namespace) -> int:
     """Prepare the corpus of a WMT task."""
     from llmpp_book.errors import InputError
     from llmpp_core.tasks import registry
-    from llmpp_core.text import wmt as preparation
+    from llmpp_core.text import wmt
+    from llmpp_core.upstream import PAPER_TASKS
 
-    if args.task not in preparation.SUBWORDS:
-        raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(preparation.SUBWORDS)}")
+    if args.task not in PAPER_TASKS:
+        raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(PAPER_TASKS)}")
     if args.jobs < 1:
         raise InputError(f"--jobs: expected a positive number, got {args.jobs}")
-    folder = args.out or preparation.prepared_folder(args.task)
+    folder = args.out or wmt.prepared_folder(args.task)
     with _pool(args.jobs) as pool:
         try:
-            settings = preparation.Settings(preparation.SUBWORDS[args.task] if args.subwords is None else args.subwords, sample=args.sample)
+            subwords = PAPER_TASKS[args.task].subwords if args.subwords is None else args.subwords
+            settings = wmt.Settings(subwords, sample=args.sample)
             executor = pool if args.jobs > 1 else None
-            manifest = preparation.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
+            manifest = wmt.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
             signature = registry.prepared_task(args.task, folder).bleu_signature()
         except (ValueError, OSError) as error:
             raise InputError(str(error)) from error

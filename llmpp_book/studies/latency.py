@@ -21,6 +21,7 @@ from llmpp_book import repository
 from llmpp_core.latency.hat_mlp import LATENCY_UNITS, LatencyMLP
 from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, latency_errors, split_rows
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
+from llmpp_core.upstream import TFS_TASKS
 
 RESULTS = repository.RESULTS / "latency_predictors.csv"
 
@@ -30,7 +31,7 @@ JOBS = [*((seed, 1600) for seed in range(5)), *((0, measurements) for measuremen
 #: Names of the two predictors that are compared, and of two simpler ones.
 OWN, MLP, POLYNOMIAL, DEPTH = "LatencyPredictor", "HAT's MLP", "polynomial ridge", "mean per decoder depth"
 
-_TASKS = {"iwslt14deen": "IWSLT'14 De-En", "wmt14ende": "WMT'14 En-De", "wmt14enfr": "WMT'14 En-Fr", "wmt19ende": "WMT'19 En-De"}
+_TASKS = {"iwslt14deen": "IWSLT'14 De-En", **TFS_TASKS}
 _DEVICES = {"gpu_titanxp": "TITAN Xp", "cpu_xeon": "Xeon", "cpu_raspberrypi": "Raspberry Pi"}
 
 

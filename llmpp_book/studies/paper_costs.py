@@ -17,6 +17,7 @@ from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
 from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.inputs import as_list
 from llmpp_core.space.search_space import HAT_WMT, SearchSpace
+from llmpp_core.upstream import PAPER_TASKS
 
 #: Training pairs on the Hugging Face Hub, as on the cards of wmt/wmt14 and wmt/wmt19. The papers' sets are a little smaller: 4.5 and 36
 #: million for WMT'14 (Vaswani et al., 2017).
@@ -112,7 +113,7 @@ class Plan:
     """
 
     task: str = "wmt14.en-de"
-    vocab_size: int = 32_768
+    vocab_size: int = PAPER_TASKS["wmt14.en-de"].subwords
     updates: int = 40_000
     batch_tokens: int = 128 * 4096
     micro_batch_tokens: int = 4096

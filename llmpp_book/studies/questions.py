@@ -27,7 +27,7 @@ from llmpp_core.metrics import random_splits
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_flops
 from llmpp_core.space.search_space import HAT_WMT, SearchSpace
-from llmpp_core.upstream import TFS_SPLITS, TFS_TASKS, TFSSplit, tfs_splits
+from llmpp_core.upstream import PAPER_TASKS, TFS_SPLITS, PaperTask, TFSSplit, tfs_splits
 
 #: Where recordings are kept.
 RESULTS = repository.RESULTS / "llm"
@@ -37,29 +37,25 @@ BATCH = 10
 SYNTHETIC_SPLITS = 3
 
 
-def _wmt_task(name: str, vocab_size: int, target: str, pairs: str) -> PromptTask:
+def _wmt_task(corpus: str, task: PaperTask) -> PromptTask:
     return PromptTask(
-        name,
-        description=f"machine translation from English to {target} on {name.split()[0]}",
+        task.title,
+        description=f"machine translation from English to {task.target} on {task.title.split()[0]}",
         metric="BLEU",
         metric_description="a percentage, on the validation set",
         low=0.0,
         high=100.0,
-        examples=example_pairs(pairs),
+        examples=example_pairs(corpus.partition(".")[2]),
         # As in the official prompts: with the output projection, whose size is the vocabulary of the upstream records.
         efficiency=Efficiency(
             description="the billions of floating-point operations of one forward pass over a sentence pair",
-            value=lambda arch: count_flops(arch, vocab_size) / 1e9,
+            value=lambda arch: count_flops(arch, task.subwords) / 1e9,
         ),
     )
 
 
 #: The paper's tasks as prompts describe them.
-WMT_TASKS = {
-    "wmt14ende": _wmt_task(TFS_TASKS["wmt14ende"], 32768, "German", "en-de"),
-    "wmt14enfr": _wmt_task(TFS_TASKS["wmt14enfr"], 44512, "French", "en-fr"),
-    "wmt19ende": _wmt_task(TFS_TASKS["wmt19ende"], 49600, "German", "en-de"),
-}
+WMT_TASKS = {task.records: _wmt_task(corpus, task) for corpus, task in PAPER_TASKS.items()}
 
 
 class Question(NamedTuple):

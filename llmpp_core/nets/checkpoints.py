@@ -17,8 +17,7 @@ from llmpp_core.nets.supernet import SuperTransformer
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.search_space import SearchSpace
-from llmpp_core.text.batches import Pairs
-from llmpp_core.text.shards import StoredTokens
+from llmpp_core.text.batches import Pairs, StoredTokens
 
 _KIND = "training"
 

@@ -21,16 +21,9 @@ class Scores(NamedTuple):
 
 
 def evaluate(model: Transformer, task: Task, pairs: dict[str, Pairs] | None = None) -> Scores:
-    """Measure a trained network on the validation and test sides of its task.
+    """Measure a trained network, in evaluation mode, on the validation and test sides of its task.
 
-    Parameters
-    ----------
-    model : Transformer
-        In evaluation mode.
-    task : Task
-        The task.
-    pairs : dict of str to Pairs, optional
-        The task's sides on the device of the model, where that is not the CPU.
+    Where the network is not on the CPU, `pairs` are the task's sides on its device.
     """
     pairs = pairs or dict(task.pairs)
     smoothing = task.recipe.label_smoothing

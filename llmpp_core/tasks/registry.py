@@ -18,7 +18,8 @@ from llmpp_core.text.batches import Pairs
 from llmpp_core.text.corpora import LANGUAGES, SIDES, ParallelText, multi30k
 from llmpp_core.text.synthetic import Language
 from llmpp_core.text.vocabulary import Vocabulary
-from llmpp_core.text.wmt import SUBWORDS, load_prepared, prepared_folder
+from llmpp_core.text.wmt import load_prepared, prepared_folder
+from llmpp_core.upstream import PAPER_TASKS
 
 _FACTORIES: dict[str, Callable[[], Task]] = {}
 
@@ -72,51 +73,29 @@ def _synthetic() -> Task:
     )
 
 
-def _multi30k(target: str) -> Task:
+def _multi30k(target: str, mini: bool) -> Task:
+    """Return Multi30k, or of its captions the short ones: real text for a CPU."""
     text: dict[str, Any] = {side: multi30k(target, side) for side in SIDES}
-    # Published text-only Transformers of 4 + 4 layers train for at most 8,000 updates of 2 x 4,096 tokens with dropout 0.3 and label
-    # smoothing 0.1, on 10,000 joint subwords, and are read with beam 5 (Wu et al., 2021). 8,000 joint subwords lengthen sentences by
-    # 2 to 4 % over 10,000 and save a fifth of the embedding, the largest tensor of a small network.
-    recipe = Recipe(updates=3000, batch_tokens=12_000, learning_rate=1.5e-3, dropout=0.3)
-    return Task.from_text(
-        f"multi30k.en-{target}",
-        title=f"Multi30k En-{target.capitalize()}",
-        **text,
-        space=SMALL,
-        recipe=recipe,
-        subwords=8000,
-        languages=("English", LANGUAGES[target]),
-        beam=5,
-    )
-
-
-def _multi30k_mini(target: str) -> Task:
-    """Return the short captions of Multi30k: real text for a CPU."""
-    text: dict[str, Any] = {side: multi30k(target, side).shorter(10, at_most=6000) for side in SIDES}
-    recipe = Recipe(updates=1500, batch_tokens=1000, learning_rate=2e-3, dropout=0.1)
-    return Task.from_text(
-        f"multi30k-mini.en-{target}",
-        title=f"Multi30k mini En-{target.capitalize()}",
-        **text,
-        space=TINY,
-        recipe=recipe,
-        subwords=2000,
-        languages=("English", LANGUAGES[target]),
-        beam=1,
-        longest=60,
-    )
+    if mini:
+        text = {side: whole.shorter(10, at_most=6000) for side, whole in text.items()}
+        recipe = Recipe(updates=1500, batch_tokens=1000, learning_rate=2e-3, dropout=0.1)
+        sizes: dict[str, Any] = {"space": TINY, "recipe": recipe, "subwords": 2000, "beam": 1, "longest": 60}
+    else:
+        # Published text-only Transformers of 4 + 4 layers train for at most 8,000 updates of 2 x 4,096 tokens with dropout 0.3 and label
+        # smoothing 0.1, on 10,000 joint subwords, and are read with beam 5 (Wu et al., 2021). 8,000 joint subwords lengthen sentences by
+        # 2 to 4 % over 10,000 and save a fifth of the embedding, the largest tensor of a small network.
+        recipe = Recipe(updates=3000, batch_tokens=12_000, learning_rate=1.5e-3, dropout=0.3)
+        sizes = {"space": SMALL, "recipe": recipe, "subwords": 8000, "beam": 5}
+    name, title = ("multi30k-mini", "Multi30k mini") if mini else ("multi30k", "Multi30k")
+    languages = ("English", LANGUAGES[target])
+    return Task.from_text(f"{name}.en-{target}", **text, **sizes, title=f"{title} En-{target.capitalize()}", languages=languages)
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedTask(Task):
-    """A task whose training side is larger than memory; `text` holds a sample of it.
+    """A task whose training side is larger than memory; `text` holds a sample of it."""
 
-    Parameters
-    ----------
-    stored : Pairs
-        The training pairs, on disk.
-    """
-
+    #: The training pairs, on disk.
     stored: Pairs = field(kw_only=True, repr=False)
 
     def _pairs(self, side: str) -> Pairs:
@@ -124,7 +103,7 @@ class PreparedTask(Task):
 
 
 def prepared_task(name: str, folder: Path) -> Task:
-    """Return a WMT task from the folder that `preparation.prepare` made; raises ValueError if it is damaged or of another task."""
+    """Return a WMT task from the folder that `llmpp_core.text.wmt.prepare` made; ValueError if it is damaged or of another task."""
     manifest, vocabulary, text, pairs = load_prepared(folder)
     if manifest["task"] != name:
         raise ValueError(f"{folder}: prepared for {manifest['task']}, not for {name}")
@@ -133,13 +112,13 @@ def prepared_task(name: str, folder: Path) -> Task:
     recipe = Recipe(updates=40_000, batch_tokens=4096, accumulate=128, learning_rate=1e-3, warmup=0.1, dropout=0.3)
     return PreparedTask(
         name=name,
-        title=f"WMT'{name[3:5]} En-{name[-2:].capitalize()}",
+        title=PAPER_TASKS[name].title,
         space=HAT_WMT,
         vocabulary=vocabulary,
         text=text,
         recipe=recipe,
         supernet_recipe=replace(recipe, warmup=0.25),
-        languages=("English", LANGUAGES[name[-2:]]),
+        languages=("English", PAPER_TASKS[name].target),
         longest=250,
         stored=pairs,
     )
@@ -153,7 +132,7 @@ def _wmt(name: str) -> Task:
 
 
 for _target in ("de", "fr", "cs"):
-    register(f"multi30k.en-{_target}")(partial(_multi30k, _target))
-    register(f"multi30k-mini.en-{_target}")(partial(_multi30k_mini, _target))
-for _name in SUBWORDS:
+    register(f"multi30k.en-{_target}")(partial(_multi30k, _target, mini=False))
+    register(f"multi30k-mini.en-{_target}")(partial(_multi30k, _target, mini=True))
+for _name in PAPER_TASKS:
     register(_name)(partial(_wmt, _name))

@@ -23,7 +23,7 @@ from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_flops
 from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.corpora import SIDES, ParallelText, as_parallel, stream
+from llmpp_core.text.corpora import SIDES, ParallelText, as_parallel
 from llmpp_core.text.vocabulary import Vocabulary
 
 #: What a side may be given as: parallel text, two files, or two sequences of sentences.
@@ -34,29 +34,6 @@ Text = ParallelText | tuple[str | Path, str | Path] | tuple[Sequence[str], Seque
 class Task:
     """A translation task.
 
-    Parameters
-    ----------
-    name : str
-        Short name, that of its files in results/.
-    title : str
-        Name in tables and figures.
-    space : SearchSpace
-        The architectures that make sense for it.
-    vocabulary : Vocabulary
-        The vocabulary of both languages.
-    text : mapping of str to ParallelText
-        The sides train, valid and test.
-    recipe, supernet_recipe : Recipe
-        How to train one architecture, and a supernet.
-    languages : tuple of str
-        Names of source and target language.
-    bleu_tokenizer : str
-        sacrebleu's tokenizer: "13a" for natural text, "none" for text that is tokens already.
-    beam : int
-        Beam width with which BLEU is measured.
-    longest : int
-        Most tokens of a sentence, without markers, on either side. Longer training pairs are left out of `pairs`.
-
     Raises
     ------
     ValueError
@@ -64,17 +41,28 @@ class Task:
         validation or test sentence is longer than `longest`, or that is more than the network takes.
     """
 
+    #: Short name, that of its files in results/.
     name: str
+    #: Name in tables and figures.
     title: str
+    #: The architectures that make sense for it.
     space: SearchSpace
+    #: The vocabulary of both languages.
     vocabulary: Vocabulary
+    #: The sides train, valid and test.
     text: Mapping[str, ParallelText]
+    #: How to train one architecture, and a supernet.
     recipe: Recipe
     supernet_recipe: Recipe
+    #: Names of source and target language.
     languages: tuple[str, str] = ("source", "target")
+    #: sacrebleu's tokenizer: "13a" for natural text, "none" for text that is tokens already.
     bleu_tokenizer: str = "13a"
+    #: Beam width with which BLEU is measured.
     beam: int = 4
+    #: Most tokens of a sentence, without markers, on either side. Longer training pairs are left out of `pairs`.
     longest: int = 100
+    #: The sides as tokens.
     pairs: Mapping[str, Pairs] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,34 +125,30 @@ class Task:
         _refuse_name(name)
         given = {"train": train, "valid": valid, "test": test}
         text = {side: as_parallel(value, f"{name} {side}") for side, value in given.items()}
-        vocabulary = Vocabulary.subwords(chain(stream(text["train"].src), stream(text["train"].tgt)), subwords)
+        vocabulary = Vocabulary.subwords(chain(text["train"].src, text["train"].tgt), subwords)
         settings = {"title": name, "recipe": recipe, "supernet_recipe": supernet_recipe or recipe, **settings}
         return cls(name=name, space=space, vocabulary=vocabulary, text=text, **settings)
 
     def _pairs(self, side: str) -> Pairs:
-        given, mark = [list(stream(sentences)) for sentences in (self.text[side].src, self.text[side].tgt)], self.vocabulary.space_mark
-        for which, sentences in zip(("source", "target"), given, strict=True):
+        mark, tokens = self.vocabulary.space_mark, []
+        for which, given in (("source", self.text[side].src), ("target", self.text[side].tgt)):
+            sentences, pair = list(given), f"task {self.name}: the {which} of {side} pair"
             marked = next((i for i, sentence in enumerate(sentences, 1) if mark and mark in sentence), None)
             if marked is not None:
-                raise ValueError(
-                    f"task {self.name}: the {which} of {side} pair {marked:,} holds {mark!r} (U+{ord(mark):X}), by which the vocabulary "
-                    "marks spaces; give plain text, not subwords"
-                )
-        src, tgt = map(self.vocabulary.encode, given)
-        for which, tokens in (("source", src), ("target", tgt)):
-            long = next((i for i, ids in enumerate(tokens, 1) if len(ids) > self.longest), None)
-            if side != "train" and long is not None:
-                raise ValueError(
-                    f"task {self.name}: the {which} of {side} pair {long:,} has {len(tokens[long - 1])} tokens, more than {self.longest}; "
-                    "raise `longest` or shorten it"
-                )
-        kept = [(a, b) for a, b in zip(src, tgt, strict=True) if max(len(a), len(b)) <= self.longest]
+                what = f"{mark!r} (U+{ord(mark):X}), by which the vocabulary marks spaces"
+                raise ValueError(f"{pair} {marked:,} holds {what}; give plain text, not subwords")
+            tokens.append(self.vocabulary.encode(sentences))
+            lengths = [len(ids) for ids in tokens[-1]]
+            if side != "train" and max(lengths) > self.longest:
+                long = next(i for i, length in enumerate(lengths) if length > self.longest)
+                raise ValueError(f"{pair} {long + 1:,} has {lengths[long]} tokens, more than {self.longest}; raise `longest` or shorten it")
+        kept = [pair for pair in zip(*tokens, strict=True) if max(map(len, pair)) <= self.longest]
         return Pairs.from_tokens([a for a, _ in kept], [b for _, b in kept])
 
     def bleu(self, hypotheses: Sequence[Sequence[int]], side: str) -> float:
         """Return the BLEU of translations, rows of token identifiers, of a whole side."""
         # Both in the form that the vocabulary gives text: an accent may be written in two ways.
-        references = self.vocabulary.normalise(stream(self.text[side].tgt))
+        references = self.vocabulary.normalise(self.text[side].tgt)
         return float(self._metric().corpus_score(self.vocabulary.decode(hypotheses), [references]).score)
 
     def bleu_signature(self) -> str:

@@ -54,14 +54,9 @@ class Clause:
 
 @dataclass(frozen=True)
 class Language:
-    """The lexicon, drawn from a seed, and the grammars of both sides.
+    """The lexicon and the grammars of both sides."""
 
-    Parameters
-    ----------
-    seed : int
-        Draws the words; the same seed gives the same languages.
-    """
-
+    #: Draws the words; the same seed gives the same languages.
     seed: int = 0
     nouns: list[Noun] = field(init=False, repr=False)
     words: dict[str, list[str]] = field(init=False, repr=False)
@@ -89,27 +84,17 @@ class Language:
         endings = {
             name: [next(drawn) for _ in range(n)] for name, n in (("agreement", 6), ("article", 6), ("case", 3), ("tense", 2), ("link", 3))
         }
-        for name, value in (("nouns", nouns), ("words", words), ("endings", endings)):
-            object.__setattr__(self, name, value)
+        vars(self).update(nouns=nouns, words=words, endings=endings)
 
     def pairs(self, n: int, rng: np.random.Generator, longest: int = 40, without: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-        """Draw `n` sentence pairs, none with more than `longest` morphemes on a side, none whose source is in `without`.
-
-        Returns
-        -------
-        tuple of list of str
-            Source and target sentences.
-        """
-        known = set(without)
-        sources: list[str] = []
-        targets: list[str] = []
-        while len(sources) < n:
+        """Draw source and target of `n` pairs, none with more than `longest` morphemes on a side, none whose source is in `without`."""
+        known, pairs = set(without), list[tuple[str, str]]()
+        while len(pairs) < n:
             clause = self._clause(rng, depth=0)
-            source, target = " ".join(self._source(clause)), " ".join(self._target(clause, None))
-            if max(_morphemes(source), _morphemes(target)) <= longest and source not in known:
-                sources.append(source)
-                targets.append(target)
-        return sources, targets
+            pair = " ".join(self._source(clause)), " ".join(self._target(clause, None))
+            if all(side.count(" ") + side.count("-") < longest for side in pair) and pair[0] not in known:
+                pairs.append(pair)
+        return [source for source, _ in pairs], [target for _, target in pairs]
 
     def _clause(self, rng: np.random.Generator, depth: int, relative: bool = False) -> Clause:
         transitive = rng.random() < 0.75
@@ -186,7 +171,3 @@ def _stems(rng: np.random.Generator, consonants: str, vowels: str, syllables: in
 def _zipf(rng: np.random.Generator, n: int) -> int:
     """Draw a rank below n, the frequent words first, as in natural text but flatter."""
     return int(n * rng.random() ** 2)
-
-
-def _morphemes(sentence: str) -> int:
-    return sentence.count(" ") + sentence.count("-") + 1

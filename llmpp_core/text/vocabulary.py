@@ -10,22 +10,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 #: Identifiers of the special tokens, the first of every vocabulary.
 PAD, BOS, EOS, UNK = range(4)
-
-
 _SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>", UNK: "<unk>"}
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A tokenizer with the special tokens of `llmpp_core.nets.transformer` in front.
-
-    Make one with `Vocabulary.subwords` or `Vocabulary.morphemes`; the same sentences give the same vocabulary.
-
-    Parameters
-    ----------
-    tokenizer : tokenizers.Tokenizer
-        The trained tokenizer.
-    """
+    """A trained tokenizer with the special tokens in front: `subwords` or `morphemes`; the same sentences give the same vocabulary."""
 
     tokenizer: Tokenizer
 
@@ -56,14 +46,9 @@ class Vocabulary:
 
     @classmethod
     def subwords(cls, texts: Iterable[str], size: int) -> Vocabulary:
-        """Train byte-pair encoding with at most `size` tokens on the sentences of both languages.
+        """Train byte-pair encoding on the sentences of both languages; ValueError if `size`, the most tokens, leaves no room for any.
 
         Case and punctuation stay; decoding gives back the text in Unicode's composed form with single spaces, as `normalise` does.
-
-        Raises
-        ------
-        ValueError
-            If `size` is no integer, or leaves no room for tokens.
         """
         if not isinstance(size, int) or size <= len(_SPECIAL):
             raise ValueError(f"subwords: expected an integer from {len(_SPECIAL) + 1}, got {size!r}")
@@ -82,7 +67,8 @@ class Vocabulary:
         split = pre_tokenizers.Split("-", "merged_with_next")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
         # Words come back with spaces between all morphemes; those that begin with a hyphen lose theirs.
-        tokenizer.decoder = decoders.Sequence([_spaced(), decoders.Fuse(), decoders.Replace(" -", "-"), decoders.Strip(" ", 1, 0)])
+        joined = [decoders.Replace(Regex("^"), " "), decoders.Fuse(), decoders.Replace(" -", "-"), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(joined)
         trainer = trainers.WordLevelTrainer(special_tokens=list(_SPECIAL.values()), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
@@ -104,7 +90,3 @@ class Vocabulary:
     def decode(self, sentences: Iterable[Sequence[int]]) -> list[str]:
         """Return the text of each row of token identifiers, special tokens left out, unknown ones among them."""
         return [" ".join(text.split()) for text in self.tokenizer.decode_batch([list(ids) for ids in sentences])]
-
-
-def _spaced() -> decoders.Decoder:
-    return decoders.Replace(Regex("^"), " ")
