@@ -32,12 +32,7 @@ _CONTEXT, _SLOTS = 65536, 4
 
 
 def serve(path: Path, port: int) -> Any:
-    """Serve a GGUF file with llama.cpp's server on 127.0.0.1, from threads of its own, until this process ends.
-
-    Returns
-    -------
-    xllamacpp.Server
-        Its ``listening_address`` lacks the ``/v1`` that a base URL has.
+    """Serve a GGUF file with llama.cpp's server on 127.0.0.1, from threads of its own, until this process ends or drops what is returned.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.logprobs import Distribution, asks_log_probabilities, read_distribution
-from llmpp_core.llm.prompts import FORMS, FULL, LEVELS, Prompt, PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.llm.prompts import FULL, Prompt, PromptTask, build_prompt, check_choices, choose_demonstrations
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import Described, as_list, as_scores, warn_if_weak
 
@@ -27,10 +27,8 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         Who is asked; clones share it, and with it cache and budget.
     task : PromptTask
         What is predicted.
-    level : str
-        Prompt template, a name of `llmpp_core.llm.prompts.LEVELS`.
-    form : str
-        Form of request and answer, a name of `llmpp_core.llm.prompts.FORMS`.
+    level, form : str
+        Prompt template, and form of request and answer: names of `LEVELS` and `FORMS` in `llmpp_core.llm.prompts`.
     batch_size : int
         Architectures per request, for forms other than "single".
     samples : int
@@ -49,7 +47,7 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
     answers_ : list of tuple of Answer
         What was answered to the last `predict`, per request.
     covered_ : numpy.ndarray of shape (n,)
-        Where the client's requests ask for log-probabilities: the probability that the last `predict` accounts for, see `llm_logprobs`.
+        Where requests ask for log-probabilities: the probability that the last `predict` accounts for, see `llmpp_core.llm.logprobs`.
     """
 
     def __init__(
@@ -81,18 +79,9 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         return tags
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike) -> Self:
-        """Keep the demonstrations; nothing is asked.
+        """Keep the demonstrations, n architectures and their scores of shape (n,), higher being better; nothing is asked.
 
-        Parameters
-        ----------
-        archs : sequence of n Architecture
-        scores : array-like of shape (n,)
-            Higher is better.
-
-        Raises
-        ------
-        ValueError
-            If a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
+        Raises ValueError if a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
         """
         self._check_settings()
         archs = as_list(archs, kind=Described)
@@ -106,9 +95,7 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         return self
 
     def _check_settings(self) -> None:
-        for name, allowed in (("level", LEVELS), ("form", FORMS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        check_choices(self.level, self.form)
         for name in ("batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -127,10 +114,14 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         Returns
         -------
         numpy.ndarray of shape (n,), or a pair of them with `return_std`
-            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's
-            requests ask for log-probabilities (`llm_logprobs.with_log_probabilities`), one answer is enough: the expected number under
-            the model's own distribution, and its standard deviation. Without the log-probabilities asked for, a warning says so, and
-            these are the number as written, and nan.
+            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's requests
+            ask for log-probabilities, one answer is enough: the expected number under the model's own distribution, and its standard
+            deviation. Where these do not come, a warning says so, and the number is taken as written, with a spread of nan.
+
+        Raises
+        ------
+        ValueError
+            If a setting is not allowed, or one answer about one architecture is needed and others were asked for.
         """
         check_is_fitted(self)
         self._check_settings()
@@ -149,11 +140,11 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         self.answers_ = self.client.ask(prompts, self.samples)
         if expected:
             mean, std = self._distributions(prompts)
-            return (mean, std) if return_std else mean
-        columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
-        values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
-        median = np.ma.median(values, axis=0).filled(np.nan)
-        return (median, values.std(axis=0).filled(np.nan)) if return_std else median
+        else:
+            columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
+            values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
+            mean, std = (found.filled(np.nan) for found in (np.ma.median(values, axis=0), values.std(axis=0)))
+        return (mean, std) if return_std else mean
 
     def _distributions(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Return the expected number and the spread of each answer to the last `predict`."""
