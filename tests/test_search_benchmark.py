@@ -277,8 +277,6 @@ def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Pat
     for read, table in ((searches, ""), (found, ".found")):
         with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: llmpp searches"):
             read("none", tmp_path)
-    with pytest.raises(
-        ValueError, match=r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first"
-    ):
+    with pytest.raises(ValueError, match=r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first"):
         measure(NAME, tmp_path, results=tmp_path, ground_truth=tmp_path)
     assert not list(tmp_path.iterdir())
