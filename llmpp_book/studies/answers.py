@@ -118,31 +118,19 @@ def _recorded(question: Question, key: str, recording: Recording) -> Answer:
 def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], model: str) -> pd.DataFrame:
     """Return one row per architecture and sample.
 
-    Returns
-    -------
-    pandas.DataFrame
-        model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture; decoder_layers; true;
-        predicted (nan unless valid) and predicted_as_asked (nan too where the reply was read only tolerantly); status of the request
-        (answered, invalid, failed, missing) and reason; text, prompt_tokens, answer_tokens and seconds of the request; per_request, the
-        architectures that share it.
+    Columns: model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture; decoder_layers; true;
+    predicted (nan unless valid) and predicted_as_asked (nan too where the reply was read only tolerantly); status (answered, invalid, failed,
+    missing), reason, text, prompt_tokens, answer_tokens and seconds of the request; per_request, the architectures that share it.
     """
     rows = []
     for question, answers_ in zip(questions, replies, strict=True):
         for sample, answer in enumerate(answers_):
-            shared = {
-                "status": answer.status,
-                "reason": answer.reason,
-                "text": answer.text,
-                "prompt_tokens": answer.prompt_tokens,
-                "answer_tokens": answer.answer_tokens,
-                "seconds": answer.seconds,
-                "per_request": question.prompt.n,
-            }
+            shared = {name: getattr(answer, name) for name in ("status", "reason", "text", "prompt_tokens", "answer_tokens", "seconds")}
             values = zip(question.architectures, question.true, answer.values, answer.as_asked, strict=True)
             for arch, true, predicted, as_asked in values:
                 own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true}
                 own |= {"predicted": predicted, "predicted_as_asked": as_asked}
-                rows.append({"model": model, **question.labels, "sample": sample, **own, **shared})
+                rows.append({"model": model, **question.labels, "sample": sample, **own, **shared, "per_request": question.prompt.n})
     return pd.DataFrame(rows)
 
 
@@ -152,10 +140,7 @@ def _ask(name: str, client: Client) -> pd.DataFrame:
 
 
 def ask_offline(names: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Ask the offline endpoint, over HTTP on loopback, the questions of some experiments; nothing is kept between calls.
-
-    Returns the frame of `tidy` with a column "kind", by experiment.
-    """
+    """Return by experiment the offline endpoint's answers, obtained over HTTP on loopback: the frame of `tidy` with a column "kind"."""
     with tempfile.TemporaryDirectory() as folder, OfflineEndpoint() as url:
         client = Client(offline_settings(url), cache=Path(folder) / "llm.sqlite3")
         return {name: _ask(name, client).assign(kind=OFFLINE) for name in names}
@@ -164,8 +149,7 @@ def ask_offline(names: Iterable[str]) -> dict[str, pd.DataFrame]:
 def ask_live(name: str, model: str, base_url: str) -> pd.DataFrame:
     """Ask a model now, except for what is recorded or in the user's cache; returns `ask_offline`'s frame.
 
-    No price is known here, so the run stops at twice the tokens it is estimated to take. The command ``prompts ask`` takes a
-    price and a budget, and records the answers.
+    No price is known here, so the run stops at twice the tokens it is estimated to take; ``prompts ask`` takes a price and a budget.
     """
     draft = Settings(model, base_url=base_url)
     prompts = [question.prompt for question in experiment(name).questions()]

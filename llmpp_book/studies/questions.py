@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from llmpp_core.llm.prompts import FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, example_pairs
 from llmpp_core.metrics import random_splits
@@ -79,27 +78,16 @@ def ask_test_sets(
     demonstrations: int | None = None,
     shuffled: bool = False,
 ) -> list[Question]:
-    """Return questions about the test architectures of some splits, given their demonstrations.
+    """Return questions about the test architectures of some splits, given their demonstrations, or the first so many of them.
 
-    Parameters
-    ----------
-    splits, tasks : iterable of TFSSplit, mapping of str to PromptTask
-        The splits, and how prompts describe their tasks.
-    level, form : str
-        Template and form of `llmpp_core.llm.prompts`; forms other than "single" ask for ten architectures at once.
-    anonymous : bool
-        Leave out what would tell which task it is.
-    demonstrations : int, optional
-        Show only the first so many demonstrations.
-    shuffled : bool
-        Permute the scores of the demonstrations (see `shuffle`): a model that reads them is misled, one that remembers is not.
+    Forms other than "single" ask for ten architectures at once. An `anonymous` prompt leaves out what would tell which task it is. One whose
+    demonstrations are `shuffled` has their scores permuted: a model that reads them is misled, one that remembers is not.
     """
     questions = []
     for split in splits:
         task = tasks[split.task].anonymous() if anonymous else tasks[split.task]
-        shown = split.demonstrations.iloc[:demonstrations]
-        scores = shuffle(shown["bleu"], split.seed) if shuffled else shown["bleu"].tolist()
-        pairs = list(zip(shown["architecture"], scores, strict=True))
+        shown = (shuffle(split) if shuffled else split).demonstrations.iloc[:demonstrations]
+        pairs = list(zip(shown["architecture"], shown["bleu"].tolist(), strict=True))
         labels = {
             "task": split.task,
             "split": split.seed,
@@ -118,15 +106,11 @@ def ask_test_sets(
     return questions
 
 
-def shuffle(scores: ArrayLike, seed: int) -> list[float]:
-    """Return the scores of a split's demonstrations in the order in which the experiments show them shuffled."""
-    return np.random.default_rng(seed).permutation(np.asarray(scores, dtype=float)).tolist()
-
-
-def shuffle_split(split: TFSSplit) -> TFSSplit:
+def shuffle(split: TFSSplit) -> TFSSplit:
     """Return a split whose demonstrations have each other's scores, permuted as in the prompts of the shuffled experiments."""
     shown = split.demonstrations
-    return split._replace(demonstrations=shown.assign(bleu=shuffle(shown["bleu"], split.seed)))
+    scores = np.random.default_rng(split.seed).permutation(shown["bleu"].to_numpy(dtype=float))
+    return split._replace(demonstrations=shown.assign(bleu=scores))
 
 
 def synthetic_splits(n: int = 3) -> list[TFSSplit]:

@@ -1,9 +1,8 @@
 """What a response says: the text of a Chat Completions reply, and the numbers in it.
 
-Replies are kept as they came and read again whenever they are needed, in two ways (see `grammar`): as asked, and tolerantly.
-Predictions use the tolerant reading, and tables count what is invalid under either. A number counts only if it lies in the task's
-range. Anything else is invalid: kept, counted, predicted as nan, and not asked again until it fits, which would bias the
-distribution.
+Replies are kept as they came and read whenever they are needed, as asked and tolerantly (see `llmpp_core.llm.grammar`). Predictions use
+the tolerant reading, and tables count what is invalid under either. A number counts only if it lies in the task's range. Anything else is
+invalid: kept, counted, predicted as nan, and not asked again until it fits, which would bias the distribution.
 """
 
 from __future__ import annotations
@@ -69,13 +68,7 @@ class Answer:
 
 
 def read_reply(raw: str) -> Reply:
-    """Read a response body.
-
-    Raises
-    ------
-    ReplyError
-        If it holds no reply, or says that the server failed while it answered, so that it must not be kept.
-    """
+    """Read a response body; raises ReplyError if it holds no reply to keep, ServerFailed if it says that the server failed meanwhile."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

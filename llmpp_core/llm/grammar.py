@@ -31,8 +31,10 @@ and adds one would shift all others unnoticed. A comma between digits (26,10), t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from typing import Any
 
 from llmpp_core.llm.prompts import Prompt
 
@@ -40,7 +42,7 @@ from llmpp_core.llm.prompts import Prompt
 ADVICE = "raise answer_tokens, or lower the reasoning effort"
 
 _NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
-_SINGLE = re.compile(rf"\s*({_NUMBER})\s*")
+_SINGLE = re.compile(rf"\s*()({_NUMBER})\s*")
 _LINE = re.compile(rf"\s*([0-9]+)\s*:\s*({_NUMBER})\s*")
 # Pairs, not a dict, which would keep the last of repeated numbers in silence; NaN and Infinity, which are no JSON, become texts.
 _JSON = json.JSONDecoder(object_pairs_hook=list, parse_int=float, parse_constant=str)
@@ -89,24 +91,18 @@ _RULE = re.compile(r"[-=|:+\s]+")
 
 def as_asked(prompt: Prompt, text: str) -> list[float]:
     """Return one number per architecture, or raise ValueError if the text has not exactly the form that was asked for."""
-    if prompt.form == "single":
-        if match := _SINGLE.fullmatch(text):
-            return [float(match[1])]
-        raise ValueError(f"expected one number, got {_shown(text)}")
+    found: list[Any] | None = None
     if prompt.form == "json":
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             found = _JSON.decode(text)
-        except (ValueError, RecursionError):
-            found = None
         if not isinstance(found, list) or not all(isinstance(pair, tuple) and isinstance(pair[1], float) for pair in found):
             raise ValueError(f"expected a JSON object of numbers, got {_shown(text)}")
         return _in_order(prompt, found)
-    rows = []
-    for line in filter(str.strip, text.splitlines()):
-        if not (match := _LINE.fullmatch(line)):
-            raise ValueError(f"expected one line 'number: score' per architecture, got {_shown(line)}")
-        rows.append((match[1], float(match[2])))
-    return _in_order(prompt, rows)
+    form, lines = (_SINGLE, [text]) if prompt.form == "single" else (_LINE, [line for line in text.splitlines() if line.strip()])
+    matches = [match for match in map(form.fullmatch, lines) if match]
+    if len(matches) < len(lines):
+        raise ValueError(f"expected the form that was asked for, got {_shown(text)}")
+    return _in_order(prompt, [(match[1] or "1", float(match[2])) for match in matches])
 
 
 def tolerant(prompt: Prompt, text: str) -> list[float]:
@@ -218,10 +214,9 @@ def _rows(prompt: Prompt, text: str) -> list[tuple[str, float]]:
     for line in filter(None, map(str.strip, text.splitlines())):
         if _RULE.fullmatch(line):
             continue
-        row = _row(prompt, line)
-        if row and after:
-            raise ValueError(f"text between the numbered lines: {_shown(after[0])}")
-        if row:
+        if row := _row(prompt, line):
+            if after:
+                raise ValueError(f"text between the numbered lines: {_shown(after[0])}")
             rows.append(row)
         elif rows:
             after.append(line)
@@ -266,5 +261,5 @@ def _object(text: str) -> list[tuple[str, float]]:
         number = _SINGLE.fullmatch(value) if isinstance(value, str) else None
         if not key or not _LABEL.issuperset(re.findall(_WORD, key[1].lower())) or not (number or isinstance(value, float)):
             raise ValueError(f"expected a JSON object of numbers, got {_shown(text)}")
-        found.append((key[2], float(number[1]) if number else value))
+        found.append((key[2], float(number[2]) if number else value))
     return found

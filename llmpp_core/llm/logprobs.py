@@ -24,14 +24,12 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from llmpp_core.llm.answers import read_answer
 from llmpp_core.llm.prompts import Prompt
 from llmpp_core.llm.settings import Settings
 
-#: Alternatives per token: the most that OpenAI's endpoint gives.
-ALTERNATIVES = 20
+# Alternatives per token: the most that OpenAI's endpoint gives.
+_MOST = 20
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 # White space, nothing, or a special token such as </s> or <|im_end|>.
 _END = re.compile(r"\s*|<[^<>]*>")
@@ -51,20 +49,15 @@ class _Token(NamedTuple):
     alternatives: dict[str, float]
 
 
-def with_log_probabilities(settings: Settings, alternatives: int = ALTERNATIVES) -> Settings:
+def with_log_probabilities(settings: Settings, alternatives: int = _MOST) -> Settings:
     """Return settings whose requests ask for the log-probabilities of so many alternatives per token; they have keys of their own."""
-    if not 1 <= alternatives <= ALTERNATIVES:
-        raise ValueError(f"log-probabilities: expected 1 to {ALTERNATIVES} alternatives per token, got {alternatives}")
+    if not 1 <= alternatives <= _MOST:
+        raise ValueError(f"log-probabilities: expected 1 to {_MOST} alternatives per token, got {alternatives}")
     return replace(settings, extra={**settings.extra, "logprobs": True, "top_logprobs": alternatives})
 
 
-def asks_log_probabilities(settings: Settings) -> bool:
-    """Return whether the requests ask for log-probabilities."""
-    return bool(settings.extra.get("logprobs"))
-
-
 def read_distribution(prompt: Prompt, raw: str) -> Distribution | None:
-    """Read the distribution over the number in a response body, as cache and recordings keep it, to a prompt about one architecture.
+    """Read the distribution over the number in a kept response to a prompt about one architecture.
 
     Returns None if the answer is invalid, or the server gave no log-probabilities whose tokens spell it.
     """
@@ -80,12 +73,11 @@ def read_distribution(prompt: Prompt, raw: str) -> Distribution | None:
     if not spans:
         return None
     weights = _weights(tokens, *spans[-1])
-    values = np.array([value for value in weights if prompt.low <= value <= prompt.high])
-    probabilities = np.array([weights[value] for value in values])
-    if not (covered := float(probabilities.sum())) > 0:
+    valid = {value: weight for value, weight in weights.items() if prompt.low <= value <= prompt.high}
+    if not (covered := sum(valid.values())):
         return None
-    mean = float(probabilities @ values) / covered
-    std = math.sqrt(float(probabilities @ (values - mean) ** 2) / covered)
+    mean = sum(weight * value for value, weight in valid.items()) / covered
+    std = math.sqrt(sum(weight * (value - mean) ** 2 for value, weight in valid.items()) / covered)
     return Distribution(prompt.sign * mean, std, min(covered, 1.0))
 
 

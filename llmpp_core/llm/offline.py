@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint on this machine that is explicitly not a language model.
 
-It reads the demonstrations out of the prompt, fits a ridge regression to them, and answers with its predictions. So the
-whole path from prompt to table runs without a key, and a language model has a bar to beat. It answers to the name
-`MODEL` only, refuses prompts it cannot read, and reports no token usage. Every table that shows it says what it is.
+It fits a ridge regression to the demonstrations that it reads out of the prompt, and answers with its predictions. So the whole path from
+prompt to table runs without a key, and a language model has a bar to beat. It answers to the name `MODEL` only, refuses prompts it cannot
+read, and reports no token usage. Every table that shows it says what it is.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ MODEL = "not-an-llm/incontext-ridge-v1"
 _ALPHAS = np.logspace(-2, 3, 26)
 _SECTION = re.compile(r"(?:\A|\n\n)(?P<kind>Example|Test architecture)(?: (?P<number>\d+))?\n(?P<lines>.*?)(?=\n\n|\Z)", re.DOTALL)
 _LINES_OF_ARCHITECTURE = 10
-# scikit-learn swaps the warning filters of the whole process while it works. Threads that do so at once see each other's,
-# warn of it, and leave the process without any.
+# scikit-learn swaps the warning filters of the whole process while it works; threads that do so at once leave the process without any.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -46,12 +45,10 @@ def answer_prompt(text: str, as_json: bool = False) -> str:
     demonstrations, queries, decimals = _read_prompt(text)
     with _ONE_AT_A_TIME:
         predicted = _fit(tuple(demonstrations))(list(queries.values()))
-    values = [f"{value:.{decimals}f}" for value in predicted]
+    values = {number: f"{value:.{decimals}f}" for number, value in zip(queries, predicted, strict=True)}
     if as_json:
-        return json.dumps(dict(zip(queries, map(float, values), strict=True)))
-    if list(queries) == [""]:
-        return values[0]
-    return "\n".join(f"{number}: {value}" for number, value in zip(queries, values, strict=True))
+        return json.dumps({number: float(value) for number, value in values.items()})
+    return values[""] if list(queries) == [""] else "\n".join(f"{number}: {value}" for number, value in values.items())
 
 
 def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str, Architecture], int]:
@@ -72,8 +69,7 @@ def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str,
         except (ValueError, IndexError) as error:
             raise PromptError(f"{match['kind']} {match['number'] or ''}: {error}") from None
     if not demonstrations or not queries:
-        found = f"found {len(demonstrations)} demonstrations and {len(queries)} test architectures"
-        raise PromptError(f"{found}; at least one of each is needed")
+        raise PromptError(f"expected demonstrations and test architectures, got {len(demonstrations)} and {len(queries)}")
     return demonstrations, queries, decimals
 
 
@@ -128,7 +124,6 @@ def _error(status: int, message: str, code: str) -> tuple[int, dict[str, Any]]:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:

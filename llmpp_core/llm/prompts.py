@@ -1,8 +1,7 @@
 """Prompts that ask a language model for the score of an architecture, composed from parts.
 
-The texts are the files of the folder `prompts`. They follow the paper's four parts (role, instructions, definitions of
-the hyperparameters, demonstrations) in words of our own; `LEVELS` names the paper's cumulative ablation of them. A
-`PromptTask` says what is predicted, so nothing here knows of translation or BLEU.
+The texts are files of the folder `templates`. They follow the paper's four parts (role, instructions, definitions of the hyperparameters,
+demonstrations) in words of our own; `LEVELS` names the paper's cumulative ablation of them. What is predicted, a `PromptTask` says.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def test_the_noise_of_an_answer_is_pooled_and_shared_within_a_request() -> None:
 def test_a_shuffled_split_shows_what_the_shuffled_prompts_show() -> None:
     frame = pd.DataFrame({"architecture": ARCHS, "bleu": np.linspace(20, 26, 12).round(2)})
     split = sources.TFSSplit("wmt14ende", 123, frame.iloc[:10], frame.iloc[10:])
-    shown = experiments.shuffle_split(split)
+    shown = experiments.shuffle(split)
     assert sorted(shown.demonstrations["bleu"]) == sorted(split.demonstrations["bleu"])
     assert list(shown.demonstrations["bleu"]) != list(split.demonstrations["bleu"])
     one, two = (experiments.ask_test_sets([s], experiments.WMT_TASKS, form="batched", shuffled=s is split) for s in (split, shown))
