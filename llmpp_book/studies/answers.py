@@ -119,8 +119,8 @@ def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], mod
     """Return one row per architecture and sample.
 
     Columns: model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture; decoder_layers; true;
-    predicted (nan unless valid) and predicted_as_asked (nan too where the reply was read only tolerantly); status (answered, invalid, failed,
-    missing), reason, text, prompt_tokens, answer_tokens and seconds of the request; per_request, the architectures that share it.
+    predicted (nan unless valid) and predicted_as_asked (nan too where only the tolerant reading takes the reply); status (answered,
+    invalid, failed, missing), reason, text, prompt_tokens, answer_tokens and seconds of the request; per_request, how many share it.
     """
     rows = []
     for question, answers_ in zip(questions, replies, strict=True):

@@ -80,7 +80,7 @@ def ask_test_sets(
 ) -> list[Question]:
     """Return questions about the test architectures of some splits, given their demonstrations, or the first so many of them.
 
-    Forms other than "single" ask for ten architectures at once. An `anonymous` prompt leaves out what would tell which task it is. One whose
+    Forms other than "single" ask about ten architectures at once. `anonymous` prompts leave out what would tell which task it is. One whose
     demonstrations are `shuffled` has their scores permuted: a model that reads them is misled, one that remembers is not.
     """
     questions = []

@@ -21,7 +21,7 @@ from llmpp_core import metrics
 from llmpp_core import upstream as sources
 from llmpp_core.llm.client import Settings
 from llmpp_core.llm.offline import MODEL, OfflineEndpoint, answer_prompt
-from llmpp_core.llm.prompts import LEVELS
+from llmpp_core.llm.prompts import FULL, LEVELS
 from llmpp_core.llm.recordings import read_recording, write_recording
 from llmpp_core.llm.settings import estimate_tokens
 from llmpp_core.metrics import summarise
@@ -39,24 +39,22 @@ def test_questions_cover_every_test_architecture_once_per_form() -> None:
 
 @pytest.mark.needs_data("tfs")
 def test_experiments_are_what_they_say() -> None:
-    sizes = {"wmt-test": (198, 360), "wmt-ablation": (1440, 1440), "wmt-anonymous": (180, 180), "wmt-samples": (180, 180)}
-    sizes |= {"wmt-demos": (1800, 1800), "wmt-distill": (150, 1500)}
+    sizes = {"wmt-test": (198, 360), "wmt-samples": (180, 180), "wmt-anonymous": (180, 180), "wmt-distill": (150, 1500)}
+    sizes |= {"wmt-ablation-batched": (42, 420), "wmt-demos-batched": (24, 240), "wmt-shuffled-batched": (36, 360)}
     built = {name: experiments.experiment(name).questions() for name in sizes}
     assert {name: (len(asked), sum(len(q.architectures) for q in asked)) for name, asked in built.items()} == sizes
     prompts = {name: {q.prompt for q in asked} for name, asked in built.items()}
     # Splits that begin with the same demonstration ask the same question now and then.
     assert all(len(prompts[name]) > 0.99 * sizes[name][0] for name in sizes)
     # What experiments have in common is asked once.
-    test = {q.prompt for q in built["wmt-test"] if q.labels["form"] == "single"}
-    assert test == prompts["wmt-samples"]
-    assert test == prompts["wmt-ablation"] & prompts["wmt-demos"]
+    assert {q.prompt for q in built["wmt-test"] if q.labels["form"] == "single"} == prompts["wmt-samples"]
     assert not prompts["wmt-anonymous"] & prompts["wmt-test"]
     more = experiments.experiment("wmt-distill-3000").questions()
     assert [q.prompt for q in more[:50]] == [q.prompt for q in built["wmt-distill"][:50]]
     assert len(answers.expected("wmt-samples", Settings("m"))) == 5 * len(prompts["wmt-samples"])
-    assert {q.labels["level"] for q in built["wmt-ablation"]} == set(LEVELS)
-    assert Counter(q.labels["demonstrations"] for q in built["wmt-demos"]) == dict.fromkeys(range(1, 11), 180)
-    assert all(q.prompt.text.count("\nBLEU: ") == q.labels["demonstrations"] for q in built["wmt-demos"])
+    assert {q.labels["level"] for q in built["wmt-ablation-batched"]} == set(LEVELS) - {FULL}
+    assert Counter(q.labels["demonstrations"] for q in built["wmt-demos-batched"]) == dict.fromkeys((1, 3, 5, 8), 6)
+    assert all(q.prompt.text.count("\nBLEU: ") == q.labels["demonstrations"] for q in built["wmt-demos-batched"])
     # Prompts tell the GFLOPs of the upstream records.
     for task in sources.TFS_TASKS:
         records = sources.tfs_records(task)

@@ -109,26 +109,23 @@ def test_every_bad_line_is_named_and_nothing_already_answered_is_lost(
     assert json.loads(after[ids[24]].stored.response)["choices"][0]["message"]["content"] == "Score: 21.50 \ud83d"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "first", "lines"),
-    [
-        ("requests", "a request as it was exported, not an answer; import the file that came back, and 87 more such lines", 1),
-        ("nothing", "the file holds no line", 1),
-        ("others", f"unknown id: no exported request has it: '{0:064}'", 6),
-        ("prose", "expected a JSON object with a custom_id: got '# A heading'", 6),
-    ],
-)
 def test_a_wrong_file_is_named_in_a_few_lines_and_changes_nothing(
-    exported: Any, results: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, first: str, lines: int
+    exported: Any, results: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others = "".join(json.dumps({"custom_id": f"{i:064}", "text": "25"}) + "\n" for i in range(88))
-    texts = {"requests": (tmp_path / "own-test-001.jsonl").read_text(), "nothing": "", "others": others, "prose": "# A heading\n" * 88}
-    (tmp_path / "wrong.jsonl").write_text(texts[wrong])
     before = (results / "own-test" / "unnamed-llm.jsonl").read_bytes()
-    assert run("prompts", "import", tmp_path / "wrong.jsonl") == 1
-    rejected = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rejected")]
-    assert (rejected[0].split(": ", 1)[1], len(rejected)) == (first, lines)
-    assert lines == 1 or rejected[-1] == "rejected  wrong.jsonl: 83 more such lines"
+    others = "".join(json.dumps({"custom_id": f"{i:064}", "text": "25"}) + "\n" for i in range(88))
+    request = "a request as it was exported, not an answer; import the file that came back, and 87 more such lines"
+    for text, first, lines in (
+        ((tmp_path / "own-test-001.jsonl").read_text(), request, 1),
+        ("", "the file holds no line", 1),
+        (others, f"unknown id: no exported request has it: '{0:064}'", 6),
+        ("# A heading\n" * 88, "expected a JSON object with a custom_id: got '# A heading'", 6),
+    ):
+        (tmp_path / "wrong.jsonl").write_text(text)
+        assert run("prompts", "import", tmp_path / "wrong.jsonl") == 1
+        rejected = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rejected")]
+        assert (rejected[0].split(": ", 1)[1], len(rejected)) == (first, lines)
+        assert lines == 1 or rejected[-1] == "rejected  wrong.jsonl: 83 more such lines"
     assert (results / "own-test" / "unnamed-llm.jsonl").read_bytes() == before
 
 
