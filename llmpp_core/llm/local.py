@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from llmpp_core.llm.settings import Settings
 
-#: The commands that start the servers, by the names of `llm_settings.LOCAL_SERVERS`.
+#: The commands that start the servers, by the names of `llmpp_core.llm.settings.LOCAL_SERVERS`.
 START = {
     "llama-server": "llama-server -m MODEL.gguf -c 65536 -np 4",
     "vllm": "vllm serve MODEL --max-model-len 16384",
