@@ -177,13 +177,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return getattr(interruption, "code", 130)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         from llmpp_core.jobs.files import SourceError
         from llmpp_core.jobs.table import JobsLost
+        from llmpp_core.llm.cache import CacheError
+        from llmpp_core.llm.client import LLMStopped
 
-        if not isinstance(error, (SourceError, JobsLost)):
+        if not isinstance(error, (SourceError, JobsLost, CacheError, LLMStopped, OSError)):
             raise
-        print(error, file=sys.stderr)
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 1
 
 

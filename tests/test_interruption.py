@@ -23,10 +23,11 @@ CODE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_experiments import TASK, own_splits
+from own_questions import TASK, own_splits
 from llmpp_book import __main__
+from llmpp_book.studies import answers
 from llmpp_book.studies import questions as experiments
-experiments.RESULTS = Path(sys.argv[2])
+answers.RESULTS = Path(sys.argv[2])
 questions = lambda: experiments.ask_test_sets(own_splits(), {"own": TASK})
 experiments.EXPERIMENTS = {"own-test": experiments.Experiment("own-test", "a test", questions)}
 raise SystemExit(__main__.main(sys.argv[3:]))

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from fake_llm_server import Act, FakeLLM, completion
 
-from llmpp_book.studies.questions import RESULTS, answers, expected
+from llmpp_book.studies.answers import RESULTS, answers, expected
 from llmpp_core.llm.answers import read_reply
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.local import DEADLINE

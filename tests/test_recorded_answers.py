@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmpp_book.studies import questions as experiments
+from llmpp_book.studies import answers as experiments
 from llmpp_core.llm.answers import read_answer
 from llmpp_core.llm.recordings import read_recording, recording_path
 

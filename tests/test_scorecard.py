@@ -15,7 +15,7 @@ from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import Paths
 from llmpp_book.runner.scorecard import VERDICTS, read_claims, read_glued, scorecard_page
 from llmpp_book.runner.status import DONE, FAILED, STORED, Record
-from llmpp_book.studies.questions import recordings
+from llmpp_book.studies.answers import recordings
 
 CLAIM = {
     "id": "best",

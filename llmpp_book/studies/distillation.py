@@ -1,6 +1,6 @@
 """What distillation keeps of a teacher: students beside their teacher and the truth, with intervals over architectures.
 
-Labels are frames as `llmpp_book.studies.questions.answers` returns them: task, split, architecture, decoder_layers, and predicted,
+Labels are frames as `llmpp_book.studies.answers.answers` returns them: task, split, architecture, decoder_layers, and predicted,
 the label. What students say of them goes through the measures of `llmpp_core.metrics`, with the teacher in the place of the truth.
 """
 

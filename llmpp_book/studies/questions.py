@@ -1,40 +1,28 @@
-"""Named lists of questions whose answers are worth recording, and tables of the answers.
+"""Questions to language models that are worth recording: named lists of prompts about architectures.
 
-An `Experiment` builds the same questions every time, so answers recorded on one machine fit on every other. Chapters read
-recordings with `answers` or ask with `ask`; both return the same tidy frame.
+An `Experiment` builds the same questions every time, so answers recorded on one machine fit on every other.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from llmpp_book import repository
-from llmpp_core.llm.answers import Answer, read_answer
-from llmpp_core.llm.client import Client
 from llmpp_core.llm.prompts import FULL, LEVELS, Efficiency, Prompt, PromptTask, build_prompt, example_pairs
-from llmpp_core.llm.recordings import Recording, Row, open_recording, read_recording, read_recordings, recording_path, write_recording
-from llmpp_core.llm.settings import Settings
 from llmpp_core.metrics import random_splits
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_flops
-from llmpp_core.space.search_space import HAT_WMT, SearchSpace
-from llmpp_core.upstream import PAPER_TASKS, TFS_SPLITS, PaperTask, TFSSplit, tfs_splits
+from llmpp_core.space.search_space import HAT_WMT
+from llmpp_core.upstream import PAPER_TASKS, PaperTask, TFSSplit, tfs_splits
 
-#: Where recordings are kept.
-RESULTS = repository.RESULTS / "llm"
-#: Architectures per request of the batched form.
-BATCH = 10
-#: Splits of the synthetic benchmark.
-SYNTHETIC_SPLITS = 3
+# Architectures per request of the forms other than "single".
+_BATCH = 10
 
 
 def _wmt_task(corpus: str, task: PaperTask) -> PromptTask:
@@ -69,22 +57,12 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Questions worth recording.
-
-    Parameters
-    ----------
-    name, description : str
-        For the command line.
-    questions : callable
-        Builds the list of `Question`, the same each time.
-    samples : int
-        Answers per question.
-    """
+    """Questions worth recording."""
 
     name: str
     description: str
-    questions: Callable[[], list[Question]]
-    samples: int = 1
+    questions: Callable[[], list[Question]]  #: Builds the questions, the same each time.
+    samples: int = 1  #: Answers per question.
 
 
 def ask_test_sets(
@@ -94,34 +72,18 @@ def ask_test_sets(
     form: str = "single",
     anonymous: bool = False,
     demonstrations: int | None = None,
-    score: str = "bleu",
     shuffled: bool = False,
 ) -> list[Question]:
-    """Return questions about the test architectures of some splits, given their demonstrations.
+    """Return questions about the test architectures of some splits, given their demonstrations, or the first so many of them.
 
-    Parameters
-    ----------
-    splits : iterable of TFSSplit
-        The paper's, or any of the same shape.
-    tasks : mapping of str to PromptTask
-        How prompts describe the splits' tasks.
-    level, form : str
-        Template and form of `llmpp_core.llm.prompts`; forms other than "single" ask for `BATCH` architectures at once.
-    anonymous : bool
-        Leave out what would tell which task it is.
-    demonstrations : int, optional
-        Show only the first so many demonstrations.
-    score : str
-        Column that holds the score, higher is better.
-    shuffled : bool
-        Permute the scores of the demonstrations (see `shuffle`): a model that reads them is misled, one that remembers is not.
+    Forms other than "single" ask about ten architectures at once. `anonymous` prompts leave out what would tell which task it is. One whose
+    demonstrations are `shuffled` has their scores permuted: a model that reads them is misled, one that remembers is not.
     """
     questions = []
     for split in splits:
         task = tasks[split.task].anonymous() if anonymous else tasks[split.task]
-        shown = split.demonstrations.iloc[:demonstrations]
-        scores = shuffle(shown[score].tolist(), split.seed) if shuffled else shown[score].tolist()
-        pairs = list(zip(shown["architecture"], scores, strict=True))
+        shown = (shuffle(split) if shuffled else split).demonstrations.iloc[:demonstrations]
+        pairs = list(zip(shown["architecture"], shown["bleu"].tolist(), strict=True))
         labels = {
             "task": split.task,
             "split": split.seed,
@@ -129,56 +91,25 @@ def ask_test_sets(
             "form": form,
             "anonymous": anonymous,
             "demonstrations": len(shown),
-            **({"shuffled": True} if shuffled else {}),
         }
-        archs, true = list(split.test["architecture"]), split.test[score].tolist()
-        questions += _ask(task, pairs, archs, true, level, form, labels)
+        labels |= {"shuffled": True} if shuffled else {}
+        archs, true = tuple(split.test["architecture"]), tuple(split.test["bleu"].tolist())
+        size = 1 if form == "single" else _BATCH
+        for first in range(0, len(archs), size):
+            group = archs[first : first + size]
+            prompt = build_prompt(task, pairs, group, level, form)
+            questions.append(Question({**labels, "first": first}, prompt, group, true[first : first + size]))
     return questions
 
 
-def shuffle(scores: ArrayLike, seed: int) -> list[float]:
-    """Return the scores of a split's demonstrations in the order in which the experiments show them shuffled."""
-    return np.random.default_rng(seed).permutation(np.asarray(scores, dtype=float)).tolist()
+def shuffle(split: TFSSplit) -> TFSSplit:
+    """Return a split whose demonstrations have each other's scores, permuted as in the prompts of the shuffled experiments."""
+    shown = split.demonstrations
+    scores = np.random.default_rng(split.seed).permutation(shown["bleu"].to_numpy(dtype=float))
+    return split._replace(demonstrations=shown.assign(bleu=scores))
 
 
-def _ask(
-    task: PromptTask,
-    demonstrations: list[tuple[Architecture, float]],
-    archs: Sequence[Architecture],
-    true: Sequence[float],
-    level: str,
-    form: str,
-    labels: dict[str, Any],
-) -> list[Question]:
-    size = 1 if form == "single" else BATCH
-    questions = []
-    for first in range(0, len(archs), size):
-        group = tuple(archs[first : first + size])
-        prompt = build_prompt(task, demonstrations, group, level, form)
-        questions.append(Question({**labels, "first": first}, prompt, group, tuple(true[first : first + size])))
-    return questions
-
-
-def _distill(splits: Iterable[TFSSplit], tasks: Mapping[str, PromptTask], space: SearchSpace, n: int) -> list[Question]:
-    """Return questions about `n` architectures of a space without known scores, ten per request."""
-    archs = space.sample_balanced(n, np.random.default_rng(2024))
-    unlabelled = pd.DataFrame({"architecture": archs, "bleu": math.nan})
-    return ask_test_sets([split._replace(test=unlabelled) for split in splits], tasks, form="batched")
-
-
-def _wmt(**changes: Any) -> list[Question]:
-    return ask_test_sets(tfs_splits(), WMT_TASKS, **changes)
-
-
-def _wmt_first() -> list[TFSSplit]:
-    return [split for split in tfs_splits() if split.seed == TFS_SPLITS[0]]
-
-
-def _wmt_distill(n: int) -> list[Question]:
-    return _distill(_wmt_first(), WMT_TASKS, HAT_WMT, n)
-
-
-def synthetic_splits(n: int = SYNTHETIC_SPLITS) -> list[TFSSplit]:
+def synthetic_splits(n: int = 3) -> list[TFSSplit]:
     """Return random splits of this project's synthetic benchmark: ten demonstrations each, and 38 test architectures."""
     # Loads torch, which most experiments do without.
     from llmpp_book.studies import ground_truth as benchmark
@@ -186,55 +117,51 @@ def synthetic_splits(n: int = SYNTHETIC_SPLITS) -> list[TFSSplit]:
     return random_splits({"synthetic": benchmark.records("synthetic")}, np.random.default_rng(0), n)
 
 
-def _synthetic(**changes: Any) -> list[Question]:
-    from llmpp_core.tasks.registry import load_task
+def _build(synthetic: bool = False, first: bool = False, unlabelled: int = 0, **choices: Iterable[Any]) -> Callable[[], list[Question]]:
+    """Return what builds the questions about the paper's splits or the synthetic ones, in every combination of choices of `ask_test_sets`.
 
-    return ask_test_sets(synthetic_splits(), {"synthetic": load_task("synthetic").prompt_task()}, form="batched", **changes)
+    `first` takes one split of each task only; `unlabelled` asks about so many architectures without known scores in place of test sets.
+    """
+
+    def questions() -> list[Question]:
+        splits, tasks, space = list(tfs_splits()) if not synthetic else synthetic_splits(), WMT_TASKS, HAT_WMT
+        if synthetic:
+            from llmpp_core.tasks.registry import load_task
+
+            task = load_task("synthetic")
+            tasks, space = {"synthetic": task.prompt_task()}, task.space
+        splits = [split for split in splits if not first or split.seed == splits[0].seed]
+        if unlabelled:
+            archs = space.sample_balanced(unlabelled, np.random.default_rng(2024))
+            splits = [split._replace(test=pd.DataFrame({"architecture": archs, "bleu": math.nan})) for split in splits]
+        variants = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        return [question for variant in variants for question in ask_test_sets(splits, tasks, **variant)]
+
+    return questions
 
 
-def _synthetic_distill(n: int) -> list[Question]:
-    from llmpp_core.tasks.registry import load_task
-
-    task = load_task("synthetic")
-    return _distill(synthetic_splits(1), {"synthetic": task.prompt_task()}, task.space, n)
-
-
-_NAMES = (False, True)
-_ALL = [
-    Experiment("wmt-test", "the nine test sets, one architecture per request and ten", lambda: _wmt() + _wmt(form="batched")),
-    Experiment("wmt-repeat", "two answers to every question about the nine test sets, ten per request", lambda: _wmt(form="batched"), 2),
-    Experiment("wmt-samples", "five answers to every question about the nine test sets, one per request", _wmt, samples=5),
-    Experiment("wmt-ablation", "the nine test sets at every level of the prompt", lambda: [q for lv in LEVELS for q in _wmt(level=lv)]),
-    Experiment(
-        "wmt-ablation-batched",
-        "the first test set of each task at every level of the prompt but the full one, ten per request",
-        lambda: [q for lv in LEVELS if lv != FULL for q in ask_test_sets(_wmt_first(), WMT_TASKS, level=lv, form="batched")],
-    ),
-    Experiment(
-        "wmt-demos", "the nine test sets with 1 to 10 demonstrations", lambda: [q for n in range(1, 11) for q in _wmt(demonstrations=n)]
-    ),
-    Experiment(
-        "wmt-demos-batched",
-        "the first test set of each task with 1, 3, 5 and 8 demonstrations, ten per request",
-        lambda: [q for n in (1, 3, 5, 8) for q in ask_test_sets(_wmt_first(), WMT_TASKS, form="batched", demonstrations=n)],
-    ),
-    Experiment("wmt-anonymous", "the nine test sets without the names of task, data set and paper", lambda: _wmt(anonymous=True)),
-    Experiment("wmt-anonymous-batched", "the same, ten per request", lambda: _wmt(form="batched", anonymous=True)),
-    Experiment(
-        "wmt-shuffled-batched",
-        "the nine test sets with the demonstrations' scores permuted, with and without names, ten per request",
-        lambda: [q for hidden in _NAMES for q in _wmt(form="batched", anonymous=hidden, shuffled=True)],
-    ),
-    Experiment("wmt-distill", "labels of 500 architectures per task, ten per request", lambda: _wmt_distill(500)),
-    Experiment("wmt-distill-3000", "labels of 3,000 architectures per task, those of wmt-distill first", lambda: _wmt_distill(3000)),
-    Experiment("synthetic-test", "three test sets of the synthetic task, which no model has seen, ten per request", _synthetic),
-    Experiment("synthetic-repeat", "two answers to every question of synthetic-test", _synthetic, 2),
-    Experiment("synthetic-anonymous", "those of synthetic-test without names", lambda: _synthetic(anonymous=True)),
-    Experiment("synthetic-shuffled", "those of synthetic-test with the demonstrations' scores permuted", lambda: _synthetic(shuffled=True)),
-    Experiment("synthetic-distill", "labels of 500 architectures of the synthetic task, ten per request", lambda: _synthetic_distill(500)),
+_TEN, _BOTH = ("batched",), (False, True)
+_ALL: list[tuple[str, str, Callable[[], list[Question]], int]] = [
+    ("wmt-test", "the nine test sets, one architecture per request and ten", _build(form=("single", "batched")), 1),
+    ("wmt-repeat", "two answers to every question about the nine test sets, ten per request", _build(form=_TEN), 2),
+    ("wmt-samples", "five answers to every question about the nine test sets, one per request", _build(), 5),
+    ("wmt-ablation", "the nine test sets at every level of the prompt", _build(level=LEVELS), 1),
+    ("wmt-ablation-batched", "three of them at the other levels, ten per request", _build(first=True, form=_TEN, level=[*LEVELS][:-1]), 1),
+    ("wmt-demos", "the nine test sets with 1 to 10 demonstrations", _build(demonstrations=range(1, 11)), 1),
+    ("wmt-demos-batched", "three of them with fewer, ten per request", _build(first=True, form=_TEN, demonstrations=(1, 3, 5, 8)), 1),
+    ("wmt-anonymous", "the nine test sets without the names of task, data set and paper", _build(anonymous=(True,)), 1),
+    ("wmt-anonymous-batched", "the same, ten per request", _build(form=_TEN, anonymous=(True,)), 1),
+    ("wmt-shuffled-batched", "with permuted scores, with and without names", _build(form=_TEN, anonymous=_BOTH, shuffled=(True,)), 1),
+    ("wmt-distill", "labels of 500 architectures per task, ten per request", _build(first=True, unlabelled=500, form=_TEN), 1),
+    ("wmt-distill-3000", "labels of 3,000, those of wmt-distill first", _build(first=True, unlabelled=3000, form=_TEN), 1),
+    ("synthetic-test", "three test sets of a task that no model has seen, ten per request", _build(True, form=_TEN), 1),
+    ("synthetic-repeat", "two answers to every question of synthetic-test", _build(True, form=_TEN), 2),
+    ("synthetic-anonymous", "those of synthetic-test without names", _build(True, form=_TEN, anonymous=(True,)), 1),
+    ("synthetic-shuffled", "those of synthetic-test with permuted scores", _build(True, form=_TEN, shuffled=(True,)), 1),
+    ("synthetic-distill", "labels of 500 architectures of that task", _build(True, first=True, unlabelled=500, form=_TEN), 1),
 ]
 #: The experiments by name.
-EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+EXPERIMENTS = {name: Experiment(name, description, questions, samples) for name, description, questions, samples in _ALL}
 
 
 def experiment(name: str) -> Experiment:
@@ -242,105 +169,3 @@ def experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise ValueError(f"unknown experiment {name!r}; allowed are {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name]
-
-
-def recordings(name: str, results: Path = RESULTS) -> list[str]:
-    """Return the names of the recordings of an experiment that hold answers; a file that is none is named in a warning."""
-    return [found.path.stem for found in read_recordings((results / experiment(name).name).glob("*.jsonl")) if found.rows]
-
-
-def answers(name: str, recording: str, results: Path = RESULTS) -> pd.DataFrame:
-    """Return the recorded answers of an experiment, joined to the truth.
-
-    Parameters
-    ----------
-    name : str
-        A name of `EXPERIMENTS`.
-    recording : str
-        A name of `recordings`, usually the model id.
-
-    Returns
-    -------
-    pandas.DataFrame
-        See `tidy`. What is not recorded, or was recorded for another version of the prompt, has status "missing". A form
-        (one architecture per request, or several) of which nothing is recorded was not asked, and is left out.
-
-    Warns
-    -----
-    UserWarning
-        If the recording holds answers that fit no question.
-    """
-    path = recording_path(results, experiment(name).name, recording)
-    found = read_recording(path)
-    questions = experiment(name).questions()
-    samples = range(experiment(name).samples)
-    keys = [[found.settings.key(question.prompt, sample) for sample in samples] for question in questions]
-    if strange := sorted(found.rows.keys() - {key for row in keys for key in row}):
-        what = f"{len(strange)} of {len(found.rows)} recorded answers fit no question of {name}, the first: {strange[0]}"
-        warnings.warn(f"{path}: {what}; they are kept, and left out here", stacklevel=2)
-    asked = {question.labels["form"] for question, row in zip(questions, keys, strict=True) if found.rows.keys() & set(row)}
-    pairs = [(question, row) for question, row in zip(questions, keys, strict=True) if question.labels["form"] in asked or not asked]
-    replies = [tuple(_recorded(question, key, found) for key in row) for question, row in pairs]
-    return tidy([question for question, _ in pairs], replies, found.settings.model)
-
-
-def _recorded(question: Question, key: str, recording: Recording) -> Answer:
-    row = recording.rows.get(key)
-    if row is None:
-        return Answer(key, (math.nan,) * question.prompt.n, "missing", "not recorded")
-    return read_answer(question.prompt, key, row.stored.response, row.stored.seconds)
-
-
-def ask(name: str, client: Client) -> pd.DataFrame:
-    """Ask the questions of an experiment, as far as they are not answered yet; returns the frame of `tidy`."""
-    questions = experiment(name).questions()
-    return tidy(questions, client.ask([question.prompt for question in questions], experiment(name).samples), client.settings.model)
-
-
-def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], model: str) -> pd.DataFrame:
-    """Return one row per architecture and sample.
-
-    Returns
-    -------
-    pandas.DataFrame
-        model; the labels (task, split, level, form, anonymous, demonstrations, first); sample; architecture;
-        decoder_layers; true; predicted (nan unless valid) and predicted_as_asked (nan too where the reply was read only
-        tolerantly); status of the request (answered, invalid, failed, missing) and reason; text, prompt_tokens,
-        answer_tokens and seconds of the request; per_request, the architectures that share it.
-    """
-    rows = []
-    for question, answers_ in zip(questions, replies, strict=True):
-        for sample, answer in enumerate(answers_):
-            shared = {
-                "status": answer.status,
-                "reason": answer.reason,
-                "text": answer.text,
-                "prompt_tokens": answer.prompt_tokens,
-                "answer_tokens": answer.answer_tokens,
-                "seconds": answer.seconds,
-                "per_request": question.prompt.n,
-            }
-            values = zip(question.architectures, question.true, answer.values, answer.as_asked, strict=True)
-            for arch, true, predicted, as_asked in values:
-                own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true}
-                own |= {"predicted": predicted, "predicted_as_asked": as_asked}
-                rows.append({"model": model, **question.labels, "sample": sample, **own, **shared})
-    return pd.DataFrame(rows)
-
-
-def expected(name: str, settings: Settings) -> dict[str, tuple[Question, int]]:
-    """Return the questions of an experiment, with the number of the sample, by the key of the answer."""
-    found = experiment(name)
-    pairs = [(question, sample) for question in found.questions() for sample in range(found.samples)]
-    return {settings.key(question.prompt, sample): (question, sample) for question, sample in pairs}
-
-
-def record(name: str, client: Client, recording: str | None = None, results: Path = RESULTS) -> Path:
-    """Write what the client has of an experiment's answers, asking nothing, to its recording; returns the file."""
-    path = recording_path(results, name, recording or client.settings.model)
-    target = open_recording(path, name, client.settings)
-    for key, (question, sample) in expected(name, client.settings).items():
-        if key not in target.rows and (stored := client.lookup(key)):
-            target.rows[key] = Row(question.labels, sample, stored)
-    write_recording(target)
-    return path

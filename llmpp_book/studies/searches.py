@@ -23,8 +23,8 @@ import numpy as np
 
 from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies import measurements
+from llmpp_book.studies.answers import answers, recordings
 from llmpp_book.studies.measurements import prepare, provenance, supernet_path, train_from_scratch
-from llmpp_book.studies.questions import answers, recordings
 from llmpp_book.studies.search_tables import CHEAP, COSTLY, OFFLINE, RESULTS, STOPPED, found, stopped, table_name
 from llmpp_core.jobs.files import need_writable, read_rows
 from llmpp_core.jobs.table import here, run_jobs

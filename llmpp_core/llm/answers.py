@@ -1,16 +1,14 @@
 """What a response says: the text of a Chat Completions reply, and the numbers in it.
 
-Replies are kept as they came and read again whenever they are needed, in two ways (see `llm_grammar`): as asked, and tolerantly.
-Predictions use the tolerant reading, and tables count what is invalid under either. A number counts only if it lies in the task's
-range. Anything else is invalid: kept, counted, predicted as nan, and not asked again until it fits, which would bias the
-distribution.
+Replies are kept as they came and read whenever they are needed, as asked and tolerantly (see `llmpp_core.llm.grammar`). Predictions use
+the tolerant reading, and tables count what is invalid under either. A number counts only if it lies in the task's range. Anything else is
+invalid: kept, counted, predicted as nan, and not asked again until it fits, which would bias the distribution.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,18 +33,14 @@ class ServerFailed(ReplyError):
 
 
 class Reply(NamedTuple):
-    """What one response holds.
-
-    Token counts are None where the server gave none. `in_parts` says that the content was a list of parts, whose texts are lines
-    of `text`; `has_reasoning`, that there is reasoning beside it.
-    """
+    """What one response holds; token counts are None where the server gave none."""
 
     text: str
     finish_reason: str | None
     prompt_tokens: int | None
     answer_tokens: int | None
-    in_parts: bool = False
-    has_reasoning: bool = False
+    in_parts: bool = False  #: Whether the content was a list of parts, whose texts are lines of `text`.
+    has_reasoning: bool = False  #: Whether there is reasoning beside it.
 
     @property
     def is_exhausted(self) -> bool:
@@ -56,50 +50,25 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """The outcome of one request.
+    """The outcome of one request."""
 
-    Parameters
-    ----------
-    key : str
-        Its key in cache and recordings.
-    values : tuple of float
-        One score per architecture asked about, higher is better, by the tolerant reading; nan where there is no valid number.
-    status : {"answered", "invalid", "failed"}
-        "invalid" if any value is nan although the model answered, "failed" if no answer was obtained.
-    reason : str
-        Why it is invalid or failed, else "".
-    text : str
-        What the model wrote.
-    prompt_tokens, answer_tokens : int or None
-        As the server counted them.
-    seconds : float or None
-        How long the call took; None where nobody measured.
-    as_asked : tuple of float
-        `values` if only replies in exactly the form asked for counted; the same as `values` by default.
-    """
-
-    key: str
+    key: str  #: Its key in cache and recordings.
+    #: One score per architecture asked about, higher is better, by the tolerant reading; nan where there is no valid number.
     values: tuple[float, ...]
-    status: str
-    reason: str = ""
-    text: str = ""
-    prompt_tokens: int | None = None
+    status: str  #: "answered"; "invalid" if any value is nan although the model answered; "failed" if no answer was obtained.
+    reason: str = ""  #: Why it is invalid or failed, else "".
+    text: str = ""  #: What the model wrote.
+    prompt_tokens: int | None = None  #: As the server counted them, as are `answer_tokens`.
     answer_tokens: int | None = None
-    seconds: float | None = None
-    as_asked: tuple[float, ...] = ()
+    seconds: float | None = None  #: How long the call took; None where nobody measured.
+    as_asked: tuple[float, ...] = ()  #: `values` if only replies in exactly the form asked for counted; `values` by default.
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "as_asked", self.as_asked or self.values)
 
 
 def read_reply(raw: str) -> Reply:
-    """Read a response body.
-
-    Raises
-    ------
-    ReplyError
-        If it holds no reply, or says that the server failed while it answered, so that it must not be kept.
-    """
+    """Read a response body; raises ReplyError if it holds no reply to keep, ServerFailed if it says that the server failed meanwhile."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -137,14 +106,15 @@ def _read_error(error: Any, what: str) -> tuple[str, str]:
 
 def _join(parts: list[Any]) -> tuple[str, bool]:
     """Return the text of a list of parts, and whether others hold reasoning."""
+    texts, has_reasoning = [], False
+    for part in parts:
+        part = part if isinstance(part, dict) else {"text": part}
+        kind = str(part.get("type", "text"))
+        has_reasoning = has_reasoning or "reason" in kind or "think" in kind
+        if kind in ("text", "output_text") and isinstance(part.get("text"), str):
+            texts.append(part["text"])
     # One below the other, so that two numbers never make a third.
-    text = [part if isinstance(part, str) else part["text"] for part in parts if isinstance(part, str) or _holds_text(part)]
-    kinds = [str(part.get("type")) for part in parts if isinstance(part, dict)]
-    return "\n".join(text), any("reason" in kind or "think" in kind for kind in kinds)
-
-
-def _holds_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type", "text") in ("text", "output_text") and isinstance(part.get("text"), str)
+    return "\n".join(texts), has_reasoning
 
 
 def printable(text: str) -> str:
@@ -158,39 +128,38 @@ def _count(value: Any) -> int | None:
 
 def read_answer(prompt: Prompt, key: str, raw: str, seconds: float | None = None) -> Answer:
     """Read the numbers that a kept response gives for a prompt; one that says that the server failed is a failed request."""
+    nothing = (math.nan,) * prompt.n
     try:
         reply = read_reply(raw)
     except ReplyError as error:
-        return Answer(key, (math.nan,) * prompt.n, "failed", str(error))
-    asked, _ = _values(prompt, reply, as_asked)
-    values, reason = _values(prompt, reply, _either)
+        return Answer(key, nothing, "failed", str(error))
+    values = asked = nothing
+    if not (reason := _unreadable(reply)):
+        try:
+            exact = as_asked(prompt, reply.text)
+        except ValueError:
+            exact = []
+        try:
+            found = exact or tolerant(prompt, reply.text)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            values = tuple(prompt.sign * number if prompt.low <= number <= prompt.high else math.nan for number in found)
+            asked = values if exact and not reply.in_parts else nothing
+            outside = [number for number in found if not prompt.low <= number <= prompt.high]
+            reason = f"{outside[0]:g} is outside {prompt.low:g} to {prompt.high:g}" if outside else ""
     status = "invalid" if reason else "answered"
     return Answer(key, values, status, reason, reply.text, reply.prompt_tokens, reply.answer_tokens, seconds, asked)
 
 
-def _either(prompt: Prompt, text: str) -> list[float]:
-    try:
-        return as_asked(prompt, text)
-    except ValueError:
-        return tolerant(prompt, text)
-
-
-def _values(prompt: Prompt, reply: Reply, read: Callable[[Prompt, str], list[float]]) -> tuple[tuple[float, ...], str]:
-    """Return one score per architecture by one of the two readings, nan where there is none, and why one is nan."""
-    nothing = (math.nan,) * prompt.n
+def _unreadable(reply: Reply) -> str:
+    """Say why a reply holds no answer to read, if it does not."""
     if reply.finish_reason == "content_filter":
-        return nothing, "stopped by the content filter"
+        return "stopped by the content filter"
     if not reply.text.strip():
-        reasoned = reply.is_exhausted or reply.has_reasoning
-        return nothing, f"the reply is empty, all of it went on reasoning: {ADVICE}" if reasoned else "the reply is empty"
-    if reply.finish_reason == "length":
-        return nothing, f"cut off at the token limit: {ADVICE}"
-    if read is as_asked and reply.in_parts:
-        return nothing, "expected a text, got parts"
-    try:
-        found = read(prompt, reply.text)
-    except ValueError as error:
-        return nothing, str(error)
-    outside = [number for number in found if not prompt.low <= number <= prompt.high]
-    reason = f"{outside[0]:g} is outside {prompt.low:g} to {prompt.high:g}" if outside else ""
-    return tuple(math.nan if number in outside else prompt.sign * number for number in found), reason
+        return (
+            f"the reply is empty, all of it went on reasoning: {ADVICE}"
+            if reply.is_exhausted or reply.has_reasoning
+            else "the reply is empty"
+        )
+    return f"cut off at the token limit: {ADVICE}" if reply.finish_reason == "length" else ""

@@ -31,8 +31,10 @@ and adds one would shift all others unnoticed. A comma between digits (26,10), t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from typing import Any
 
 from llmpp_core.llm.prompts import Prompt
 
@@ -40,53 +42,10 @@ from llmpp_core.llm.prompts import Prompt
 ADVICE = "raise answer_tokens, or lower the reasoning effort"
 
 _NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?"
-_SINGLE = re.compile(rf"\s*({_NUMBER})\s*")
+_SINGLE = re.compile(rf"\s*()({_NUMBER})\s*")
 _LINE = re.compile(rf"\s*([0-9]+)\s*:\s*({_NUMBER})\s*")
-
-
-def as_asked(prompt: Prompt, text: str) -> list[float]:
-    """Return one number per architecture, or raise ValueError if the text has not exactly the form that was asked for."""
-    if prompt.form == "single":
-        match = _SINGLE.fullmatch(text)
-        if not match:
-            raise ValueError(f"expected one number, got {text[:60]!r}")
-        return [float(match[1])]
-    if prompt.form == "json":
-        try:
-            # "NaN" and "Infinity" are no JSON, though the decoder takes them.
-            found = json.loads(text, object_pairs_hook=list, parse_int=float, parse_constant=str)
-        except (ValueError, RecursionError):
-            raise ValueError(f"expected a JSON object, got {text[:60]!r}") from None
-        if not isinstance(found, list) or not all(isinstance(pair, tuple) and isinstance(pair[1], float) for pair in found):
-            raise ValueError(f"expected a JSON object of numbers, got {text[:60]!r}")
-        return _in_order(prompt, found)
-    matches = [_LINE.fullmatch(line) for line in text.splitlines() if line.strip()]
-    rows = [(match[1], float(match[2])) for match in matches if match]
-    if len(rows) < len(matches):
-        raise ValueError(f"expected one line 'number: score' per architecture, got {text[:60]!r}")
-    return _in_order(prompt, rows)
-
-
-def _in_order(prompt: Prompt, pairs: list[tuple[str, float]]) -> list[float]:
-    # Pairs, not a dict, which would keep the last of repeated numbers in silence.
-    if sorted(name for name, _ in pairs) != sorted(str(i + 1) for i in range(prompt.n)):
-        raise ValueError(f"expected the numbers 1 to {prompt.n} once each, got {', '.join(name for name, _ in pairs)[:60] or 'none'}")
-    return [value for _, value in sorted(pairs, key=lambda pair: int(pair[0]))]
-
-
-def tolerant(prompt: Prompt, text: str) -> list[float]:
-    """Return one number per architecture by the grammar above, or raise ValueError."""
-    text = _without_envelope(_without_reasoning(text)).strip()
-    while (shorter := _END.sub("", text).rstrip()) != text:
-        text = shorter
-    text = _FENCE.sub("", text)
-    if not text.strip():
-        raise ValueError(f"nothing but reasoning: {ADVICE}")
-    if prompt.form != "single" and "{" in text:
-        return _in_order(prompt, _object(text))
-    text = _plain(text, prompt.metric)
-    return [_single(prompt, text)] if prompt.form == "single" else _in_order(prompt, _rows(prompt, text))
-
+# Pairs, not a dict, which would keep the last of repeated numbers in silence; NaN and Infinity, which are no JSON, become texts.
+_JSON = json.JSONDecoder(object_pairs_hook=list, parse_int=float, parse_constant=str)
 
 # Pairs of tags around reasoning: DeepSeek, Qwen and most others; Magistral; Kimi; Command A; OpenThoughts; MedGemma.
 _NAMES = "think|thinking|thoughts?|reasoning|reason|reflection|analysis|scratchpad|seed:think"
@@ -130,6 +89,54 @@ _ROW = re.compile(
 _RULE = re.compile(r"[-=|:+\s]+")
 
 
+def as_asked(prompt: Prompt, text: str) -> list[float]:
+    """Return one number per architecture, or raise ValueError if the text has not exactly the form that was asked for."""
+    found: list[Any] | None = None
+    if prompt.form == "json":
+        with contextlib.suppress(ValueError, RecursionError):
+            found = _JSON.decode(text)
+        if not isinstance(found, list) or not all(isinstance(pair, tuple) and isinstance(pair[1], float) for pair in found):
+            raise ValueError(f"expected a JSON object of numbers, got {_shown(text)}")
+        return _in_order(prompt, found)
+    form, lines = (_SINGLE, [text]) if prompt.form == "single" else (_LINE, [line for line in text.splitlines() if line.strip()])
+    matches = [match for match in map(form.fullmatch, lines) if match]
+    if len(matches) < len(lines):
+        raise ValueError(f"expected the form that was asked for, got {_shown(text)}")
+    return _in_order(prompt, [(match[1] or "1", float(match[2])) for match in matches])
+
+
+def tolerant(prompt: Prompt, text: str) -> list[float]:
+    """Return one number per architecture by the grammar above, or raise ValueError."""
+    text = _without_reasoning(text)
+    if [tag.lower() for tag in _ENVELOPE.findall(text)] == ["<answer>", "</answer>"]:
+        # What stands before is reasoning; what stands after has to be a tail, as after any answer.
+        _, inside, after = _ENVELOPE.split(text)
+        text = inside.rstrip() + "\n" + after
+    text = text.strip()
+    while (shorter := _END.sub("", text).rstrip()) != text:
+        text = shorter
+    text = _FENCE.sub("", text)
+    if not text.strip():
+        raise ValueError(f"nothing but reasoning: {ADVICE}")
+    if prompt.form != "single" and "{" in text:
+        return _in_order(prompt, _object(text))
+    text = _plain(text, prompt.metric)
+    if prompt.form != "single":
+        return _in_order(prompt, _rows(prompt, text))
+    finals = [match.start() for match in _FINAL.finditer(text)]
+    return [_statement(prompt, text[finals[0] :] if len(finals) == 1 else text, alone=False)]
+
+
+def _shown(text: str) -> str:
+    return repr(" ".join(text.split())[:60])
+
+
+def _in_order(prompt: Prompt, pairs: list[tuple[str, float]]) -> list[float]:
+    if sorted(name for name, _ in pairs) != sorted(str(i + 1) for i in range(prompt.n)):
+        raise ValueError(f"expected the numbers 1 to {prompt.n} once each, got {', '.join(name for name, _ in pairs)[:60] or 'none'}")
+    return [value for _, value in sorted(pairs, key=lambda pair: int(pair[0]))]
+
+
 def _without_reasoning(text: str) -> str:
     if text.count(_FINAL_CHANNEL) == 1:
         text = text.partition(_FINAL_CHANNEL)[2]
@@ -137,27 +144,16 @@ def _without_reasoning(text: str) -> str:
     for i, tag in enumerate(_TAGS.finditer(text)):
         if depth == 0:
             kept.append(text[position : tag.start()])
-        if tag["open"]:
-            depth += 1
-        elif depth:
-            depth -= 1
-        elif i == 0:
+        if not (tag["open"] or depth) and i:
+            raise ValueError(f"reasoning ends twice: {_shown(text)}")
+        if not (tag["open"] or depth):
             kept = [""]  # The prompt opened it.
         else:
-            raise ValueError(f"reasoning ends twice: {text[:60]!r}")
+            depth += 1 if tag["open"] else -1
         position = tag.end()
     if depth:
         raise ValueError(f"the reasoning has no end: {ADVICE}")
     return "\n".join([*kept, text[position:]])
-
-
-def _without_envelope(text: str) -> str:
-    tags = [tag.lower() for tag in _ENVELOPE.findall(text)]
-    if tags != ["<answer>", "</answer>"]:
-        return text
-    _, inside, after = _ENVELOPE.split(text)
-    # What stands before is reasoning; what stands after has to be a tail, as after any answer.
-    return inside.rstrip() + "\n" + after
 
 
 def _plain(text: str, metric: str = "") -> str:
@@ -169,28 +165,19 @@ def _plain(text: str, metric: str = "") -> str:
     return re.sub(rf"(?<!\w)(?:{names})(?!\w)", "score", text, flags=re.IGNORECASE)
 
 
-def _single(prompt: Prompt, text: str) -> float:
-    finals = list(_FINAL.finditer(text))
-    if len(finals) == 1:
-        text = text[finals[0].start() :]
-    return _statement(prompt, text, alone=False)
-
-
 def _statement(prompt: Prompt, text: str, alone: bool = True) -> float:
     """Return the number of a statement; `alone` says that no prose may stand around it."""
-    shown = " ".join(text.split())[:60]
     match = re.search(_NUMBER, text)
     if not match:
-        raise ValueError(f"expected one number, got {shown!r}")
-    before, after = text[: match.start()], text[match.end() :]
-    unit = _AFTER.fullmatch(after)
+        raise ValueError(f"expected one number, got {_shown(text)}")
+    unit = _AFTER.fullmatch(text[match.end() :])
     assert unit is not None  # Every text has that form.
     percent = not unit["percent"] or (prompt.low, prompt.high) == (0, 100)
     ended = re.fullmatch(r"[.!]?\s*", unit["tail"]) if alone else _is_tail(unit["tail"])
-    if not (percent and ended and _leads(before, alone)):
+    if not (percent and ended and _leads(text[: match.start()], alone)):
         several = len(re.findall(r"\d+(?:\.\d+)?", text))
         what = f"nothing says which of {several} numbers is the answer" if several > 1 else "expected one number"
-        raise ValueError(f"{what}, got {shown!r}")
+        raise ValueError(f"{what}, got {_shown(text)}")
     return float(match[0])
 
 
@@ -224,20 +211,19 @@ def _leads(before: str, alone: bool) -> bool:
 def _rows(prompt: Prompt, text: str) -> list[tuple[str, float]]:
     rows: list[tuple[str, float]] = []
     after: list[str] = []
-    for line in filter(None, (line.strip() for line in text.splitlines())):
+    for line in filter(None, map(str.strip, text.splitlines())):
         if _RULE.fullmatch(line):
             continue
-        row = _row(prompt, line)
-        if row and after:
-            raise ValueError(f"text between the numbered lines: {after[0][:60]!r}")
-        if row:
+        if row := _row(prompt, line):
+            if after:
+                raise ValueError(f"text between the numbered lines: {_shown(after[0])}")
             rows.append(row)
         elif rows:
             after.append(line)
     if after and not _is_tail("\n" + "\n".join(after)):
-        raise ValueError(f"expected nothing more after the numbered lines, got {' '.join(after)[:60]!r}")
+        raise ValueError(f"expected nothing more after the numbered lines, got {_shown(' '.join(after))}")
     if not rows:
-        raise ValueError(f"expected one line 'number: score' per architecture, got {' '.join(text.split())[:60]!r}")
+        raise ValueError(f"expected one line 'number: score' per architecture, got {_shown(text)}")
     return rows
 
 
@@ -246,15 +232,14 @@ def _row(prompt: Prompt, line: str) -> tuple[str, float] | None:
     match = _match_row(line.strip("|").strip())
     if not match or line.endswith((":", "：")):  # A heading may name numbers: "Scores of the architectures 1 to 10:".
         return None
-    rest = match["rest"]
-    again = _match_row(rest)
+    again = _match_row(match["rest"])
     if again and again["label"]:
         if again["n"] != match["n"]:
-            raise ValueError(f"two numbers of architectures in one line: {line[:60]!r}")
-        match, rest = again, again["rest"]
+            raise ValueError(f"two numbers of architectures in one line: {_shown(line)}")
+        match = again
     if match["separator"] == "-" and prompt.low < 0:
-        raise ValueError(f"a hyphen or a sign in {line[:60]!r}")
-    return match["n"], _statement(prompt, rest)
+        raise ValueError(f"a hyphen or a sign in {_shown(line)}")
+    return match["n"], _statement(prompt, match["rest"])
 
 
 def _match_row(line: str) -> re.Match[str] | None:
@@ -264,18 +249,17 @@ def _match_row(line: str) -> re.Match[str] | None:
 
 
 def _object(text: str) -> list[tuple[str, float]]:
-    decoder = json.JSONDecoder(object_pairs_hook=list, parse_int=float, parse_constant=str)
     try:
-        pairs, end = decoder.raw_decode(text, text.index("{"))
+        pairs, end = _JSON.raw_decode(text, text.index("{"))
     except (ValueError, RecursionError):
-        raise ValueError(f"expected a JSON object, got {' '.join(text.split())[:60]!r}") from None
+        raise ValueError(f"expected a JSON object, got {_shown(text)}") from None
     if not _is_tail(_plain(text[end:])):
-        raise ValueError(f"expected nothing more after the JSON object, got {text[end:][:60]!r}")
+        raise ValueError(f"expected nothing more after the JSON object, got {_shown(text[end:])}")
     found = []
     for name, value in pairs:
         key = re.fullmatch(r"([^\W\d]*(?:\s[^\W\d]+)*\s?)([0-9]+)", name)
         number = _SINGLE.fullmatch(value) if isinstance(value, str) else None
         if not key or not _LABEL.issuperset(re.findall(_WORD, key[1].lower())) or not (number or isinstance(value, float)):
-            raise ValueError(f"expected a JSON object of numbers, got {' '.join(text.split())[:60]!r}")
-        found.append((key[2], float(number[1]) if number else value))
+            raise ValueError(f"expected a JSON object of numbers, got {_shown(text)}")
+        found.append((key[2], float(number[2]) if number else value))
     return found

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from llmpp_core.llm.settings import Settings
 
-#: The commands that start the servers, by the names of `llm_settings.LOCAL_SERVERS`.
+#: The commands that start the servers, by the names of `llmpp_core.llm.settings.LOCAL_SERVERS`.
 START = {
     "llama-server": "llama-server -m MODEL.gguf -c 65536 -np 4",
     "vllm": "vllm serve MODEL --max-model-len 16384",
@@ -26,25 +26,12 @@ START = {
 }
 #: Seconds for one answer of a local server. On a laptop's processor the first prompt alone takes minutes, and others wait for their turn.
 DEADLINE = 900.0
-_PATIENCE = 5.0
-# As in the first line of `START`: four slots of 16,384 tokens.
-_CONTEXT, _SLOTS = 65536, 4
 
 
 def serve(path: Path, port: int) -> Any:
-    """Serve a GGUF file with llama.cpp's server on 127.0.0.1, from threads of its own, until this process ends.
+    """Serve a GGUF file with llama.cpp's server on 127.0.0.1, from threads of its own, until this process ends or drops what is returned.
 
-    Returns
-    -------
-    xllamacpp.Server
-        Its ``listening_address`` lacks the ``/v1`` that a base URL has.
-
-    Raises
-    ------
-    ValueError
-        If the extra ``local`` is not installed, or the file is no GGUF file.
-    OSError
-        If there is no such file, or the port is in use.
+    Raises ValueError if the extra ``local`` is not installed or the file is no GGUF file, OSError if there is none or the port is in use.
     """
     try:
         import xllamacpp
@@ -58,7 +45,7 @@ def serve(path: Path, port: int) -> Any:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.hostnames, parameters.port = ["127.0.0.1"], port
-    parameters.n_ctx, parameters.n_parallel = _CONTEXT, _SLOTS
+    parameters.n_ctx, parameters.n_parallel = 65536, 4  # As in the first line of `START`.
     # Threads that poll for work stand in each other's way where other programs compute too.
     parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0
     # Errors only: it would log every request, with parts of the prompts.
@@ -70,7 +57,7 @@ def require_server(settings: Settings, server: str) -> None:
     """Raise ConnectionError, naming the command that starts the server, if nothing listens at the address of some settings."""
     url = urlsplit(settings.base_url)
     try:
-        socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), _PATIENCE).close()
+        socket.create_connection((url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConnectionError(f"no {server} answers at {settings.base_url} ({reason}); start it with: {START[server]}") from None
+        why = f"no {server} answers at {settings.base_url} ({error.strerror or error})"
+        raise ConnectionError(f"{why}; start it with: {START[server]}") from None

@@ -1,8 +1,8 @@
 """An OpenAI-compatible endpoint on this machine that is explicitly not a language model.
 
-It reads the demonstrations out of the prompt, fits a ridge regression to them, and answers with its predictions. So the
-whole path from prompt to table runs without a key, and a language model has a bar to beat. It answers to the name
-`MODEL` only, refuses prompts it cannot read, and reports no token usage. Every table that shows it says what it is.
+It fits a ridge regression to the demonstrations that it reads out of the prompt, and answers with its predictions. So the whole path from
+prompt to table runs without a key, and a language model has a bar to beat. It answers to the name `MODEL` only, refuses prompts it cannot
+read, and reports no token usage. Every table that shows it says what it is.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures
 #: The only model there is.
 MODEL = "not-an-llm/incontext-ridge-v1"
 _ALPHAS = np.logspace(-2, 3, 26)
-_HEADING = re.compile(r"(Example|Test architecture)(?: (\d+))?")
+_SECTION = re.compile(r"(?:\A|\n\n)(?P<kind>Example|Test architecture)(?: (?P<number>\d+))?\n(?P<lines>.*?)(?=\n\n|\Z)", re.DOTALL)
 _LINES_OF_ARCHITECTURE = 10
-# scikit-learn swaps the warning filters of the whole process while it works. Threads that do so at once see each other's,
-# warn of it, and leave the process without any.
+# scikit-learn swaps the warning filters of the whole process while it works; threads that do so at once leave the process without any.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -39,29 +38,17 @@ class PromptError(ValueError):
 
 
 def answer_prompt(text: str, as_json: bool = False) -> str:
-    """Answer a prompt as a model would that is fitted to its demonstrations.
+    """Answer a prompt of `build_prompt`, with a JSON object if so wanted, as a model would that is fitted to its demonstrations.
 
-    Parameters
-    ----------
-    text : str
-        A prompt of `llmpp_core.llm.prompts.build_prompt`.
-    as_json : bool
-        Answer with a JSON object.
-
-    Raises
-    ------
-    PromptError
-        If no demonstrations or no test architectures can be read.
+    Raises PromptError if no demonstrations or no test architectures can be read.
     """
     demonstrations, queries, decimals = _read_prompt(text)
     with _ONE_AT_A_TIME:
         predicted = _fit(tuple(demonstrations))(list(queries.values()))
-    values = [f"{value:.{decimals}f}" for value in predicted]
+    values = {number: f"{value:.{decimals}f}" for number, value in zip(queries, predicted, strict=True)}
     if as_json:
-        return json.dumps(dict(zip(queries, map(float, values), strict=True)))
-    if list(queries) == [""]:
-        return values[0]
-    return "\n".join(f"{number}: {value}" for number, value in zip(queries, values, strict=True))
+        return json.dumps({number: float(value) for number, value in values.items()})
+    return values[""] if list(queries) == [""] else "\n".join(f"{number}: {value}" for number, value in values.items())
 
 
 def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str, Architecture], int]:
@@ -69,25 +56,20 @@ def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str,
     demonstrations: list[tuple[Architecture, float]] = []
     queries: dict[str, Architecture] = {}
     decimals = 0
-    for section in text.split("\n\n"):
-        heading, *lines = section.strip().splitlines() or [""]
-        match = _HEADING.fullmatch(heading)
-        if not match:
-            continue
+    for match in _SECTION.finditer(text):
+        lines = match["lines"].strip().splitlines()
         try:
             arch = Architecture.from_prompt_lines(lines[:_LINES_OF_ARCHITECTURE])
-            if match[1] == "Example":
+            if match["kind"] == "Example":
                 score = lines[-1].partition(":")[2].strip()
                 demonstrations.append((arch, float(score)))
                 decimals = len(score.partition(".")[2])
             else:
-                queries[match[2] or ""] = arch
+                queries[match["number"] or ""] = arch
         except (ValueError, IndexError) as error:
-            raise PromptError(f"{heading}: {error}") from None
+            raise PromptError(f"{match['kind']} {match['number'] or ''}: {error}") from None
     if not demonstrations or not queries:
-        raise PromptError(
-            f"found {len(demonstrations)} demonstrations and {len(queries)} test architectures; at least one of each is needed"
-        )
+        raise PromptError(f"expected demonstrations and test architectures, got {len(demonstrations)} and {len(queries)}")
     return demonstrations, queries, decimals
 
 
@@ -107,41 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_POST(self) -> None:
-        try:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            model, text = body["model"], "\n\n".join(message["content"] for message in body["messages"])
-        except (ValueError, KeyError, TypeError):
-            return self._error(400, "expected a Chat Completions request with model and messages", "invalid_request")
-        if self.path != "/v1/chat/completions":
-            return self._error(404, f"there is no {self.path} here", "not_found")
-        if model != MODEL:
-            return self._error(404, f"there is no model {model!r} here, only {MODEL}, which is not a language model", "model_not_found")
-        try:
-            content = answer_prompt(text, as_json="response_format" in body)
-        except PromptError as error:
-            return self._error(400, str(error), "unreadable_prompt")
-        message = {"role": "assistant", "content": content}
-        return self._send(
-            200,
-            {
-                "id": "offline",
-                "object": "chat.completion",
-                "created": 0,
-                "model": MODEL,
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-            },
-        )
-
-    def do_GET(self) -> None:
-        if self.path != "/v1/models":
-            return self._error(404, f"there is no {self.path} here", "not_found")
-        return self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "llmpp"}]})
-
-    def _error(self, status: int, message: str, code: str) -> None:
-        self._send(status, {"error": {"message": message, "type": "invalid_request_error", "code": code}})
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
+        status, body = self._reply()
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -149,12 +97,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def _reply(self) -> tuple[int, dict[str, Any]]:
+        try:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            model, text = body["model"], "\n\n".join(message["content"] for message in body["messages"])
+        except (ValueError, KeyError, TypeError):
+            return _error(400, "expected a Chat Completions request with model and messages", "invalid_request")
+        if self.path != "/v1/chat/completions":
+            return _error(404, f"there is no {self.path} here", "not_found")
+        if model != MODEL:
+            return _error(404, f"there is no model {model!r} here, only {MODEL}, which is not a language model", "model_not_found")
+        try:
+            message = {"role": "assistant", "content": answer_prompt(text, as_json="response_format" in body)}
+        except PromptError as error:
+            return _error(400, str(error), "unreadable_prompt")
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
+        return 200, {"id": "offline", "object": "chat.completion", "created": 0, "model": MODEL, "choices": choices, "usage": usage}
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: notebooks would show it."""
 
 
+def _error(status: int, message: str, code: str) -> tuple[int, dict[str, Any]]:
+    return status, {"error": {"message": message, "type": "invalid_request_error", "code": code}}
+
+
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -164,35 +133,22 @@ class _Server(ThreadingHTTPServer):
 
 
 class OfflineEndpoint:
-    """The endpoint as a context manager, for notebooks and tests; serves from a thread of its own.
+    """The endpoint as a context manager; serves from a thread of its own on a port of 127.0.0.1, any free one by default.
 
     >>> with OfflineEndpoint() as url:
     ...     settings = offline_settings(url)
-
-    Parameters
-    ----------
-    port : int
-        Where to listen on 127.0.0.1; any free port by default.
     """
 
     def __init__(self, port: int = 0):
         self._server = _Server(("127.0.0.1", port), _Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> str:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self.url
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-    def serve_forever(self) -> None:
-        """Serve in this thread until interrupted."""
-        try:
-            self._server.serve_forever()
-        finally:
-            self._server.server_close()
 
 
 def offline_settings(url: str) -> Settings:

@@ -12,8 +12,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.llm.client import Client
-from llmpp_core.llm.logprobs import Distribution, asks_log_probabilities, read_distribution
-from llmpp_core.llm.prompts import FORMS, FULL, LEVELS, Prompt, PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.llm.logprobs import Distribution, read_distribution
+from llmpp_core.llm.prompts import FULL, Prompt, PromptTask, build_prompt, check_choices, choose_demonstrations
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import Described, as_list, as_scores, warn_if_weak
 
@@ -27,20 +27,14 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         Who is asked; clones share it, and with it cache and budget.
     task : PromptTask
         What is predicted.
-    level : str
-        Prompt template, a name of `llmpp_core.llm.prompts.LEVELS`.
-    form : str
-        Form of request and answer, a name of `llmpp_core.llm.prompts.FORMS`.
-    batch_size : int
-        Architectures per request, for forms other than "single".
-    samples : int
-        Answers per architecture; predictions are their medians.
+    level, form : str
+        Prompt template, and form of request and answer: names of `LEVELS` and `FORMS` in `llmpp_core.llm.prompts`.
+    batch_size, samples : int
+        Architectures per request, for forms other than "single"; and answers per architecture, whose medians are predicted.
     demonstrations : int, optional
         How many of the fitted architectures to show; all by default.
-    choice : {"first", "random", "spread"}
-        Which ones, see `llmpp_core.llm.prompts.choose_demonstrations`.
-    seed : int
-        For the choice "random".
+    choice, seed : str, int
+        Which ones: "first", "random" or "spread", see `llmpp_core.llm.prompts.choose_demonstrations`.
 
     Attributes
     ----------
@@ -49,7 +43,7 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
     answers_ : list of tuple of Answer
         What was answered to the last `predict`, per request.
     covered_ : numpy.ndarray of shape (n,)
-        Where the client's requests ask for log-probabilities: the probability that the last `predict` accounts for, see `llm_logprobs`.
+        Where requests ask for log-probabilities: the probability that the last `predict` accounts for, see `llmpp_core.llm.logprobs`.
     """
 
     def __init__(
@@ -81,18 +75,9 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         return tags
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike) -> Self:
-        """Keep the demonstrations; nothing is asked.
+        """Keep the demonstrations, n architectures and their scores of shape (n,), higher being better; nothing is asked.
 
-        Parameters
-        ----------
-        archs : sequence of n Architecture
-        scores : array-like of shape (n,)
-            Higher is better.
-
-        Raises
-        ------
-        ValueError
-            If a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
+        Raises ValueError if a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
         """
         self._check_settings()
         archs = as_list(archs, kind=Described)
@@ -102,24 +87,19 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         chosen = choose_demonstrations(archs, n, self.choice, np.random.default_rng(self.seed))
         self.demonstrations_ = [(archs[i], float(y[i])) for i in chosen]
         warn_if_weak([archs[i] for i in chosen], y[chosen])
-        self._warn_if_rounded_away(y[chosen])
+        decimals = self.task.decimals
+        shown, finer = ({f"{score:.{digits}f}" for score in y[chosen]} for digits in (decimals, decimals + 2))
+        # Of many scores far apart, two may well be alike.
+        if len(shown) < len(finer) and 10.0**-decimals > 0.05 * np.ptp(y[chosen]):
+            reason = f"{len(finer)} different scores are shown as {len(shown)}, since the task has decimals={decimals}; raise it"
+            warnings.warn(reason, UserWarning, stacklevel=2)
         return self
 
     def _check_settings(self) -> None:
-        for name, allowed in (("level", LEVELS), ("form", FORMS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
+        check_choices(self.level, self.form)
         for name in ("batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-
-    def _warn_if_rounded_away(self, scores: np.ndarray) -> None:
-        decimals = self.task.decimals
-        shown, finer = ({f"{score:.{digits}f}" for score in scores} for digits in (decimals, decimals + 2))
-        # Of many scores far apart, two may well be alike.
-        if len(shown) < len(finer) and 10.0**-decimals > 0.05 * np.ptp(scores):
-            reason = f"{len(finer)} different scores are shown as {len(shown)}, since the task has decimals={decimals}; raise it"
-            warnings.warn(reason, UserWarning, stacklevel=3)
 
     def predict(self, archs: Sequence[Architecture], return_std: bool = False) -> Any:
         """Ask for the scores.
@@ -127,20 +107,19 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         Returns
         -------
         numpy.ndarray of shape (n,), or a pair of them with `return_std`
-            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's
-            requests ask for log-probabilities (`llm_logprobs.with_log_probabilities`), one answer is enough: the expected number under
-            the model's own distribution, and its standard deviation. Without the log-probabilities asked for, a warning says so, and
-            these are the number as written, and nan.
+            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's requests
+            ask for log-probabilities, one answer is enough: the expected number under the model's own distribution, and its standard
+            deviation. Where these do not come, a warning says so, and the number is taken as written, with a spread of nan.
         """
         check_is_fitted(self)
         self._check_settings()
         archs = as_list(archs, kind=Described)
-        expected = asks_log_probabilities(self.client.settings)
+        expected = bool(self.client.settings.extra.get("logprobs"))
         size = 1 if self.form == "single" else self.batch_size
         if expected and (self.samples, size) != (1, 1):
+            got = f"got samples={self.samples}, form={self.form!r} and batch_size={self.batch_size}"
             raise ValueError(
-                "log-probabilities are read from one answer about one architecture: expected samples=1 and form='single' or batch_size=1, "
-                f"got samples={self.samples}, form={self.form!r} and batch_size={self.batch_size}"
+                f"log-probabilities are read from one answer about one architecture: expected samples=1 and form='single', {got}"
             )
         if return_std and self.samples < 2 and not expected:
             raise ValueError(f"return_std needs samples of at least 2, got {self.samples}, or requests that ask for log-probabilities")
@@ -149,11 +128,11 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         self.answers_ = self.client.ask(prompts, self.samples)
         if expected:
             mean, std = self._distributions(prompts)
-            return (mean, std) if return_std else mean
-        columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
-        values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
-        median = np.ma.median(values, axis=0).filled(np.nan)
-        return (median, values.std(axis=0).filled(np.nan)) if return_std else median
+        else:
+            columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
+            values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
+            mean, std = (found.filled(np.nan) for found in (np.ma.median(values, axis=0), values.std(axis=0)))
+        return (mean, std) if return_std else mean
 
     def _distributions(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Return the expected number and the spread of each answer to the last `predict`."""
@@ -164,10 +143,7 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
             lacking += found is None and answer.status == "answered"
             rows.append(found or Distribution(answer.values[0], np.nan, np.nan))
         if lacking:
-            warnings.warn(
-                f"{lacking} of {len(rows)} answers came without the log-probabilities of their number, which not every server gives: "
-                "it is taken as written, with a spread of nan",
-                stacklevel=3,
-            )
+            what = f"{lacking} of {len(rows)} answers came without the log-probabilities of their number, which not every server gives"
+            warnings.warn(f"{what}: it is taken as written, with a spread of nan", stacklevel=3)
         mean, std, self.covered_ = np.array(rows, dtype=float).reshape(len(rows), 3).T
         return mean, std

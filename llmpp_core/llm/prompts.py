@@ -1,8 +1,7 @@
 """Prompts that ask a language model for the score of an architecture, composed from parts.
 
-The texts are the files of the folder `prompts`. They follow the paper's four parts (role, instructions, definitions of
-the hyperparameters, demonstrations) in words of our own; `LEVELS` names the paper's cumulative ablation of them. A
-`PromptTask` says what is predicted, so nothing here knows of translation or BLEU.
+The texts are files of the folder `templates`. They follow the paper's four parts (role, instructions, definitions of the hyperparameters,
+demonstrations) in words of our own; `LEVELS` names the paper's cumulative ablation of them. What is predicted, a `PromptTask` says.
 """
 
 from __future__ import annotations
@@ -42,97 +41,59 @@ def gflops(arch: Architecture) -> float:
     return count_flops(arch) / 1e9
 
 
-def _refuse_decimals(decimals: Any) -> None:
+def _check_words(part: Any, *phrases: str) -> None:
+    """Raise ValueError unless `decimals` can be, and the phrases are, one line each: answers are found by the lines of the prompt."""
+    decimals = part.decimals
     if not isinstance(decimals, (int, np.integer)) or isinstance(decimals, bool) or not 0 <= decimals <= 15:
         raise ValueError(f"decimals: expected an integer from 0 to 15, got {decimals!r}")
-
-
-def _refuse_lines(name: str, phrase: object) -> None:
-    """Raise ValueError unless this is a phrase of one line: answers are found by the lines of the prompt."""
-    if not isinstance(phrase, str) or not phrase.strip() or len(phrase.splitlines()) > 1:
-        raise ValueError(f"{name}: expected one line of text, got {phrase!r}")
+    for name in phrases:
+        phrase = getattr(part, name)
+        if not isinstance(phrase, str) or not phrase.strip() or len(phrase.splitlines()) > 1:
+            raise ValueError(f"{name}: expected one line of text, got {phrase!r}")
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """The cost that is told beside the hyperparameters.
+    """The cost that is told beside the hyperparameters."""
 
-    Parameters
-    ----------
-    name : str
-        Name of its line in the prompt.
-    description : str
-        Completes "is given as <name>, ...".
-    value : callable
-        The cost of an `Architecture`.
-    decimals : int
-        Digits after the point.
-    """
-
-    name: str = "GFLOPS"
-    description: str = "the billions of floating-point operations of one forward pass"
-    value: Callable[[Architecture], float] = gflops
-    decimals: int = 1
+    name: str = "GFLOPS"  #: Name of its line in the prompt.
+    description: str = "the billions of floating-point operations of one forward pass"  #: Completes "is given as <name>, ...".
+    value: Callable[[Architecture], float] = gflops  #: The cost of an architecture.
+    decimals: int = 1  #: Digits after the point.
 
     def __post_init__(self) -> None:
-        _refuse_decimals(self.decimals)
-        for name in ("name", "description"):
-            _refuse_lines(name, getattr(self, name))
+        _check_words(self, "name", "description")
 
 
 @dataclass(frozen=True)
 class PromptTask:
-    """What the model is asked to predict.
+    """What the model is asked to predict; raises ValueError for a range that is not finite, or a phrase that is not one line of text."""
 
-    Parameters
-    ----------
-    name : str
-        Name for tables; not part of the prompt.
-    description : str
-        Completes "The networks are trained for ...".
-    metric, metric_description : str
-        Name of the predicted score, also that of its line in the prompt, and a phrase saying what it is.
-    low, high : float
-        Range of possible scores; answers outside it are invalid.
-    higher_is_better : bool
-        If False the prompt shows the negated score, since scores are higher-is-better everywhere in this package.
-    decimals : int
-        Digits after the point of scores.
-    examples : tuple of (input, output)
-        Short pairs that show the task; the files ``examples.*.txt`` hold sentences written for this purpose, taken from no corpus.
-    backbone : str
-        Completes "All networks share one backbone, ...".
-    efficiency : Efficiency
-        The cost told beside each architecture.
-    """
-
-    name: str
-    description: str
-    metric: str
-    metric_description: str
-    low: float
-    high: float
-    higher_is_better: bool = True
-    decimals: int = 2
+    name: str  #: Name for tables; not part of the prompt.
+    description: str  #: Completes "The networks are trained for ...".
+    metric: str  #: Name of the predicted score, also that of its line in the prompt.
+    metric_description: str  #: A phrase saying what it is.
+    low: float  #: Least possible score; answers below it are invalid,
+    high: float  #: and those above this one.
+    higher_is_better: bool = True  #: If False the prompt shows the negated score; everywhere in this package higher is better.
+    decimals: int = 2  #: Digits after the point of scores.
+    #: Short pairs of input and output that show the task; the files ``examples.*.txt`` hold sentences of our own, taken from no corpus.
     examples: tuple[tuple[str, str], ...] = ()
-    backbone: str = "the Transformer of Vaswani et al. (2017)"
-    efficiency: Efficiency = field(default_factory=Efficiency)
+    backbone: str = "the Transformer of Vaswani et al. (2017)"  #: Completes "All networks share one backbone, ...".
+    efficiency: Efficiency = field(default_factory=Efficiency)  #: The cost told beside each architecture.
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"low and high: expected a finite range, got {self.low} to {self.high}")
-        _refuse_decimals(self.decimals)
-        for name in ("description", "metric", "metric_description", "backbone"):
-            _refuse_lines(name, getattr(self, name))
+        _check_words(self, "description", "metric", "metric_description", "backbone")
 
     def check_scores(self, scores: np.ndarray) -> None:
         """Raise ValueError for the first score, higher being better, that the prompt would show outside `low` to `high`."""
         shown = self.sign * scores
-        bad = np.flatnonzero(~((self.low <= shown) & (shown <= self.high)))
-        if len(bad):
-            given = "" if self.sign > 0 else f", from the score {scores[bad[0]]:g}"
+        for row in np.flatnonzero(~((self.low <= shown) & (shown <= self.high))):
+            given = "" if self.sign > 0 else f", from the score {scores[row]:g}"
             allowed = f"{self.low:g} to {self.high:g}, the range of the task"
-            raise ValueError(f"scores[{bad[0]}]: expected {self.metric} from {allowed}, got {shown[bad[0]]:g}{given}")
+            raise ValueError(f"scores[{row}]: expected {self.metric} from {allowed}, got {shown[row]:g}{given}")
 
     @property
     def sign(self) -> int:
@@ -157,32 +118,16 @@ class PromptTask:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message, and what its answer has to look like.
+    """One user message, and what its answer has to look like."""
 
-    Parameters
-    ----------
-    prefix, query : str
-        The message in two pieces: what many prompts share, up to the last demonstration, and the test architectures.
-    form : str
-        One of `FORMS`.
-    n : int
-        Number of architectures asked about.
-    low, high : float
-        Range of the numbers in the answer.
-    sign : int
-        What to multiply the numbers by to make higher better.
-    metric : str
-        Name of the predicted score, which an answer may repeat.
-    """
-
-    prefix: str
-    query: str
-    form: str
-    n: int
-    low: float
+    prefix: str  #: The beginning of the message, which many prompts share, up to the last demonstration.
+    query: str  #: The rest of it: the architectures asked about.
+    form: str  #: One of `FORMS`.
+    n: int  #: Number of architectures asked about.
+    low: float  #: Range of the numbers in the answer.
     high: float
-    sign: int = 1
-    metric: str = ""
+    sign: int = 1  #: What to multiply the numbers by to make higher better.
+    metric: str = ""  #: Name of the predicted score, which an answer may repeat.
 
     @property
     def text(self) -> str:
@@ -194,24 +139,28 @@ class Prompt:
         if self.form != "json":
             return None
         keys = [str(i + 1) for i in range(self.n)]
-        schema = {
-            "type": "object",
-            "properties": {key: {"type": "number"} for key in keys},
-            "required": keys,
-            "additionalProperties": False,
-        }
+        numbers = {key: {"type": "number"} for key in keys}
+        schema = {"type": "object", "properties": numbers, "required": keys, "additionalProperties": False}
         return {"type": "json_schema", "json_schema": {"name": "predictions", "strict": True, "schema": schema}}
 
 
 @cache
-def template(name: str) -> Template:
-    """Return the text of one part, ``$name`` standing for what is filled in."""
+def _template(name: str) -> Template:
+    """The text of one part, ``$name`` standing for what is filled in."""
     return Template((Path(__file__).with_name("templates") / f"{name}.txt").read_text(encoding="utf-8").strip())
 
 
 def example_pairs(name: str) -> tuple[tuple[str, str], ...]:
     """Return the sentence pairs of the file ``examples.<name>.txt``, one tab-separated pair per line."""
-    return tuple((left, right) for left, right in (line.split("\t") for line in template(f"examples.{name}").template.splitlines()))
+    lines = _template(f"examples.{name}").template.splitlines()
+    return tuple((left, right) for left, _, right in (line.partition("\t") for line in lines))
+
+
+def check_choices(level: str, form: str) -> None:
+    """Raise ValueError unless there are such a level and such a form."""
+    for name, given, allowed in (("level", level, LEVELS), ("form", form, FORMS)):
+        if given not in allowed:
+            raise ValueError(f"unknown {name} {given!r}; allowed are {', '.join(allowed)}")
 
 
 def build_prompt(
@@ -221,48 +170,26 @@ def build_prompt(
     level: str = FULL,
     form: str = "single",
 ) -> Prompt:
-    """Compose the prompt that asks for the scores of some architectures.
+    """Compose the prompt that asks for the scores of some architectures; the form "single" asks about exactly one.
 
-    Parameters
-    ----------
-    task : PromptTask
-        What is predicted.
-    demonstrations : sequence of (Architecture, float)
-        Trained architectures and their scores (higher is better), in the order they are shown.
-    archs : sequence of Architecture
-        The architectures asked about; exactly one for the form "single".
-    level : str
-        A name of `LEVELS`.
-    form : str
-        A name of `FORMS`. The sentence that fixes the form of the answer is part of every level.
-
-    Returns
-    -------
-    Prompt
+    Demonstrations are trained architectures and their scores (higher is better), in the order they are shown. The sentence that fixes the
+    form of the answer is part of every level. Raises ValueError for an unknown level or form, no demonstration, or no architecture.
     """
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}; allowed are {', '.join(LEVELS)}")
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r}; allowed are {', '.join(FORMS)}")
+    check_choices(level, form)
     demonstrations, archs = list(demonstrations), as_list(archs, kind=Described)
     if not demonstrations:
         raise ValueError("demonstrations: expected at least one, got none")
     if not archs or (form == "single" and len(archs) > 1):
         raise ValueError(f"archs: expected {'exactly' if form == 'single' else 'at least'} one for the form {form!r}, got {len(archs)}")
-    words = {
-        "description": task.description,
-        "metric": task.metric,
-        "metric_description": task.metric_description,
+    words = vars(task) | {
         "direction": "higher is better" if task.higher_is_better else "lower is better",
         "pairs": "\n".join(f"input: {left}\noutput: {right}" for left, right in task.examples),
-        "backbone": task.backbone,
         "efficiency": task.efficiency.name,
         "efficiency_description": task.efficiency.description,
-        "decimals": task.decimals,
         "n": len(archs),
     }
     parts = [part for part in LEVELS[level] if part != "examples" or task.examples]
-    sections = [template(part).substitute(words) for part in (*parts, f"answer_{form}")]
+    sections = [_template(part).substitute(words) for part in (*parts, f"answer_{form}")]
     for i, (arch, score) in enumerate(demonstrations, 1):
         sections.append(f"Example {i}\n{_describe(task, arch)}\n{task.metric}: {task.sign * score:.{task.decimals}f}")
     if form == "single":
@@ -278,24 +205,13 @@ def _describe(task: PromptTask, arch: Architecture) -> str:
 
 
 def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "first", rng: np.random.Generator | None = None) -> list[int]:
-    """Choose which trained architectures to show.
+    """Choose which trained architectures to show, and in which order; returns their `n` positions.
 
     Parameters
     ----------
-    archs : sequence of Architecture
-        The candidates.
-    n : int
-        How many to choose.
     how : {"first", "random", "spread"}
-        In the given order; at random; or spread out, each the candidate farthest from those chosen before in decoder
+        In the given order; at random, which needs `rng`; or spread out, each the candidate farthest from those chosen before in decoder
         depth and log FLOPs, both scaled to [0, 1], beginning with the cheapest.
-    rng : numpy.random.Generator, optional
-        Needed for "random".
-
-    Returns
-    -------
-    list of int
-        Positions in `archs`, in the order to show them.
     """
     archs = as_list(archs, kind=Described)
     if not len(archs):
