@@ -45,7 +45,6 @@ def write_notebook(
     stem: str,
     *cells: str,
     needs: Sequence[str] = (),
-    after: Sequence[str] = (),
     outputs: Mapping[int, list[dict[str, Any]]] | None = None,
 ) -> Path:
     """Write a notebook: a title, a cell of parameters, then the given code cells, with stored outputs by their position."""
@@ -58,7 +57,7 @@ def write_notebook(
         cell |= {"outputs": (outputs or {}).get(i, []), "execution_count": None}
     metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "llmpp": {"needs": list(needs), "after": list(after)},
+        "llmpp": {"needs": list(needs)},
     }
     path = folder / f"{stem}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
