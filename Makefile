@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test lint notebooks serve lock clean
+.PHONY: help book sphinx test lint notebooks serve lock clean
 
 # The interpreter that creates .venv: make PYTHON=python3.12 book
 PYTHON ?= python3
@@ -26,6 +26,12 @@ book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/
 		echo "$$sum" > _build/.checksum; \
 	fi
 	@echo "The book is at _build/html/index.html (make serve shows it in a browser)."
+
+# book/conf.py reads what both builds need from _config.yml: the way on if jupyter-book 1 is given up.
+sphinx: $(STAMP) ## build the same pages by plain Sphinx, into _build/sphinx/
+	$(BIN)/llmpp run
+	rm -rf _build/sphinx
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d _build/.sphinx book _build/sphinx
 
 test: book ## run pytest and both notebook gates: committed outputs, and a second fresh run
 	@status=0; mkdir -p _build/test; \

@@ -124,12 +124,10 @@ def is_a_clean_python_notebook(stem: str, nb: NotebookNode) -> Iterator[str]:
 def declares_what_it_needs(stem: str, nb: NotebookNode) -> Iterator[str]:
     declared = nb.metadata.get("llmpp", {})
     # The runner adds what is known of the run that the stored outputs come from.
-    if set(declared) - {"run"} != {"needs", "after"}:
-        yield "metadata.llmpp is not needs and after"
+    if set(declared) - {"run"} != {"needs"}:
+        yield "metadata.llmpp is not needs"
     if not set(declared.get("needs", [])) <= set(sources.GROUPS):
         yield f"needs {declared['needs']}; there are {', '.join(sources.GROUPS)}"
-    if not set(declared.get("after", [])) <= set(NOTEBOOKS) - {stem}:
-        yield f"after {declared['after']}; the others are {', '.join(NOTEBOOKS)}"
 
 
 @check
@@ -271,7 +269,7 @@ def faultless() -> NotebookNode:
     ]
     run = [new_code_cell(execution_count=i, **cell) for i, cell in enumerate(code, 1)]
     text = "Settings are `0.3`, $x = 0.1$, see {numref}`tbl-x` and [this](https://x.org/1.2).\n\n## What was found\n\nIt is so."
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "llmpp": {"needs": ["tfs"], "after": []}}
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "llmpp": {"needs": ["tfs"]}}
     return new_notebook(cells=[new_markdown_cell(opener), *run, new_markdown_cell(text)], metadata=metadata)
 
 
@@ -291,25 +289,16 @@ def plant(path: str, value: Any) -> Callable[[NotebookNode], None]:
 FAULTS: list[tuple[str, str, Any]] = [
     ("is_a_clean_python_notebook", "metadata.kernelspec.name", "julia"),
     ("is_a_clean_python_notebook", "cells.1.metadata.execution", {}),
-    ("is_a_clean_python_notebook", "cells.1.cell_type", "cod"),
-    ("declares_what_it_needs", "metadata.llmpp", {}),
     ("declares_what_it_needs", "metadata.llmpp.needs", ["tsf"]),
-    ("declares_what_it_needs", "metadata.llmpp.after", ["98_no_such"]),
     ("opens_with_question_answer_needs_and_time", "cells.0.source", "# Title\n\n**Question.** Why?"),
     ("opens_with_question_answer_needs_and_time", "cells.5.source+", "\n\n# Another title"),
     ("ends_with_what_was_found", "cells.5.source+", "\n\n## More\n\nText."),
-    ("ends_with_what_was_found", "cells.5.source", "## What was found\n"),
-    ("has_one_cell_of_plain_parameters", "cells.2.metadata.tags", []),
-    ("has_one_cell_of_plain_parameters", "cells.1.metadata.tags", ["parameters"]),
     ("has_one_cell_of_plain_parameters", "cells.2.source+", "\nn = seed + 1"),
     ("has_one_cell_of_plain_parameters", "cells.2.source", 'profile = "full"\nseed = 0'),
     ("shows_figures_that_can_be_read_and_referred_to", "cells.3.metadata.mystnb.image.alt", " "),
-    ("shows_figures_that_can_be_read_and_referred_to", "cells.3.metadata.mystnb.figure.caption", ""),
-    ("shows_figures_that_can_be_read_and_referred_to", "cells.3.metadata.mystnb.figure.name", "x"),
     ("shows_figures_that_can_be_read_and_referred_to", "cells.4.outputs+", faultless().cells[3].outputs),
     ("shows_figures_that_can_be_read_and_referred_to", "cells.5.source+", "\n\n![](x.png)"),
     ("types_no_results", "cells.5.source+", " The error is 0.18."),
-    ("types_no_results", "cells.5.source+", " The error is .18."),
     ("types_no_results", "cells.5.source+", " See chapter 2."),
     ("types_no_results", "cells.3.metadata.mystnb.figure.caption", "It falls to 0.18."),
     ("types_no_results", "cells.4.source", "figures.show_table(t, f'The best is 0.18, not {x}.', 'tbl-x')"),
@@ -324,9 +313,7 @@ FAULTS: list[tuple[str, str, Any]] = [
     ("holds_nothing_private", "cells.1.source", f"open({str(ROOT / 'x')!r})"),
     ("holds_nothing_private", "cells.1.outputs", [new_output("stream", text="saved to /home/somebody/x")]),
     ("holds_nothing_private", "cells.1.source", "key = 's" + "k-" + 20 * "a" + "'"),
-    ("holds_nothing_private", "cells.1.source", "api_" + "key = 'a1b2c3d4e5'"),
     ("keeps_its_cells_short", "cells.1.source", "x = 1\n" * 26),
-    ("keeps_its_cells_short", "cells.1.source", ""),
 ]
 
 

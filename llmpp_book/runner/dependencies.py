@@ -91,7 +91,8 @@ class Project:
             except SyntaxError:  # such as a magic: nobody knows what it reaches
                 self.sources[f"{stem}.ipynb"] = Source("", frozenset(PACKAGES), frozenset())
         self.users: dict[str, set[str]] = {}  # of each file that is not code
-        self.digests = {"requirements.lock": sha256(root / "requirements.lock")}
+        lock = root / "requirements.lock"
+        self.digests = {"lock": sha256(lock) if lock.is_file() else ""}
         for path in files:
             if path.suffix not in (".py", ".pyi", ".pyc", ".md"):
                 # Below its package, or below results/.
@@ -108,7 +109,8 @@ class Project:
             new = self._modules(waiting.pop()) - found
             found |= new
             waiting += [name for module in new for name in self.sources[module].imports]
-        files = ["requirements.lock", *(file for file, users in self.users.items() if users & found)]
+        opaque = not self.sources[f"{stem}.ipynb"].digest
+        files = ["lock", *(file for file, users in self.users.items() if users & found or opaque)]
         return {name: self.sources[name].digest for name in found} | {file: self.digests[file] for file in files}
 
     def _modules(self, name: str) -> set[str]:
