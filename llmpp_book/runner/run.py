@@ -153,9 +153,10 @@ class _Run:
             run_tasks(ModuleTaskLoader({"DOIT_CONFIG": config | threads, "task_page": self.tasks}), {"page": {}})
         finally:
             self.stopped = True
+            # Workers stop when their input ends.
             for process in self.processes:
-                assert process.stdin
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()  # type: ignore[union-attr]
             for process in self.processes:
                 process.wait()
         return {stem: self.outcomes.get(stem, FAILED) for stem in self.jobs}
