@@ -277,40 +277,35 @@ def test_browser_finds_faults(tmp_path: Path, page: Page, serve: functools.parti
     assert bool(report) == bool(found)
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources of the book with its stored chapters, and without the page that imports the whole module."""
-    folder = tmp_path_factory.mktemp("sphinx")
+def sphinx(folder: Path) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / "_config.yml", folder)
-    shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("notebooks", "generated", "__pycache__"))
-    shutil.copytree(ROOT / "notebooks", folder / "book" / "notebooks")
-    (folder / "book" / "api.md").write_text("# API\n")
-    (folder / "book" / "generated").mkdir()
-    stems = [path.stem for path in Paths().notebooks.glob("*.ipynb")]
-    (folder / "book" / "generated" / "status.md").write_text(status_page(Paths(folder), dict.fromkeys(stems)))
-    (folder / "book" / "claims.yml").write_text(CLAIMS)
-    scorecard = scorecard_page(Paths(folder), read_claims(folder / "book" / "claims.yml"), {})
-    (folder / "book" / "generated" / "scorecard.md").write_text(scorecard)
-    return folder
-
-
-def sphinx(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "book", "out", *words]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "book", "out"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_plain_sphinx_builds_the_same_pages_without_a_warning(sources: Path) -> None:
-    done = sphinx(sources)
+def test_plain_sphinx_builds_the_same_pages_without_a_warning(tmp_path: Path) -> None:
+    """With the stored chapters, and without the page that imports the whole module."""
+    book, paths = tmp_path / "book", Paths(tmp_path)
+    shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns("notebooks", "generated", "__pycache__"))
+    shutil.copytree(ROOT / "notebooks", paths.pages)
+    (book / "api.md").write_text("# API\n")
+    paths.generated.mkdir()
+    (paths.generated / "status.md").write_text(status_page(paths, {path.stem: None for path in paths.pages.iterdir()}))
+    paths.claims.write_text(CLAIMS)
+    (paths.generated / "scorecard.md").write_text(scorecard_page(paths, read_claims(paths.claims), {}))
+    done = sphinx(tmp_path)
     assert done.returncode == 0, done.stderr
-    chapter = (sources / "out" / "notebooks" / "01_search_space.html").read_text(encoding="utf-8")
-    assert "Table 1" in chapter or "Figure 1" in chapter
-    assert (sources / "out" / "index.html").is_file()
-    assert dead_links(sources / "out") == []
-    assert foreign_loads(sources / "out") == []
+    assert "Table 1" in (tmp_path / "out" / "notebooks" / "01_search_space.html").read_text(encoding="utf-8")
+    assert dead_links(tmp_path / "out") == []
+    assert foreign_loads(tmp_path / "out") == []
 
 
-def test_a_book_without_its_chapters_is_not_built(sources: Path) -> None:
-    shutil.rmtree(sources / "book" / "notebooks")
-    done = sphinx(sources)
+def test_a_book_without_its_chapters_is_not_built(tmp_path: Path) -> None:
+    for name in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
+    for name in ("conf.py", "_toc.yml", "references.bib"):
+        shutil.copy(ROOT / "book" / name, tmp_path / "book")
+    (tmp_path / "book" / "index.md").write_text("# Title\n")
+    done = sphinx(tmp_path)
     assert done.returncode
     assert "toctree contains reference to nonexisting document 'notebooks/01_search_space'" in done.stderr
