@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test lint notebooks serve lock clean
+.PHONY: help book sphinx test lint notebooks serve lock clean
 
 # The interpreter that creates .venv: make PYTHON=python3.12 book
 PYTHON ?= python3
@@ -27,12 +27,19 @@ book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/
 	fi
 	@echo "The book is at _build/html/index.html (make serve shows it in a browser)."
 
+# book/conf.py reads what both builds need from _config.yml: the way on if jupyter-book 1 is given up.
+sphinx: $(STAMP) ## build the same pages by plain Sphinx, into _build/sphinx/
+	$(BIN)/llmpp run
+	rm -rf _build/sphinx
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d _build/.sphinx book _build/sphinx
+
+# Tests move to a worker that is idle, so that no long file is the tail; the cells of a notebook stay together and in order.
 test: book ## run pytest and both notebook gates: committed outputs, and a second fresh run
 	@status=0; mkdir -p _build/test; \
-	check() { name=$$1; shift; echo "== $$name"; $(BIN)/pytest --color=no -n auto --maxprocesses 8 --dist loadfile "$$@" 2>&1 | tee "_build/test/$$name.txt" || status=1; }; \
-	check tests tests; \
-	check committed-notebooks --nbval-lax notebooks; \
-	check fresh-notebooks --nbval book/notebooks; \
+	check() { name=$$1; shift; echo "== $$name"; $(BIN)/pytest --color=no -n auto --maxprocesses 8 "$$@" 2>&1 | tee "_build/test/$$name.txt" || status=1; }; \
+	check tests --dist worksteal tests; \
+	check committed-notebooks --dist loadfile --nbval-lax notebooks; \
+	check fresh-notebooks --dist loadfile --nbval book/notebooks; \
 	echo; for name in tests committed-notebooks fresh-notebooks; do echo "$$name"; tail -n 1 "_build/test/$$name.txt"; done; \
 	exit $$status
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import tempfile
 from pathlib import Path
 
 import nbval.kernel
@@ -13,12 +12,8 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbval.plugin import IPyNbCell
 
-from llmpp_book.runner.worker import SURROUNDINGS, own_kernels
+from llmpp_book.runner.worker import SURROUNDINGS, kernel_options, scratch_folder
 from llmpp_core import upstream as sources
-
-if len(tempfile.gettempdir()) > 60:
-    # Sockets are files there, and the path of one has 107 characters at most.
-    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,16 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
         # A kernel's working directory is that of its notebook.
         os.environ["LLMPP_DATA_DIR"] = str(Path(os.environ["LLMPP_DATA_DIR"]).resolve())
     # No start-up files of this user, no history that parallel kernels would lock.
-    folder = tempfile.TemporaryDirectory(prefix="llmpp-")
+    folder = scratch_folder()
     config.add_cleanup(folder.cleanup)
     os.environ["IPYTHONDIR"] = folder.name
-    # Sockets in files: of two kernels that start together and pick the same port, one would never answer.
     number = itertools.count()
     nbval.kernel.KernelManager = lambda kernel_name, **_: KernelManager(
-        kernel_name=kernel_name,
-        kernel_spec_manager=own_kernels(),
-        transport="ipc",
-        connection_file=f"{folder.name}/{next(number)}.json",
+        kernel_name=kernel_name, **kernel_options(folder.name, f"kernel-{next(number)}")
     )
 
 

@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "run",
         help="run notebooks, only what changed, several at a time",
-        description="Run notebooks in dependency order, several at a time, and only what changed. Pages go to book/notebooks.",
+        description="Run notebooks, several at a time, and only what changed. Pages go to book/notebooks.",
     )
     command.add_argument("notebooks", nargs="*", metavar="NN", help="notebook such as 03 or 03_baselines; all if none is given")
     command.add_argument("--profile", default="smoke", help="smoke (default; minutes) or full (larger samples, longer training)")

@@ -33,20 +33,12 @@ def stdout(text: str) -> dict[str, Any]:
 
 def glue(name: str, plain: str) -> dict[str, Any]:
     prefix = "application/papermill.record/"
-    return {
-        "output_type": "display_data",
-        "data": {f"{prefix}text/plain": plain},
-        "metadata": {"scrapbook": {"name": name, "mime_prefix": prefix}},
-    }
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    return {"output_type": "display_data", "data": {f"{prefix}text/plain": plain}, "metadata": metadata}
 
 
 def write_notebook(
-    folder: Path,
-    stem: str,
-    *cells: str,
-    needs: Sequence[str] = (),
-    after: Sequence[str] = (),
-    outputs: Mapping[int, list[dict[str, Any]]] | None = None,
+    folder: Path, stem: str, *cells: str, needs: Sequence[str] = (), outputs: Mapping[int, list[dict[str, Any]]] | None = None
 ) -> Path:
     """Write a notebook: a title, a cell of parameters, then the given code cells, with stored outputs by their position."""
     content = [
@@ -56,31 +48,25 @@ def write_notebook(
     content += [{"cell_type": "code", "id": f"cell-{i}", "metadata": {}, "source": cell} for i, cell in enumerate(cells)]
     for i, cell in enumerate(content[1:], -1):
         cell |= {"outputs": (outputs or {}).get(i, []), "execution_count": None}
-    metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "llmpp": {"needs": list(needs), "after": list(after)},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "llmpp": {"needs": list(needs)}}
     path = folder / f"{stem}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": content, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
 
+def write_files(root: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 def small_book(root: Path) -> Paths:
     """Return the paths of a book without notebooks, with a module, results and a lock file of its own."""
-    paths = Paths(root)
-    for name, text in {
-        "llmpp_core/space.py": "x = 1\n",
-        "llmpp_core/prompts/role.txt": "You predict.\n",
-        "llmpp_core/runner.py": "y = 1\n",
-        "results/runs.csv": "a,b\n",
-        "requirements.lock": "numpy==2.0\n",
-        "book/claims.yml": CLAIMS,
-    }.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return paths
+    module = {"llmpp_core/__init__.py": "", "llmpp_core/space.py": "x = 1\n"}
+    write_files(root, {**module, "results/runs.csv": "a,b\n", "requirements.lock": "numpy==2.0\n", "book/claims.yml": CLAIMS})
+    return Paths(root)
 
 
 def files(folder: Path) -> dict[str, bytes]:

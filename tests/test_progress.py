@@ -46,8 +46,8 @@ def test_what_is_disabled_says_nothing(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_all_work_draws_with_it() -> None:
-    # The runner and `fetch` decide by themselves what a log gets.
-    own = {"progress.py", "console.py", "__main__.py"}
+    # `fetch` decides by itself what a log gets.
+    own = {"progress.py", "__main__.py"}
     packages = [Path(package.__file__).parent for package in (llmpp_core, llmpp_book)]
     drawing = {path.name for package in packages for path in package.rglob("*.py") if re.search(r"\btqdm\(", path.read_text())}
     assert drawing == own

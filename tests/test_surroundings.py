@@ -1,6 +1,6 @@
 """What the package takes from its surroundings: another kernel, an editor's backend, long folders, no home, a launch that was none.
 
-Each was reported of other programs. What is set beside these by `runner` and ``conftest.py`` is in `runner_worker.SURROUNDINGS`.
+Each was reported of other programs. Those that concern the runner are in `test_runner`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_book import small_book, write_notebook
+from small_book import write_notebook
 
-from llmpp_book.runner import run as runner
-from llmpp_book.runner.notebook import Paths
 from llmpp_core import upstream as sources
 from llmpp_core.jobs import files
 from llmpp_core.nets.distributed import processes
 from llmpp_core.text.corpora import find_wmt
 
 ROOT = Path(__file__).resolve().parents[1]
-CELL = """import sys, matplotlib.pyplot as plt
-plt.plot([1, 2]); plt.show(); print(sys.executable)"""
 
 
-@pytest.fixture
-def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A site's kernel of the same name in front of this one's, and an editor's backend."""
+def test_notebook_tests_run_in_this_interpreter_below_a_long_folder(tmp_path: Path) -> None:
+    """A site's kernel of the same name is in front of this one's, an editor's backend is set, and sockets are files with long paths."""
     spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("MPLBACKEND", "module://backend_interagg")
-
-
-@pytest.mark.usefixtures("odd")
-def test_notebooks_run_in_this_interpreter_and_show_their_figures(tmp_path: Path) -> None:
-    paths: Paths = small_book(tmp_path / "book")
-    write_notebook(paths.notebooks, "01_a", CELL)
-    assert runner.run(paths) == 0
-    text = paths.page("01_a").read_text(encoding="utf-8")
-    assert json.dumps(sys.executable)[1:-1] in text
-    assert "image/png" in text
-
-
-@pytest.mark.usefixtures("odd")
-def test_notebook_tests_run_in_this_interpreter_below_a_long_folder(tmp_path: Path) -> None:
-    long = tmp_path / ("x" * 90)
-    long.mkdir()
+    (long := tmp_path / ("x" * 90)).mkdir()
     notebook = write_notebook(tmp_path, "01_a", "import matplotlib.pyplot as plt\nfigure = plt.figure()\nNone")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--confcutdir", str(ROOT)]
     words += ["-c", str(ROOT / "pyproject.toml"), "-p", "conftest", "--nbval-lax", str(notebook)]
-    environment = os.environ | {"TMPDIR": str(long), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    odd = {
+        "JUPYTER_PATH": str(tmp_path / "jupyter"),
+        "MPLBACKEND": "module://backend_interagg",
+        "TMPDIR": str(long),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | odd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -85,9 +68,7 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
     assert find_wmt("wmt14.en-de", "train")
 
 
-@pytest.mark.parametrize(
-    "variables", [{"WORLD_SIZE": "2", "RANK": "0"}, {"PMI_SIZE": "2"}, {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}]
-)
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2", "RANK": "0"}, {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}])
 def test_variables_of_a_launch_that_was_none_are_named(variables: dict[str, str], tmp_path: Path) -> None:
     words = ["train", "synthetic", "--supernet", "HAT", "--checkpoint", str(tmp_path / "c"), "--minutes", "0.01"]
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "MASTER_ADDR")} | variables

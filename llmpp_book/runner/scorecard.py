@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import NOTICE, Paths, text
@@ -29,143 +28,125 @@ VERDICTS = {
 }
 _ALL, _SOME, _NONE, _OPEN, _MISSING = range(5)
 _MARKS = ("✓ ", "± ", "✗ ", "? ", "")
-_COMPARISONS = ("equals", "at_most", "at_least")
-_KEY = re.compile(r"ch\d\d_[a-z0-9_]+")
+
+Text = Annotated[str, Field(min_length=1)]
+_KEY = r"^ch\d\d_[a-z0-9_]+$"
+Key = Annotated[str, Field(pattern=_KEY)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Check(NamedTuple):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Check(_Strict):
     """One comparison of a glued value, or of both ends of a glued interval, with a number or with another glued value."""
 
-    ends: tuple[str, ...]
-    comparison: str
-    limit: float | str
-    within: float
+    value: Key | Annotated[list[Key], Field(min_length=2, max_length=2)]
+    equals: Number | Key | None = None
+    at_most: Number | Key | None = None
+    at_least: Number | Key | None = None
+    within: Annotated[Number, Field(ge=0)] = 0
+
+    @property
+    def ends(self) -> list[str]:
+        """The value, or the ends of the interval."""
+        return self.value if isinstance(self.value, list) else [self.value]
+
+    @property
+    def limits(self) -> dict[str, float | str]:
+        """What it is compared with, by the name of the comparison."""
+        return {name: limit for name in ("equals", "at_most", "at_least") if (limit := getattr(self, name)) is not None}
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> Self:
+        if len(self.limits) != 1 or (len(self.ends) == 2 and self.equals is not None):
+            raise ValueError("expected one of equals, at_most, at_least, and an interval can equal nothing")
+        return self
 
     def outcomes(self, values: Mapping[str, Any]) -> set[bool]:
         """Return whether it holds; an interval that the limit lies in gives both answers. Raises InputError if a value is no number."""
-        return {self._holds(end, values) for end in self.ends}
+        ((comparison, limit),) = self.limits.items()
+        limit = values[limit] if isinstance(limit, str) else limit
+        found = set()
+        for key in self.ends:
+            if not all(isinstance(x, (int, float)) for x in (values[key], limit)):
+                raise InputError(f"{key} is {values[key]!r}, compared with {limit!r}: expected two numbers")
+            difference = values[key] - limit
+            off = {"equals": abs(difference), "at_most": difference, "at_least": -difference}[comparison]
+            # Rounding in the last digits decides nothing.
+            found.add(bool(off <= self.within + 1e-9 * max(1.0, abs(limit))))
+        return found
 
-    def _holds(self, key: str, values: Mapping[str, Any]) -> bool:
-        value, limit = (values[x] if isinstance(x, str) else x for x in (key, self.limit))
-        if not all(isinstance(x, (int, float)) for x in (value, limit)):
-            raise InputError(f"{key} is {value!r}, compared with {limit!r}: expected two numbers")
-        difference = value - limit
-        # Rounding in the last digits decides nothing.
-        slack = self.within + 1e-9 * max(1.0, abs(limit))
-        return bool({"equals": abs(difference) <= slack, "at_most": difference <= slack, "at_least": -difference <= slack}[self.comparison])
 
-
-@dataclass(frozen=True)
-class Claim:
+class Claim(_Strict):
     """One entry of the claims file; see its head for the meaning of the fields."""
 
-    id: str
-    claim: str
-    source: str
-    chapter: str
-    criterion: str
-    checks: tuple[Check, ...]
-    evidence: str
+    id: Text
+    claim: Text
+    source: Text
+    chapter: Text
+    criterion: Text
+    checks: Annotated[list[Check], Field(min_length=1)]
+    evidence: Text
+
+    @field_validator("evidence")
+    @classmethod
+    def _only_glued_numbers(cls, evidence: str) -> str:
+        for _, name, form, conversion in string.Formatter().parse(evidence):
+            if name is not None and (not re.match(_KEY, name) or conversion or "{" in (form or "")):
+                raise ValueError(f"{{{name}}} is not allowed; write {{key}} or {{key:.2f}} with a glue key such as ch03_hat_mae")
+        return evidence
 
     @property
     def keys(self) -> set[str]:
         """Names of the glued values that it needs."""
-        checked = {key for check in self.checks for key in (*check.ends, check.limit) if isinstance(key, str)}
+        checked = {key for check in self.checks for key in (*check.ends, *check.limits.values()) if isinstance(key, str)}
         return checked | {name for _, name, _, _ in string.Formatter().parse(self.evidence) if name}
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(_Strict):
     """A titled table of claims or questions."""
 
-    title: str
-    kind: str
-    intro: str
-    claims: tuple[Claim, ...]
+    title: Text
+    kind: Literal["claims", "questions"]
+    intro: Text
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+
+class _File(_Strict):
+    sections: list[Section]
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> Self:
+        ids = [claim.id for section in self.sections for claim in section.claims]
+        if twice := {name for name in ids if ids.count(name) > 1}:
+            raise ValueError(f"claim {', '.join(twice)}, id: given twice")
+        return self
 
 
 def read_claims(path: Path) -> list[Section]:
     """Read the claims file; raises InputError naming the claim and the field that is wrong."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _File.model_validate(content).sections
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path.name}: {' '.join(str(error).split())}") from None
-    where = path.name
-    if not isinstance(content, dict) or set(content) != {"sections"} or not isinstance(content["sections"], list):
-        raise InputError(f"{where}: expected one key, sections, that holds a list")
-    sections = []
-    seen: set[str] = set()
-    for number, entry in enumerate(content["sections"], 1):
-        title, kind, intro, claims = _fields(f"{where}, section {number}", entry, title=str, kind=str, intro=str, claims=list)
-        if kind not in VERDICTS:
-            raise InputError(f"{where}, section {number}, kind: {kind!r} is not allowed; allowed are {', '.join(VERDICTS)}")
-        sections.append(Section(title, kind, intro, tuple(_claim(where, f"{title!r} entry {i}", c) for i, c in enumerate(claims, 1))))
-        for claim in sections[-1].claims:
-            if claim.id in seen:
-                raise InputError(f"{where}, claim {claim.id}, id: given twice")
-            seen.add(claim.id)
-    return sections
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = list(first["loc"])
+        if where[2:3] == ["claims"] and len(where) > 4:
+            claim = content["sections"][where[1]]["claims"][where[3]]
+            where[:4] = [f"claim {claim.get('id', where[3])}"]
+        found = " ".join(str(first["input"]).split())[:80]
+        raise InputError(f"{', '.join(map(str, [path.name, *where]))}: {first['msg']}; got {found}") from None
 
 
-def _fields(where: str, entry: Any, **expected: type) -> list[Any]:
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected the fields {', '.join(expected)}; got {entry!r}")
-    for name in entry:
-        if name not in expected:
-            raise InputError(f"{where}, {name}: no such field; the fields are {', '.join(expected)}")
-    for name, kind in expected.items():
-        if not isinstance(entry.get(name), kind) or not entry[name]:
-            found = f"got {entry[name]!r}" if name in entry else "it is missing"
-            raise InputError(f"{where}, {name}: expected {'a list' if kind is list else 'text'}; {found}")
-    return [entry[name] for name in expected]
+def read_glued(page: Path) -> tuple[dict[str, Any], bool]:
+    """Return the values that a page glued, numbers as numbers and everything else as text, and whether it shows stored outputs.
 
-
-def _claim(where: str, position: str, entry: Any) -> Claim:
-    where += f", claim {entry['id'] if isinstance(entry, dict) and isinstance(entry.get('id'), str) else position}"
-    texts = {"id": str, "claim": str, "source": str, "chapter": str, "criterion": str}
-    *values, checks, evidence = _fields(where, entry, **texts, checks=list, evidence=str)
-    try:
-        for _, name, form, conversion in string.Formatter().parse(evidence):
-            if name is not None and (not _KEY.fullmatch(name) or conversion or "{" in (form or "")):
-                raise ValueError(f"{{{name}}} is not allowed; write {{key}} or {{key:.2f}} with a glue key such as ch03_hat_mae")
-    except ValueError as error:
-        raise InputError(f"{where}, evidence: {error}") from None
-    parsed = tuple(_check(f"{where}, checks", check) for check in checks)
-    return Claim(**dict(zip(texts, values, strict=True)), checks=parsed, evidence=evidence)
-
-
-def _check(where: str, entry: Any) -> Check:
-    value = entry.get("value") if isinstance(entry, dict) else None
-    ends: list[Any] = value if isinstance(value, list) and len(value) == 2 else [value]
-    if not all(isinstance(end, str) and _KEY.fullmatch(end) for end in ends):
-        raise InputError(f"{where}: expected value: a glue key such as ch03_hat_mae, or a list of two; got {entry!r}")
-    where += f", {' to '.join(ends)}"
-    # An interval can equal nothing.
-    allowed = [name for name in _COMPARISONS if len(ends) == 1 or name != "equals"]
-    comparisons = [name for name in allowed if name in entry]
-    if len(comparisons) != 1 or set(entry) - {"value", "within", *comparisons}:
-        raise InputError(f"{where}: expected one of {', '.join(allowed)}, and at most within; got {entry!r}")
-    limit, within = entry[comparisons[0]], entry.get("within", 0)
-    if not _is_number(limit) and not (isinstance(limit, str) and _KEY.fullmatch(limit)):
-        raise InputError(f"{where}, {comparisons[0]}: expected a number or a glue key; got {limit!r}")
-    if not _is_number(within) or within < 0:
-        raise InputError(f"{where}, within: expected a number that is not negative; got {within!r}")
-    return Check(tuple(ends), comparisons[0], limit, within)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class Glued(NamedTuple):
-    """The values that a page glued, numbers as numbers and everything else as text, and whether the page shows stored outputs."""
-
-    values: dict[str, Any]
-    stored: bool
-
-
-def read_glued(page: Path) -> Glued:
-    """Read the glued values of an executed notebook; raises InputError if it is damaged."""
+    Raises InputError if it is damaged.
+    """
     values = {}
     try:
         cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
@@ -174,7 +155,7 @@ def read_glued(page: Path) -> Glued:
             if scrapbook:
                 plain = output["data"].get(scrapbook.get("mime_prefix", "") + "text/plain", "")
                 values[scrapbook["name"]] = _value(text(plain))
-        return Glued(values, any(cell.get("id") == NOTICE for cell in cells))
+        return values, any(cell.get("id") == NOTICE for cell in cells)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{page.name} is damaged; make it again with: llmpp run {page.stem}") from None
 
@@ -188,26 +169,27 @@ def _value(plain: str) -> Any:
         return plain
 
 
-def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[str, Record | None]) -> str:
-    """Return the scorecard page.
+_SCORECARD = """# Scorecard
 
-    Parameters
-    ----------
-    paths : Paths
-        The repository; values are read from its executed notebooks.
-    sections : sequence of Section
-        What `read_claims` returned.
-    records : mapping
-        The latest record of every notebook, by stem.
-    """
+Every claim of the paper that this book can check, with the verdict that follows from the numbers in the chapters. The
+criterion is this book's reading of the claim; where it sets a limit that the paper does not give, it says so. The page is
+generated from the list of claims and the numbers of the latest run, so no verdict is typed by hand.
+
+{counts}
+
+{tables}"""
+
+
+def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[str, Record | None]) -> str:
+    """Return the scorecard of the claims, from the values in the executed notebooks and the latest record of each, by stem."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for stem, record in records.items():
         if paths.page(stem).is_file():
-            page = read_glued(paths.page(stem))
-            values |= page.values
+            glued, stored = read_glued(paths.page(stem))
+            values |= glued
             here = record is not None and record.state == DONE
-            origins |= dict.fromkeys(page.values, "stored outputs" if page.stored else "" if here else "an earlier run")
+            origins |= dict.fromkeys(glued, "stored outputs" if stored else "" if here else "an earlier run")
     counts, tables = [], []
     for number, section in enumerate(sections, 1):
         names = VERDICTS[section.kind]
@@ -217,28 +199,14 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
         heads = ["Claim", "Where in the paper"] if section.kind == "claims" else ["Question", "Why it is asked"]
         rows = [[*heads, "Criterion", "Evidence", "Verdict"]]
         for claim, verdict in zip(section.claims, verdicts, strict=True):
-            sources = sorted({origins[key] for key in claim.keys if key in origins} - {""})
-            note = f" *(from {' and '.join(sources)})*" if verdict != _MISSING and sources else ""
-            evidence = "" if verdict == _MISSING else f"{_evidence(claim, values)}{note}; see "
             chapter = link(paths, claim.chapter)
             if not paths.page(claim.chapter).is_file():
                 chapter = f"to come: {claim.chapter.partition('_')[2].replace('_', ' ')}"
+            evidence = "" if verdict == _MISSING else f"{_evidence(claim, values, origins)}; see "
             rows.append([claim.claim, claim.source, claim.criterion, evidence + chapter, _MARKS[verdict] + names[verdict]])
         table = list_table(f"{section.title}.", f"tbl-scorecard-{number}", (28, 17, 20, 20, 15), rows)
-        tables += [f"## {section.title}", "", section.intro.strip(), "", table]
-    return "\n".join(
-        [
-            "# Scorecard",
-            "",
-            "Every claim of the paper that this book can check, with the verdict that follows from the numbers in the chapters. The",
-            "criterion is this book's reading of the claim; where it sets a limit that the paper does not give, it says so. The page is",
-            "generated from the list of claims and the numbers of the latest run, so no verdict is typed by hand.",
-            "",
-            *counts,
-            "",
-            *tables,
-        ]
-    )
+        tables.append(f"## {section.title}\n\n{section.intro.strip()}\n\n{table}")
+    return _SCORECARD.format(counts="\n".join(counts), tables="\n".join(tables))
 
 
 def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
@@ -255,8 +223,10 @@ def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
     return low if low == high else _OPEN
 
 
-def _evidence(claim: Claim, values: Mapping[str, Any]) -> str:
+def _evidence(claim: Claim, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     try:
-        return claim.evidence.format_map(values)
+        evidence = claim.evidence.format_map(values)
     except ValueError as error:
         raise InputError(f"claims.yml, claim {claim.id}, evidence: {error}") from None
+    elsewhere = sorted({origins[key] for key in claim.keys} - {""})
+    return evidence + (f" *(from {' and '.join(elsewhere)})*" if elsewhere else "")

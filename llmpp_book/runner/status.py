@@ -11,49 +11,28 @@ from typing import Any
 
 from llmpp_book.runner.notebook import Paths, write_atomically
 
-DONE = "done"
-STORED = "stored outputs"
-NOT_RUN = "not run"
-FAILED = "failed"
+#: States of a page: executed here; its data could not be had, so the committed outputs are shown; not part of any run yet.
+DONE, STORED, NOT_RUN, FAILED = "done", "stored outputs", "not run", "failed"
 
 
 @dataclass
 class Record:
-    """How the page of a notebook came about.
-
-    Parameters
-    ----------
-    state : str
-        `DONE`: executed here; `STORED`: its data could not be had, the committed outputs are shown; `NOT_RUN`: not part of any
-        run yet, the committed outputs are shown, or what it needs failed; `FAILED`.
-    content : str
-        Content hash of what was executed.
-    page : str
-        sha256 of the page that was written.
-    seconds : float
-        Time of the run.
-    slowest : dict
-        Number, seconds and first line of the slowest cell.
-    data : dict
-        Where each group of upstream files came from.
-    reason : str
-        Why, where the state is not `DONE`.
-    run : dict
-        What the page itself says: profile, seed, device, versions.
-    machine : dict
-        What `machine` returned.
-    commit : str
-        What `commit` returned.
-    """
+    """How the page of a notebook came about."""
 
     state: str
+    #: Content hash of what was executed, and sha256 of the page that was written.
     content: str = ""
     page: str = ""
+    #: Time of the run; number, seconds and first line of its slowest cell.
     seconds: float = 0.0
     slowest: dict[str, Any] = field(default_factory=dict)
+    #: Where each group of upstream files came from.
     data: dict[str, str] = field(default_factory=dict)
+    #: Why, where the state is not `DONE`.
     reason: str = ""
+    #: What the page itself says: profile, seed, device, versions.
     run: dict[str, Any] = field(default_factory=dict)
+    #: What `provenance.machine` and `provenance.commit` returned.
     machine: dict[str, Any] = field(default_factory=dict)
     commit: str = ""
 
@@ -96,51 +75,43 @@ def list_table(caption: str, name: str, widths: Iterable[int], rows: Iterable[It
     return "\n".join([*lines, ":::", ""])
 
 
-def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
-    """Return the page that says how each notebook of the book was run.
+_STATUS = """# How this book was computed
 
-    Parameters
-    ----------
-    paths : Paths
-        The repository.
-    records : mapping
-        The latest record of every notebook, by stem.
-    """
+Every chapter is a notebook. This page lists the latest run of each: where its time went, which upstream files it read
+and where they came from, and on what machine and from which state of the code it ran. A chapter marked *stored outputs*
+or *not run* shows the outputs that are stored with the project.
+
+{table}
+One after the other, the runs made here took {total}.
+
+## Machine, versions and commit
+
+{facts}
+"""
+
+
+def status_page(paths: Paths, records: Mapping[str, Record | None]) -> str:
+    """Return the page that says how each notebook was run, from the latest record of every notebook, by stem."""
     rows = [["Chapter", "State", "Time", "Slowest cell", "Upstream data", "Profile, seed"]]
-    for stem, record in records.items():
-        known = record or Record(NOT_RUN)
-        slowest = known.slowest
-        rows.append(
-            [
-                link(paths, stem),
-                known.state,
-                duration(known.seconds).replace(" ", "\N{NO-BREAK SPACE}") if known.state == DONE else "",
-                f"[{slowest['cell']}] {duration(slowest['seconds'])}: ``{slowest['line']}``" if slowest else "",
-                ", ".join(f"{group} ({origin})" for group, origin in known.data.items()) or "none",
-                ", ".join(str(known.run[name]) for name in ("profile", "seed") if name in known.run),
-            ]
-        )
+    for stem, found in records.items():
+        record = found or Record(NOT_RUN)
+        time = duration(record.seconds).replace(" ", "\N{NO-BREAK SPACE}") if record.state == DONE else ""
+        slow = record.slowest
+        slowest = f"[{slow['cell']}] {duration(slow['seconds'])}: ``{slow['line']}``" if slow else ""
+        data = ", ".join(f"{group} ({origin})" for group, origin in record.data.items()) or "none"
+        run = ", ".join(str(record.run[name]) for name in ("profile", "seed") if name in record.run)
+        rows.append([link(paths, stem), record.state, time, slowest, data, run])
     ran = {stem: record for stem, record in records.items() if record and record.state == DONE}
-    lines = [
-        "# How this book was computed",
-        "",
-        "Every chapter is a notebook. This page lists the latest run of each: where its time went, which upstream files it read",
-        "and where they came from, and on what machine and from which state of the code it ran. A chapter marked *stored outputs*",
-        "or *not run* shows the outputs that are stored with the project.",
-        "",
-        list_table("Latest run of each chapter.", "tbl-status", (24, 10, 10, 30, 26, 12), rows),
-        f"One after the other, the runs made here took {duration(sum(record.seconds for record in ran.values()))}.",
-        "",
-        "## Machine, versions and commit",
-        "",
-    ]
     facts = {stem: {**r.machine, **r.run.get("versions", {}), "commit": r.commit} for stem, r in ran.items()}
+    lines = []
     for key in dict.fromkeys(key for fact in facts.values() for key in fact):
         chapters: dict[str, list[str]] = {}
         for stem, fact in facts.items():
             chapters.setdefault(str(fact.get(key, "unknown")), []).append(stem)
-        values = chapters if len(chapters) == 1 else {f"{value} ({', '.join(stems)})": stems for value, stems in chapters.items()}
+        values = [value if len(chapters) == 1 else f"{value} ({', '.join(stems)})" for value, stems in chapters.items()]
         lines.append(f"- {key}: {'; '.join(values)}")
-    if not facts:
-        lines.append("No notebook ran here yet.")
-    return "\n".join(lines) + "\n"
+    return _STATUS.format(
+        table=list_table("Latest run of each chapter.", "tbl-status", (24, 10, 10, 30, 26, 12), rows),
+        total=duration(sum(record.seconds for record in ran.values())),
+        facts="\n".join(lines) or "No notebook ran here yet.",
+    )
