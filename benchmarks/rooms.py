@@ -28,18 +28,19 @@ def main(root: Path) -> None:
     pairs = Counter((room(a), room(b)) for a in modules for b in graph.find_modules_directly_imported_by(a) if b not in packages)
     arrows = {pair for pair in pairs if pair[0] != pair[1]}
     circles = [(a, b) for a, b in arrows if a < b and (b, a) in arrows]
-    sizes = Counter({room(".".join(p.relative_to(root).with_suffix("").parts)): 0 for name in packages for p in (root / name).rglob("*.py")})
-    for name in packages:
-        for path in (root / name).rglob("*.py"):
-            sizes[room(".".join(path.relative_to(root).with_suffix("").parts))] += lines(path)
-    for name, size in sorted(sizes.items()):
-        print(f"{size:6,}  {name}  -> {', '.join(sorted(b.partition('.')[2] for a, b in arrows if a == name)) or 'nothing'}")
-    files = [path for name in (*packages, "tests") for path in (root / name).rglob("*.py")]
-    rooms = {room(module) for module in modules}
-    print(f"{len(rooms)} rooms, {len(arrows)} arrows between them, {len(circles)} pairs that import each other")
+    files = {path: lines(path) for name in (*packages, "tests") for path in (root / name).rglob("*.py")}
+    sizes: Counter[str] = Counter()
+    for path, size in files.items():
+        sizes[room(".".join(path.relative_to(root).with_suffix("").parts))] += size
+    for name in sorted({room(module) for module in modules}):
+        reached = sorted(b.partition(".")[2] for a, b in arrows if a == name)
+        print(f"{sizes[name]:6,}  {name}  -> {', '.join(reached) or 'nothing'}")
+    print(f"{len({room(m) for m in modules})} rooms, {len(arrows)} arrows between them, {len(circles)} pairs that import each other")
     for name in (*packages, "tests"):
-        print(f"{name}: {sum(lines(path) for path in (root / name).rglob('*.py')):,} lines in {len(list((root / name).rglob('*.py')))} files")
-    print("files over", LONGEST, "lines:", ", ".join(str(p.relative_to(root)) for p in files if lines(p) > LONGEST) or "none")
+        of = [size for path, size in files.items() if path.relative_to(root).parts[0] == name]
+        print(f"{name}: {sum(of):,} lines in {len(of)} files")
+    long = [str(path.relative_to(root)) for path, size in files.items() if size > LONGEST]
+    print(f"files over {LONGEST} lines: {', '.join(long) or 'none'}")
 
 
 if __name__ == "__main__":

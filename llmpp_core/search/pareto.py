@@ -129,7 +129,8 @@ def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:
 def _dominates(values: np.ndarray) -> np.ndarray:
     """Return whether i is nowhere higher than j and somewhere lower, shape (n, n), for values of shape (n, objectives)."""
     first, second = values[:, None], values[None]
-    return (first <= second).all(axis=2) & (first < second).any(axis=2)
+    found: np.ndarray = (first <= second).all(axis=2) & (first < second).any(axis=2)
+    return found
 
 
 def _best_first(values: np.ndarray) -> np.ndarray:
