@@ -129,8 +129,7 @@ def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:
 def _dominates(values: np.ndarray) -> np.ndarray:
     """Return whether i is nowhere higher than j and somewhere lower, shape (n, n), for values of shape (n, objectives)."""
     first, second = values[:, None], values[None]
-    found: np.ndarray = (first <= second).all(axis=2) & (first < second).any(axis=2)
-    return found
+    return np.logical_and((first <= second).all(axis=2), (first < second).any(axis=2))
 
 
 def _best_first(values: np.ndarray) -> np.ndarray:
