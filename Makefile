@@ -62,7 +62,7 @@ lock: ## resolve pyproject.toml again into requirements.lock
 	@work=$$(mktemp -d); trap 'rm -rf "$$work" requirements.lock.new' EXIT; \
 	$(PYTHON) -m venv "$$work/venv"; \
 	"$$work/venv/bin/pip" install --quiet uv; \
-	env -u UV_FIND_LINKS "$$work/venv/bin/uv" pip compile pyproject.toml --quiet --extra test --universal --fork-strategy fewest --python-version 3.11 \
+	env -u UV_FIND_LINKS "$$work/venv/bin/uv" pip compile pyproject.toml --quiet --extra test --extra lab --universal --fork-strategy fewest --python-version 3.11 \
 		--no-annotate --no-header --no-emit-index-url --no-emit-find-links | sed -E '/^(nvidia-|cuda-|triton)/d' > requirements.lock.new; \
 	mv requirements.lock.new requirements.lock
 

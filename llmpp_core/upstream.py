@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import requests
 
 from llmpp_core.jobs.files import SourceError, cache_dir
 from llmpp_core.space.architecture import Architecture
@@ -122,7 +121,7 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     source = pooch.create(cache_dir() / top, _MIRRORS[top], registry={rest: f"sha256:{sha256}"})
     try:
         return Path(source.fetch(rest, downloader=pooch.HTTPDownloader(progressbar=progress, timeout=20)))
-    except (requests.RequestException, OSError) as error:
+    except OSError as error:  # which those of requests are
         where = f"LLMPP_DATA_DIR or {cache_dir()}"
         raise SourceError(f"{name} could not be downloaded ({type(error).__name__}) and is not in {where}") from None
     except ValueError:
@@ -147,6 +146,8 @@ def online(seconds: float = 5) -> bool:
     answers = []
 
     def ask() -> None:
+        import requests
+
         with contextlib.suppress(requests.RequestException):
             answers.append(requests.head(next(iter(_MIRRORS.values())), timeout=seconds))
 
