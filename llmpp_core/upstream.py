@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import threading
@@ -22,11 +23,6 @@ import pandas as pd
 
 from llmpp_core.jobs.files import SourceError, cache_dir
 from llmpp_core.space.architecture import Architecture
-
-with warnings.catch_warnings():
-    # Loading pooch loads tqdm, which would put a warning about missing widgets, and a path, into every notebook.
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    import pooch
 
 #: Groups of files by the name that notebooks and ``llmpp fetch`` use.
 GROUPS = {
@@ -117,6 +113,7 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     if not download:
         raise SourceError(f"{name} is not here; set LLMPP_DATA_DIR or run: llmpp fetch")
     top, _, rest = name.partition("/")
+    pooch = _pooch()
     # Not with env="LLMPP_DATA_DIR": pooch would write there, and over files that are damaged.
     source = pooch.create(cache_dir() / top, _MIRRORS[top], registry={rest: f"sha256:{sha256}"})
     try:
@@ -128,8 +125,18 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
         raise SourceError(f"{name}: the download does not have the expected sha256 {sha256}; it was discarded") from None
 
 
+def _pooch() -> Any:
+    """Return the library that downloads, which those whose files are here need not have."""
+    with warnings.catch_warnings():
+        # Loading it loads tqdm, which would put a warning about missing widgets, and a path, into every notebook.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import pooch
+    return pooch
+
+
 def _check(path: Path, sha256: str) -> None:
-    found = pooch.file_hash(str(path))
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found == sha256:
         return
     aside = path.with_name(path.name + ".damaged")
