@@ -59,13 +59,19 @@ def need_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep others on this machine from adding to a file or folder meanwhile; raises ValueError if one does."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    """Keep others from adding to a file or folder meanwhile, by a lock beside it; raises ValueError if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"llmpp-{name}.lock", timeout=0, mode=0o666):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{path}: another process is adding to it; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        # While it is held: who opened the file before sees that it is gone, and makes another.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def writable(folder: Path) -> Path:
