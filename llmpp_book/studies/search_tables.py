@@ -12,8 +12,7 @@ from scipy.stats import bootstrap
 from scipy.stats import t as student
 
 from llmpp_book import repository
-from llmpp_core.jobs.files import read_rows
-from llmpp_core.latency.tables import read_latency_table
+from llmpp_book.studies.ground_truth import read
 from llmpp_core.metrics import Interval
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
@@ -63,12 +62,12 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
 
 def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
     """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
-    return _table(results / f"{task_name}{table_name(teacher)}.jsonl", "best")
+    return read(results / f"{task_name}{table_name(teacher)}.jsonl", "searches TASK", "best")
 
 
 def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read the trainings of what the searches found, as `llmpp_book.studies.ground_truth.trainings`."""
-    return _table(results / f"{task_name}.found.jsonl", "arch")
+    return read(results / f"{task_name}.found.jsonl", "searches TASK")
 
 
 def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -77,6 +76,8 @@ def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     Tables TASK.NAME.latency.jsonl come from other machines, or from other days. Each holds some architectures of the first table, by
     which its times are scaled: by the median ratio.
     """
+    from llmpp_core.latency.tables import read_latency_table
+
     table = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")
     for path in sorted(results.glob(f"{task_name}.*.latency.jsonl")):
         more = read_latency_table(path).set_index("architecture")
@@ -214,10 +215,3 @@ def _ratio(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
 def table_name(teacher: str) -> str:
     """Return what a teacher adds to the name of a task's table of searches."""
     return "" if teacher == OFFLINE else f".{teacher}"
-
-
-def _table(path: Path, column: str) -> pd.DataFrame:
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"{path} is not there or empty; measure it with: llmpp searches TASK")
-    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row[column])} for row in rows])

@@ -211,9 +211,8 @@ def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]
             if not cancelled and error is None:
                 yield name, result
             elif failure is None:
-                failure = error or JobsLost(
-                    "the executor gave up jobs, as when the connection to a cluster is lost; what is finished is kept"
-                )
+                gave_up = "the executor gave up jobs, as when the connection to a cluster is lost; what is finished is kept"
+                failure = error or JobsLost(gave_up)
                 for other in list(pending.values()):
                     other.cancel()
     finally:
@@ -227,26 +226,6 @@ def _hashable(key: Mapping[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
-#: What was sent to this worker of a cluster by `llmpp_core.jobs.cluster.sent`, by its name or path where it came from.
-parcels: dict[str, Any] = {}
-
-
-def here(value: Any) -> Any:
-    """Return what was sent to the machine that runs this job in place of a path or name, or the path or name itself."""
-    return parcels.get(str(value), value) if isinstance(value, (str, Path)) else value
-
-
-def run_jobs(work: Any, jobs: Any, path: Path, *, receive: Any = None, **options: Any) -> list[dict[str, Any]]:
-    """Do as `Table.run`; for callers that have no table yet."""
-    table = Table(path)
-    if receive is not None:
-        append = table.append
-
-        def received(rows: Any) -> Any:
-            rows = list(rows)
-            for row in rows:
-                receive(row)
-            return append(rows)
-
-        table.append = received  # type: ignore[method-assign]
-    return table.run(work, jobs, **options)
+def run_jobs(work: Any, jobs: Any, path: Path, **options: Any) -> list[dict[str, Any]]:
+    """Do as `Table.run` with a table that says nothing of what it is made from."""
+    return Table(path).run(work, jobs, **options)
