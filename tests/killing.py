@@ -62,7 +62,7 @@ def run_interrupted(script: str, folder: Path, number: int) -> list[int]:
     else:
         process.kill()
     # The pipe is closed when the last of them has ended.
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert err == "interrupted; what is finished is kept, and the same command goes on from there\n"

@@ -28,7 +28,7 @@ def table(path: Path, made_from: Mapping[str, Any] | None = None) -> Table:
 
 def read(path: Path, command: str, column: str = "arch") -> pd.DataFrame:
     """Return a table's rows, with the architecture in `column`, if there is one; ValueError naming the `command` that makes rows."""
-    rows = table(path).frame(f"llmpp {command}")
+    rows = table(path).frame(f"llmpp {command}{repository.HINT}")
     return rows.assign(architecture=rows[column].map(Architecture.from_hat_dict)) if column in rows else rows
 
 

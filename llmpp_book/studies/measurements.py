@@ -190,55 +190,39 @@ def trained_supernet(folder: Path, task: Task, name: str, seed: int = 0) -> Path
     return path
 
 
+@dataclass
 class Study:
-    """Tables of one task, and the jobs that fill them.
+    """Tables of one task, and the jobs that fill them."""
 
-    Parameters
-    ----------
-    given : Task or str
-        A task, or the name of a registered one, which then is made once per process and not sent with each job. To a cluster a task is
-        sent once for each worker.
-    folder : path
-        Where checkpoints are; the machines of a cluster share it.
-    results : path
-        Where the tables are.
-    device : str
-        "cpu" or "cuda".
-    threads : int, optional
-        Processor threads of one job; PyTorch's choice by default.
-    seconds : float
-        Stop after so long; the next call goes on.
-    executor : concurrent.futures.Executor, optional
-        Runs the jobs side by side.
-    progress : bool
-        Show progress bars.
-    """
+    #: A task, or the name of a registered one, which is then made once per process; to a cluster a task is sent once for each worker.
+    given: Any
+    #: Where checkpoints are, which the machines of a cluster share; and where the tables are.
+    folder: Path
+    results: Path
+    #: "cpu" or "cuda"; and processor threads of one job, PyTorch's choice by default.
+    device: str = "cpu"
+    threads: int | None = None
+    #: Stop after so long; the next call goes on.
+    seconds: float = math.inf
+    #: Runs the jobs side by side.
+    executor: Executor | None = None
+    #: Show progress bars.
+    progress: bool = False
 
-    def __init__(
-        self,
-        given: Task | str,
-        folder: Path,
-        results: Path,
-        *,
-        device: str = "cpu",
-        threads: int | None = None,
-        seconds: float = math.inf,
-        executor: Executor | None = None,
-        progress: bool = False,
-    ):
-        stop = time.time() + seconds
-        self.task = load_task(given) if isinstance(given, str) else given
-        self.given, self.folder, self.results, self.executor, self.progress = given, folder.resolve(), results, executor, progress
+    def __post_init__(self) -> None:
+        stop = time.time() + self.seconds
+        self.task: Task = load_task(self.given) if isinstance(self.given, str) else self.given
+        self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(executor, "_client"):
+        if hasattr(self.executor, "_client"):
             # Loaded for clusters only: it takes half a second.
             from llmpp_core.jobs.cluster import require_shared, sent_once
 
-            require_shared(executor, self.folder)
-            if not isinstance(given, str) or len(self.task.pairs["train"]) <= LARGEST:
-                self.given = sent_once(executor, self.task)
+            require_shared(self.executor, self.folder)
+            if not isinstance(self.given, str) or len(self.task.pairs["train"]) <= LARGEST:
+                self.given = sent_once(self.executor, self.task)
         #: What all jobs have in common.
-        self.place: dict[str, Any] = {"folder": self.folder, "device": device, "threads": threads, "stop": stop}
+        self.place: dict[str, Any] = {"folder": self.folder, "device": self.device, "threads": self.threads, "stop": stop}
         self.data_sha256 = task_digest(self.task)
         #: Whether all jobs so far have a row.
         self.complete = True

@@ -28,20 +28,11 @@ STOPPED = ("HS-NAS", "adaptive")
 
 
 def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the searches with the supernet alone as they were when it had scored as many architectures as in those of another schedule.
+    """Return the searches with the supernet alone, stopped when it had scored as many architectures as in those of another schedule.
 
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Searches.
-    name : str
-        The other schedule. What it found is compared with what the supernet alone finds at the same cost.
-
-    Returns
-    -------
-    list of dict
-        For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
-        supernet_score, evaluations of the supernet and seconds, up to the last iteration that it could afford.
+    So what that found is compared with what the supernet alone finds at the same cost. Where both have a search of the same limit and
+    seed there is a row: limit_ms, seed, best, supernet_score, evaluations of the supernet and seconds, up to the last iteration that it
+    could afford.
     """
     alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
     found = []
@@ -120,9 +111,7 @@ def paired_difference(
     ours, theirs : sequence of Architecture
         What the searches found, in pairs, such as those of equal limits and seeds.
     trained : pandas.DataFrame
-        Trainings of all of these, as `found` returns them.
-    score : str
-        Column of `trained`.
+        Trainings of all of these, as `found` returns them, with a column `score`.
     groups : sequence, optional
         Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
 
@@ -161,17 +150,9 @@ def paired_difference(
 
 
 def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return searches under one limit by schedule, each a frame by seed, and those with the supernet alone stopped at equal cost.
+    """Return searches under one limit by schedule, each a frame by seed, with a column supernet_evaluations.
 
-    Parameters
-    ----------
-    searches : pandas.DataFrame
-        As `searches` returns it, of one limit.
-
-    Returns
-    -------
-    dict of str to pandas.DataFrame
-        By the name of the schedule, and by "stopped like NAME" for the names of `STOPPED`; column supernet_evaluations is added.
+    Those with the supernet alone, stopped at the cost of a schedule of `STOPPED`, are under "stopped like NAME".
     """
     asked = [evaluations.get(COSTLY, 0) for evaluations in searches["evaluations"]]
     groups = {str(name): part.set_index("seed") for name, part in searches.assign(supernet_evaluations=asked).groupby("schedule")}

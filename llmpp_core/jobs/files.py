@@ -74,30 +74,8 @@ def alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def writable(folder: Path) -> Path:
-    """Make a folder and return it, or where that is not allowed, as on a machine of a cluster, one among the temporary files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"llmpp-{os.getuid()}" / folder.name
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Write a safetensors file that also holds a JSON `record` and a checksum of everything; all or nothing.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    kind : str
-        What is in it; `load_tensors` asks for the same.
-    tensors : mapping of str to numpy.ndarray
-        The tensors by name.
-    record : mapping
-        What JSON can hold.
-    """
+    """Write a safetensors file of a `kind` that also holds a JSON `record` and a checksum of everything; all or nothing."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(record, sort_keys=True, default=lambda number: number.item())
     # One entry, since safetensors writes several in any order.
@@ -144,13 +122,7 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file that is still being written; a last line cut off by a crash is left out.
-
-    Raises
-    ------
-    ValueError
-        If another line is not a JSON object; names file and line.
-    """
+    """Read a JSONL file that is still being written; a last line cut off by a crash is left out, a damaged one a ValueError naming it."""
     if not path.is_file():
         return []
     rows = []
@@ -171,10 +143,7 @@ _AS_JSON = {"NaN": "null", "Infinity": "1e999", "-Infinity": "-1e999"}
 
 
 def to_json(row: Mapping[str, Any]) -> str:
-    """Return one line of valid JSON, whatever numbers are in it.
-
-    NumPy's become plain ones and nan becomes null. Infinity is written as a number too large for any float, which is read as infinity.
-    """
+    """Return one line of valid JSON, whatever numbers are in it: nan becomes null, infinity a number too large for any float."""
     text = json.dumps(row, default=lambda value: value.tolist())
     return _NO_JSON.sub(lambda found: _AS_JSON.get(found[0], found[0]), text) if "NaN" in text or "Infinity" in text else text
 
@@ -182,10 +151,7 @@ def to_json(row: Mapping[str, Any]) -> str:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSONL file, onto the disk; a last line cut off by a crash goes first. One process writes a file.
 
-    Raises
-    ------
-    OSError
-        If the file cannot be written. The rows are then in a file of the same name among the temporary ones, which the error names.
+    Raises OSError if it cannot be written; the rows are then in a file of the same name among the temporary ones, which the error names.
     """
     data = "".join(to_json(row) + "\n" for row in rows).encode()
     try:

@@ -25,9 +25,8 @@ class JobsLost(RuntimeError):
 class Table:
     """A JSONL file that grows by rows which were all made from the same.
 
-    One process at a time adds to it, under a lock beside the file. A row is on the disk once it is added, so a process can be killed at
-    any moment and the next one goes on. All methods raise ValueError, naming file and line, if a row is damaged or made from something
-    else.
+    One process at a time adds to it, under a lock beside the file. A row is on the disk once it is added, so what is killed at any moment
+    goes on. All methods raise ValueError, naming file and line, if a row is damaged or made from something else.
 
     Parameters
     ----------
@@ -94,7 +93,7 @@ class Table:
         progress: str | None = None,
         written: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Run the jobs that the table has no row of yet, and add each row as soon as it is there.
+        """Run the jobs that the table has no row of yet, add each row as soon as it is there, and return those done in the order of `jobs`.
 
         Parameters
         ----------
@@ -103,25 +102,18 @@ class Table:
         jobs : iterable of (mapping, tuple)
             Key and arguments of each job. The key is the beginning of its row and tells whether the job is done.
         executor : concurrent.futures.Executor, optional
-            Runs the jobs; without one they run here, one after the other. That of a cluster (see `llmpp_core.jobs.cluster`) runs a job
-            again whose worker was lost.
+            Runs the jobs, by default this process, one after the other. A cluster runs those of a lost worker again.
         progress : str, optional
             Title of a progress bar.
         written : callable, optional
             Called here with each row once it is on the disk; may remove what could have made it again.
-
-        Returns
-        -------
-        list of dict
-            The rows of all jobs that are done, in the order of `jobs`.
 
         Raises
         ------
         ValueError
             If two jobs have the same key, or as `writing`.
         Exception
-            What a job raised, once the jobs under way are over and their rows written. An executor that does not tell which jobs are
-            under way, as that of a cluster, gives those up as well, to be run again.
+            What a job raised, once the jobs under way are over and their rows written (a cluster gives those up, to be run again).
         JobsLost
             If the executor gave jobs up by itself.
         """
