@@ -196,6 +196,7 @@ def test_fetch_checks_what_is_here_and_names_what_cannot_be_had(data: dict[str, 
     code, out, err = call(capsys, "run")
     assert (code, out, err.count("\n"), files(book.root)) == (1, "", 1, before)
     assert "is damaged: sha256 is" in err
+    data["tfs"].write_text("tampered")
     code, out, err = call(capsys, "fetch")
     assert (code, out) == (1, "0 of 2 files are here and whole\n")
     damaged, absent = err.splitlines()
