@@ -108,8 +108,9 @@ def require_shared(executor: Any, folder: Path) -> None:
 
 def sent_once(executor: Any, value: Any) -> Any:
     """Return what stands for `value` among the arguments of a cluster's jobs, so that it travels once to each worker."""
-    # The result of a job, since that is made again when the workers that hold it are lost.
-    return executor._client.submit(_itself, value, pure=False)
+    # The result of a job, since that is made again when the workers that hold it are lost. What is large here would be warned of.
+    with config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):
+        return executor._client.submit(_itself, value, pure=False)
 
 
 def _itself(value: Any) -> Any:
