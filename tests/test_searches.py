@@ -26,6 +26,7 @@ from test_measurements import NAME
 from llmpp_book import __main__
 from llmpp_book.studies import measurements
 from llmpp_book.studies import searches as search_benchmark
+from llmpp_book.studies.measurements import Inheritance, Study, SupernetTraining
 from llmpp_book.studies.search_tables import found, paired_difference, searches, stopped
 from llmpp_book.studies.searches import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
 from llmpp_core.jobs.files import append_rows, read_rows
@@ -47,10 +48,14 @@ def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the benchmark that searches need, and its checkpoints; latencies follow from depth and width."""
     folder = tmp_path_factory.mktemp("ground")
-    assert measurements.measure(NAME, folder / "checkpoints", results=folder / "tfs", n=12, seeds=1, threads=1)
-    settings = LatencySettings(len(reversed_task().vocabulary))
+    study = Study(NAME, folder / "checkpoints", folder / "tfs", threads=1)
+    archs, recipe = measurements.architectures(study.task, 12), study.task.supernet_recipe
+    study.train("", archs, 1)
+    study.run(study.table(".supernets", recipe), [SupernetTraining(supernet="HAT", **study.place)])
+    study.run(study.table(".inherited"), [Inheritance(supernet="HAT", arch=arch, **study.place) for arch in archs])
+    settings = LatencySettings(len(study.task.vocabulary))
     rows = []
-    for arch in measurements.architectures(reversed_task(), 12):
+    for arch in archs:
         encoder, decoder = 1.0 + arch.encoder_layers, arch.decoder_layers + arch.decoder_embed_dim / 100
         measured = LatencyMeasurement(encoder, decoder, 0.1, 0.1, 1.0, 0.0, 0.5, "a processor", settings)
         rows.append({"arch": arch.to_hat_dict(), "round": 0, **asdict(measured)})
@@ -188,7 +193,7 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_should() -
     for spread in (0.0, 2.0):
         for distinct in (10, 3):
             hits = []
-            for _ in range(300):
+            for _ in range(150):
                 rows = trained(spread * rng.normal(size=40), 1.0)
                 ours, theirs = ([archs[i] for i in rng.choice(distinct, 10, replace=distinct < 10) + start] for start in (0, 20))
                 _, low, high = paired_difference(ours, theirs, rows)
