@@ -26,7 +26,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from llmpp_book.studies.measurements import prepare, provenance
-from llmpp_core.jobs.cluster import connect, sent
+from llmpp_core.jobs.cluster import connect
 from llmpp_core.jobs.table import results
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
@@ -90,7 +90,7 @@ def main() -> None:
     seconds: dict[str, dict[int, float]] = {name: {} for name in farms}
     for _ in range(args.repeats):
         for n in args.processes:
-            with connect(f"local:{n}", timeout=300) as executor, sent(executor, task, task):
+            with connect(f"local:{n}", timeout=300) as executor:
                 for name, (work, jobs) in farms.items():
                     seconds[name][n] = min(seconds[name].get(n, np.inf), timed(work, jobs, executor, n))
     print("| job | processes | seconds | per second | efficiency |\n|---|---|---|---|---|")

@@ -6,16 +6,21 @@ import os
 from pathlib import Path
 
 
+def _is_it(folder: Path) -> bool:
+    return (folder / "book" / "claims.yml").is_file()
+
+
 def _root() -> Path:
     """Return the folder that ``LLMPP_BOOK`` names, else that of this checkout, else the nearest one above the working directory."""
     if os.environ.get("LLMPP_BOOK"):
         return Path(os.environ["LLMPP_BOOK"]).resolve()
     here = Path.cwd()
-    places = [Path(__file__).resolve().parents[1], here, *here.parents]
-    return next((place for place in places if (place / "book" / "claims.yml").is_file()), here)
+    return next(filter(_is_it, [Path(__file__).resolve().parents[1], here, *here.parents]), here)
 
 
-#: The repository. Where nothing is found it is the working directory, and what reads a table says that it is not there.
+#: The repository; where nothing is found, the working directory.
 ROOT = _root()
+#: What an error about a table that is not there adds where nothing was found, as may be after ``pip install .``.
+HINT = "" if _is_it(ROOT) else f"; {ROOT} is no checkout of the book: work in one, or name it in LLMPP_BOOK"
 #: Tables of this project's own measurements, searches and recorded answers.
 RESULTS = ROOT / "results"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import genericpath
 import importlib.metadata
 import importlib.util
 import os
@@ -13,36 +14,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
 from functools import partial
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dask import config
-from distributed import LocalCluster, WorkerPlugin
-from small_nets import reversed_task, run_interrupted
-from test_benchmark import tables
+from distributed import LocalCluster
+from killing import run_interrupted
 
 from llmpp_book import __main__
-from llmpp_book.studies import ground_truth as benchmark
-from llmpp_book.studies import measurements
 from llmpp_core.jobs import cluster
-from llmpp_core.jobs import table as jobs
-from llmpp_core.jobs.cluster import ClusterError, _SameVersion, connect, sent
-from llmpp_core.jobs.files import read_rows, writable
-from llmpp_core.jobs.table import JobsLost, here, results, run_jobs
-
-#: A benchmark in miniature.
-SMALL: dict[str, Any] = {"n": 2, "seeds": 1, "threads": 1}
+from llmpp_core.jobs.cluster import ClusterError, _SameVersion, _versions, connect, require_shared, sent_once
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.jobs.table import JobsLost, Table, results
 
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
     """Two processes; the tests that kill some get others in their place."""
-    # Forked from a process that has imported everything (see small_nets), they start at once; dask would have another one import less.
-    forkserver.ensure_running()
+    # Forked, they start at once; dask would have another one import less.
     with config.set({"distributed.worker.multiprocessing-method": "forkserver"}), connect("local:2", timeout=120) as found:
         yield found
 
@@ -89,69 +80,47 @@ def test_no_row_is_lost_or_doubled_when_a_worker_is_killed(executor: Executor, t
     folder.mkdir()
     killing, left = kill_when(lambda: len(read_rows(path)) > 5, executor, 0.3, lambda: [row["i"] for row in read_rows(path)])
     # The disk is slow, so there are always jobs that are finished and not yet written.
-    jobs_, slow = [({"i": i}, (i, folder)) for i in range(200)], lambda row: time.sleep(0.01)
-    found = run_jobs(trace, jobs_, path, executor=executor, receive=slow)
+    jobs_, slow = [({"i": i}, (i, folder)) for i in range(100)], lambda row: time.sleep(0.01)
+    found = Table(path).run(trace, jobs_, executor=executor, written=slow)
     killing.join()
-    assert len(left[0]) < 200
-    assert found == [{"i": i, "square": i * i} for i in range(200)]
-    assert sorted(row["i"] for row in read_rows(path)) == list(range(200))
+    assert len(left[0]) < 100
+    assert found == [{"i": i, "square": i * i} for i in range(100)]
+    assert sorted(row["i"] for row in read_rows(path)) == list(range(100))
     # What was written before the kill did not run again; what the worker had under way, or had not handed over yet, may have.
     runs = Counter(int(path.name.split(".")[0]) for path in folder.iterdir())
-    assert len(runs) == 200
+    assert len(runs) == 100
     assert {runs[i] for i in left[0]} == {1}
 
 
-class OwnDisk(WorkerPlugin):
-    """Lets a worker write its checkpoints where nobody else looks."""
-
-    name = "own-disk"
-
-    def setup(self, worker: Any) -> None:
-        benchmark.writable = lambda folder: writable(Path(worker.local_directory) / "own")
-
-
-def test_a_benchmark_comes_to_the_same_when_a_worker_is_killed(executor: Any, tmp_path: Path) -> None:
-    # Trains, has supernets score what was trained, and scores by proxies.
-    executor._client.register_plugin(OwnDisk())
-    task = reversed_task()
-    alone, farm = tmp_path / "alone", tmp_path / "farm"
-    assert measurements.measure(task, alone / "checkpoints", results=alone, **SMALL)
-    rows, total = farm / f"{task.name}.jsonl", sum(map(len, tables(alone).values()))
-    killing, left = kill_when(rows.exists, executor, 1.0, lambda: total - sum(map(len, tables(farm).values())))
-    assert measurements.measure(task, farm / "checkpoints", results=farm, executor=executor, **SMALL)
-    killing.join()
-    assert left[0] > 0
-    assert tables(farm) == tables(alone)
-    assert len(list((farm / "checkpoints").iterdir())) == 4
-    executor._client.unregister_worker_plugin("own-disk")
+def test_tasks_and_files_reach_every_worker_also_one_that_comes_later(executor: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("inside")
+    sent = sent_once(executor, {"a": "task"})
+    read = [({"i": i}, (i, tmp_path / "file", sent)) for i in range(4)]
+    assert [row["found"] for row in Table(tmp_path / "before.jsonl").run(look, read[:2], executor=executor)] == [["inside", "task"]] * 2
+    for pid in (before := workers(executor)).values():
+        os.kill(pid, signal.SIGKILL)
+    while set(before.values()) & set(workers(executor).values()):
+        time.sleep(0.02)
+    assert [row["found"] for row in Table(tmp_path / "after.jsonl").run(look, read, executor=executor)] == [["inside", "task"]] * 4
+    require_shared(executor, tmp_path)
+    executor._client.run(lambda: setattr(genericpath, "exists", lambda path: False), workers=[max(workers(executor))])
+    with pytest.raises(ClusterError, match=rf"^worker tcp://.* does not see {tmp_path}; choose a folder that all machines share$"):
+        require_shared(executor, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after.jsonl", "before.jsonl", "file"]
+    os.kill(workers(executor)[max(workers(executor))], signal.SIGKILL)
 
 
-def test_files_and_tasks_reach_every_worker_also_one_that_comes_later(executor: Any, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("inside")
-    task = replace(reversed_task(), name="tests.unheard-of")
-    with sent(executor, task, task, [path, tmp_path / "absent"]) as passed:
-        assert passed == "tests.unheard-of"
-        path.unlink()
-        before = workers(executor)
-        os.kill(min(before.values()), signal.SIGKILL)
-        while min(before.values()) in workers(executor).values():
-            time.sleep(0.02)
-        found = executor._client.run(lambda path: (here(path).read_text(), here("tests.unheard-of").title), path)
-        assert list(found.values()) == [("inside", "Backwards")] * 2
-    assert set(executor._client.run(lambda: len(jobs.parcels)).values()) == {0}
-    with sent(None, task, task, [path]) as passed:
-        assert passed is task
+def look(i: int, path: Path, task: dict[str, str]) -> dict[str, Any]:
+    return {"found": [path.read_text(), task["a"]]}
 
 
 # --- interrupted -------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys, time
-from pathlib import Path
 from llmpp_book import __main__
-from llmpp_core.jobs import table as jobs
 from llmpp_core.jobs.cluster import connect
+from llmpp_core.jobs.table import Table
 
 def nap(i):
     time.sleep(0.01)
@@ -159,7 +128,7 @@ def nap(i):
 
 def work(args):
     with connect("local:2", timeout=120) as executor:
-        jobs.run_jobs(nap, [({"i": i}, (i,)) for i in range(3000)], Path(sys.argv[1]), executor=executor)
+        Table(sys.argv[1]).run(nap, [({"i": i}, (i,)) for i in range(400)], executor=executor)
     return 0
 
 if __name__ == "__main__":
@@ -231,7 +200,7 @@ def test_a_worker_with_another_version_is_refused_and_named(executor: Any) -> No
         pass
     client.run(patch, None)
     client.run(lambda: setattr(importlib.util, "find_spec", lambda name: None), workers=[name])
-    with pytest.raises(ClusterError, match=rf"^worker {name} has llmpp_core none, not [0-9a-f]{{12}}; install"), connect(address):
+    with pytest.raises(ClusterError, match=rf"^worker {name} has llmpp_core none, not [0-9a-f]{{12}}; llmpp_book none"), connect(address):
         pass
     os.kill(pids[name], signal.SIGKILL)
 
@@ -258,9 +227,9 @@ def test_workers_that_do_not_fit_are_refused(options: dict[str, int], message: s
 def test_workers_of_another_version_that_come_later_are_sent_away_and_without_any_jobs_are_given_up(tmp_path: Path) -> None:
     def work() -> None:
         with connect("local:1", timeout=120, patience=0.5, resources={"GPU": 1}) as executor:
-            assert run_jobs(dict, [({"i": 1}, ())], tmp_path / "rows.jsonl", executor=executor) == [{"i": 1}]
+            assert Table(tmp_path / "rows.jsonl").run(dict, [({"i": 1}, ())], executor=executor) == [{"i": 1}]
             executor._client.register_plugin(_SameVersion({"torch": "of another time"}))  # type: ignore[attr-defined]
-            run_jobs(dict, [({"i": i}, ()) for i in range(3)], tmp_path / "rows.jsonl", executor=executor)
+            Table(tmp_path / "rows.jsonl").run(dict, [({"i": i}, ()) for i in range(3)], executor=executor)
 
     with pytest.raises(ClusterError, match=r"^the cluster local:1 had no worker for 0\.5 s; what is finished is kept$"):
         work()
@@ -273,7 +242,7 @@ def test_a_job_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
         pytest.raises(ClusterError, match=r"^1 workers died of the same job, the last one tcp://127\.0\.0\.1:\d+; it may need more memory"),
         connect("local:1", timeout=120) as executor,
     ):
-        run_jobs(os._exit, [({"i": 1}, (1,))], tmp_path / "rows.jsonl", executor=executor)
+        Table(tmp_path / "rows.jsonl").run(os._exit, [({"i": 1}, (1,))], executor=executor)
 
 
 def test_a_lost_connection_is_said_and_not_taken_for_the_end(tmp_path: Path) -> None:
@@ -283,5 +252,13 @@ def test_a_lost_connection_is_said_and_not_taken_for_the_end(tmp_path: Path) -> 
             closing = threading.Timer(0, found.close)
         closing.start()
         with pytest.raises(JobsLost, match="the executor gave up jobs"):
-            run_jobs(time.sleep, [({"i": i}, (1,)) for i in range(100)], tmp_path / "rows.jsonl", executor=executor)
+            Table(tmp_path / "rows.jsonl").run(time.sleep, [({"i": i}, (1,)) for i in range(100)], executor=executor)
     closing.join()
+
+
+def test_any_change_of_the_code_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = _versions()(), Path.read_bytes
+    for name in ("llmpp_core/jobs/table.py", "llmpp_core/llm/templates", "llmpp_book/studies/searches.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (name in path.as_posix()))
+        after = _versions()()
+        assert [key for key in before if before[key] != after[key]] == [name.partition("/")[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from llmpp_core.jobs.files import append_rows, load_tensors, read_rows, replace_file, save_tensors, writable
+from llmpp_core.jobs.files import append_rows, load_tensors, need_writable, read_rows, replace_file, save_tensors, to_json
 
 # --- whole files ------------------------------------------------------------------------------------------------------
 
@@ -37,6 +38,15 @@ def test_a_crash_in_the_middle_leaves_the_old_file(call: str, tmp_path: Path, mo
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whether_a_place_can_be_written_is_found_out_before_and_leaves_nothing(tmp_path: Path) -> None:
+    need_writable(tmp_path / "a" / "b" / "rows.jsonl")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path, reason in ((tmp_path / "file" / "rows.jsonl", "its folder is a file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ValueError, match=f"{path}: cannot be written: {reason}"):
+            need_writable(path)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -68,7 +78,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, rng: np.random.Generator) 
     path = tmp_path / "file"
     save_tensors(path, "test", TENSORS, RECORD)
     whole = path.read_bytes()
-    for bit in rng.choice(8 * len(whole), size=300, replace=False):
+    for bit in rng.choice(8 * len(whole), size=60, replace=False):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -110,7 +120,7 @@ def test_rows_are_appended_in_order(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=8)), max_size=4), cut=st.integers(0, 200))
 def test_a_crash_while_writing_loses_the_row_under_way_alone(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
@@ -132,10 +142,23 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
         read_rows(path)
 
 
-def test_a_folder_that_cannot_be_made_is_replaced_by_a_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    assert writable(tmp_path / "a" / "checkpoints") == tmp_path / "a" / "checkpoints"
-    (tmp_path / "file").touch()
-    found = writable(tmp_path / "file" / "checkpoints")
-    assert found.is_dir()
-    assert found.is_relative_to(tmp_path / "temporary")
+# --- lines that are JSON ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (np.nan, None),
+        (-np.inf, -np.inf),
+        ([np.inf, 1.0, float("nan")], [np.inf, 1.0, None]),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array([1.0, np.nan]), [1.0, None]),
+        ('"NaN, Infinity\\"', '"NaN, Infinity\\"'),
+        ({"NaN": 1}, {"NaN": 1}),
+    ],
+)
+def test_a_line_is_json_whatever_is_in_it(value: Any, read: Any) -> None:
+    found = json.loads(to_json({"x": value, "y": "Infinity"}), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found == {"x": read, "y": "Infinity"}

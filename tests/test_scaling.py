@@ -146,12 +146,6 @@ def test_stages_scale_with_what_they_depend_on() -> None:
     assert french.loc[TRAININGS].equals(base.loc[TRAININGS])
 
 
-def test_a_measured_throughput_gives_back_its_own_time() -> None:
-    arch = HAT_WMT.largest()
-    machine = Machine.of_throughput("c", 20_000, arch, 32_768, usd_per_hour=1.0)
-    assert machine.hours(training_flops([arch], 20_000 * 3600, 32_768)) == pytest.approx(1)
-
-
 def test_a_share_of_the_peak() -> None:
     assert Machine.of_peak("A100", 0.5, 2.0) == Machine("A100 at 50% of peak", 156.0, 2.0)
 

@@ -1,7 +1,6 @@
-"""Files that grow: one process writes each, it is found out before the work whether it can, and what was worked out is never lost.
+"""Files that grow: one process writes each, and it is found out before the work whether it can.
 
-Kinds of faults, and all places that have them: two writers of one file (tables of `run_jobs`, searches, `MeasuredLatency`, prepared
-corpora); a place that cannot be written (the same, checkpoints of trainings, pages of the runner); lines that are no JSON.
+Tables are tested in test_table.py; here are all others that write: searches, `MeasuredLatency`, prepared corpora, trainings, pages.
 """
 
 from __future__ import annotations
@@ -23,12 +22,7 @@ from llmpp_book.__main__ import main
 from llmpp_book.errors import InputError
 from llmpp_book.runner import run as runner
 from llmpp_book.runner.notebook import Paths
-from llmpp_book.studies import measurements
-from llmpp_book.studies import searches as search_benchmark
-from llmpp_core.jobs import files
-from llmpp_core.jobs import table as jobs
-from llmpp_core.jobs.files import alone, append_rows, read_rows, to_json
-from llmpp_core.jobs.table import run_jobs
+from llmpp_core.jobs.files import alone, read_rows
 from llmpp_core.latency import profiler
 from llmpp_core.latency.profiler import LatencySettings, MeasuredLatency
 from llmpp_core.nets import training
@@ -42,14 +36,6 @@ from llmpp_core.text.wmt import Settings, prepare
 
 SETTINGS = LatencySettings(100, warmup=0, runs=1)
 Work = Callable[[], None]
-
-
-def table(path: Path, work: Work) -> Any:
-    def job() -> dict[str, Any]:
-        work()
-        return {"y": 1}
-
-    return run_jobs(job, [({"x": 0}, ())], path)
 
 
 def search(path: Path, work: Work) -> Any:
@@ -85,7 +71,7 @@ def training_of(path: Path, work: Work) -> Any:
         return train(model, reversed_pairs(20, 0), Recipe(2, 100, 1e-3), seed=0, checkpoint=path)
 
 
-WRITERS = {"table": table, "search": search, "latency": latency}
+WRITERS = {"search": search, "latency": latency}
 
 
 # --- one writer ---------------------------------------------------------------------------------------------------
@@ -175,15 +161,6 @@ def test_the_commands_say_so_in_a_line(tmp_path: Path, monkeypatch: pytest.Monke
         assert err.count("\n") == 1
 
 
-def test_searches_find_it_before_the_cheap_predictor_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    for name, value in {"_trained_supernet": None, "latency_predictor": None, "limits": {}}.items():
-        monkeypatch.setattr(search_benchmark, name, lambda *_, value=value: value)
-    monkeypatch.setattr(search_benchmark, "distilled_predictor", lambda *_: never())
-    with pytest.raises(ValueError, match="cannot be written"):
-        search_benchmark.measure("tests.reversed", tmp_path, results=tmp_path / "file")
-
-
 @pytest.mark.parametrize("folder", ["book", "_build"])
 def test_a_run_of_notebooks_does_not_start_without_a_place_for_its_pages(folder: str, tmp_path: Path) -> None:
     paths = Paths(tmp_path)
@@ -198,81 +175,11 @@ def test_a_run_of_notebooks_does_not_start_without_a_place_for_its_pages(folder:
         runner.run(paths)
 
 
-def test_asking_whether_a_place_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    files.need_writable(tmp_path / "a" / "b" / "rows.jsonl")
-    assert not list(tmp_path.iterdir())
-
-
-# --- after the work -----------------------------------------------------------------------------------------------
-
-
-def full(path: Path, data: bytes) -> None:
-    raise OSError(28, "No space left on device")
-
-
-def test_rows_that_cannot_be_added_are_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    path, write = tmp_path / "rows.jsonl", files._append
-    append_rows(path, [{"x": 0}])
-    monkeypatch.setattr(files, "_append", lambda to, data: full(to, data) if to == path else write(to, data))
-    with pytest.raises(OSError, match=r"rows.jsonl: cannot be written: No space left .*; what was to be added is in .*: append it"):
-        append_rows(path, [{"x": 1}])
-    (spare,) = (tmp_path / "tmp").glob("llmpp-*/rows.jsonl")
-    path.write_bytes(path.read_bytes() + spare.read_bytes())
-    assert read_rows(path) == [{"x": 0}, {"x": 1}]
-
-
-def test_a_training_outlives_a_row_that_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments: dict[str, Any] = {"results": tmp_path, "n": 1, "seeds": 1, "threads": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "append_rows", lambda path, rows: full(path, b""))
-        with pytest.raises(OSError, match="No space left"):
-            measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
-    assert len(list((tmp_path / "nets").iterdir())) == 1
-    assert not (tmp_path / "tests.reversed.jsonl").read_bytes() if (tmp_path / "tests.reversed.jsonl").exists() else True
-    from_scratch = measurements.train
-
-    def finished(model: Any, *given: Any, sampling: Any = None, **named: Any) -> Any:
-        if sampling is None:
-            monkeypatch.setattr(training, "_update", lambda *_: never())
-        history = from_scratch(model, *given, sampling=sampling, **named)
-        monkeypatch.undo()
-        return history
-
-    monkeypatch.setattr(measurements, "train", finished)
-    measurements.measure("tests.reversed", tmp_path / "nets", **arguments)
-    assert len(read_rows(tmp_path / "tests.reversed.jsonl")) == 1
-    assert len(list((tmp_path / "nets").iterdir())) == 4, "those of the four supernets"
-
-
 # --- lines that are JSON ------------------------------------------------------------------------------------------
 
 
-def strict(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-
-
-@pytest.mark.parametrize(
-    ("value", "read"),
-    [
-        (np.nan, None),
-        (-np.inf, -np.inf),
-        ([np.inf, 1.0, float("nan")], [np.inf, 1.0, None]),
-        (np.float32(0.5), 0.5),
-        (np.int64(3), 3),
-        (np.bool_(True), True),
-        (np.array([1.0, np.nan]), [1.0, None]),
-        ('"NaN, Infinity\\"', '"NaN, Infinity\\"'),
-        ({"NaN": 1}, {"NaN": 1}),
-    ],
-)
-def test_a_line_is_json_whatever_is_in_it(value: Any, read: Any) -> None:
-    assert strict(to_json({"x": value, "y": "Infinity"})) == {"x": read, "y": "Infinity"}
-
-
-@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", [np.float32, np.float64, object])
+@pytest.mark.parametrize("odd", [np.nan, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, object])
 def test_the_file_of_a_search_is_json_and_goes_on_whatever_its_predictor_returns(odd: float, kind: Any, tmp_path: Path) -> None:
     class Odd(Additive):
         def predict(self, archs: Any, return_std: bool = False) -> Any:
@@ -286,5 +193,5 @@ def test_the_file_of_a_search_is_json_and_goes_on_whatever_its_predictor_returns
     path = tmp_path / "s.jsonl"
     whole = list(make(3).iterate(path))
     for line in path.read_text().splitlines():
-        strict(line)
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert [record.without_times() for record in read_records(path, Genes(TINY))] == [record.without_times() for record in whole]

@@ -7,10 +7,12 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmpp_book.errors import InputError, blame_input
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -18,187 +20,166 @@ if TYPE_CHECKING:
     from llmpp_core.space.architecture import Architecture
     from llmpp_core.space.search_space import SearchSpace
 
-
 #: How numbers are written on the command line.
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
-NUMBER = r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+NUMBER = r"((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
+
+def integer(least: int) -> Callable[[str], int]:
+    """Return what reads an integer of at least `least` as people write it; not 010, which some read as 8, nor 1_0."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(INTEGER, text):
+            raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected {'a positive number' if least == 1 else f'a number from {least}'}, got {text}")
+        return int(text)
+
+    return read
+
+
+def _written(pattern: str, wanted: str, kind: Any = str) -> Callable[[str], Any]:
+    """Return what reads text of a pattern."""
+
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return kind(text)
+
+    return read
+
+
+def add_command(commands: Any, name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    """Add a command to what `ArgumentParser.add_subparsers` returned, with the help that its docstring is, and return its parser."""
+    summary, _, more = " ".join((command.__doc__ or name).split()).partition(". ")
+    parser = commands.add_parser(name, help=summary[0].lower() + summary[1:].rstrip("."), description=f"{summary.rstrip('.')}. {more}")
+    parser.set_defaults(command=command)
+    return parser
 
 
 def add_commands(commands: Any) -> None:
-    """Add the commands to what `ArgumentParser.add_subparsers` returned; each sets ``command``, a function that returns an exit code."""
-    command = commands.add_parser(
-        "prepare",
-        help="prepare the corpus of a WMT task",
-        description="Clean a WMT corpus, train its subwords and store its tokens. Goes on where it stopped; checks what is finished.",
-    )
-    command.add_argument("task", metavar="TASK", help="wmt14.en-de, wmt14.en-fr or wmt19.en-de")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: prepared/TASK in the user's cache)")
-    command.add_argument("--corpus", type=Path, metavar="DIR", help="raw files (default: LLMPP_DATA_DIR, the cache or Hugging Face's hub)")
-    command.add_argument("--subwords", type=integer, metavar="N", help="most joint subwords (default: as in the paper's records)")
-    command.add_argument(
-        "--sample", type=integer, default=1_000_000, metavar="N", help="pairs that subwords are trained on (default 1,000,000)"
-    )
-    command.add_argument("--jobs", type=integer, default=1, metavar="N", help="processes that make tokens (default 1, on all cores)")
-    command.set_defaults(command=_prepare)
+    """Add these commands to what `ArgumentParser.add_subparsers` returned."""
+    number: dict[str, Any] = {"metavar": "N", "type": integer(1)}
+    add = (parser := add_command(commands, "prepare", _prepare)).add_argument
+    add("task", metavar="TASK", help="wmt14.en-de, wmt14.en-fr or wmt19.en-de")
+    add("--out", type=Path, metavar="DIR", help="where it goes (default: prepared/TASK in the user's cache)")
+    add("--corpus", type=Path, metavar="DIR", help="raw files (default: LLMPP_DATA_DIR, the cache or Hugging Face's hub)")
+    add("--subwords", **number, help="most joint subwords (default: as in the paper's records)")
+    add("--sample", **number, default=1_000_000, help="pairs that subwords are trained on (default 1,000,000)")
+    add("--jobs", **number, default=1, help="processes that make tokens (default 1, on all cores)")
 
-    command = commands.add_parser(
-        "benchmark",
-        help="train architectures and supernets on a task, and store the scores",
-        description="Train a task's architectures from scratch and its supernets. Goes on where it stopped; tables are in results/tfs.",
-    )
-    command.add_argument("--architectures", type=integer, default=48, metavar="N", help="how many architectures (default 48)")
-    command.add_argument("--seeds", type=integer, default=3, metavar="N", help="how many trainings of each (default 3)")
-    _add_measuring(command, "benchmark")
+    add = (benchmark := add_command(commands, "benchmark", _benchmark)).add_argument
+    add("--architectures", **number, default=48, help="how many architectures (default 48)")
+    add("--seeds", **number, default=3, help="how many trainings of each (default 3)")
 
-    command = commands.add_parser(
-        "searches",
-        help="search with every schedule and train what was found",
-        description="Search a task's space with every schedule, and train what was found. Needs the task's benchmark. Goes on where it "
-        "stopped; tables are in results/search.",
-    )
-    command.add_argument("--seeds", type=integer, default=5, metavar="N", help="how many searches per schedule (default 5)")
-    command.add_argument("--trainings", type=integer, default=3, metavar="N", help="how many trainings of each result (default 3)")
-    command.add_argument(
-        "--teacher",
-        default="offline",
-        metavar="NAME",
-        help="who taught the cheap predictor: offline (default), the endpoint that is no language model, or a recording of TASK-distill",
-    )
-    _add_measuring(command, "searches")
+    add = (searches := add_command(commands, "searches", _searches)).add_argument
+    add("--seeds", **number, default=5, help="how many searches per schedule (default 5)")
+    add("--trainings", **number, default=3, help="how many trainings of each result (default 3)")
+    teacher = "who taught the cheap predictor: offline (default), the endpoint that is no language model, or a recording of TASK-distill"
+    add("--teacher", default="offline", metavar="NAME", help=teacher)
 
-    command = commands.add_parser(
-        "train",
-        help="train one network or supernet of a task, on one or several processes",
-        description="Train one network of a task on the GPU if there is one, or on several with: accelerate launch -m llmpp_book train ... "
-        "Goes on where it stopped, on any number of processes.",
-    )
-    _add_task(command, "synthetic or wmt14.en-de")
-    which = command.add_mutually_exclusive_group(required=True)
+    add = (train := add_command(commands, "train", _train)).add_argument
+    which = train.add_mutually_exclusive_group(required=True)
     which.add_argument("--supernet", metavar="NAME", help="HAT, 'Supernet (Sandwich)', 'Layer-wise MoS' or 'Neuron-wise MoS'")
     which.add_argument("--arch", type=Path, metavar="FILE.yml", help="an architecture in HAT's YAML form")
-    command.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
-    command.add_argument("--seed", type=integer, default=0, metavar="N", help="draws weights, batches, subnets and dropout (default 0)")
-    command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
-    command.set_defaults(command=_train)
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
+    add("--seed", **{**number, "type": integer(0)}, default=0, help="draws weights, batches, subnets and dropout (default 0)")
 
-
-def _add_measuring(command: argparse.ArgumentParser, measure: str) -> None:
-    _add_task(command, "synthetic or multi30k.en-de")
-    where = command.add_mutually_exclusive_group()
-    where.add_argument("--jobs", type=integer, default=1, metavar="N", help="how many jobs at a time, on a GPU too (default 1)")
-    where.add_argument("--cluster", metavar="ADDRESS", help="run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N")
-    command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    command.add_argument("--minutes", type=_minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
-    command.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="where checkpoints go (default: the user's cache)")
-    command.add_argument("--results", type=Path, metavar="FOLDER", help="where the tables are, in tfs and search (default: this project's)")
-    command.set_defaults(command=_measure, measure=measure)
-
-
-def _minutes(text: str) -> float:
-    if not re.fullmatch(NUMBER, text) or float(text) < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
-    return float(text)
-
-
-def integer(text: str) -> int:
-    """Read an integer as people write it; not 010, which some read as 8, nor 1_0."""
-    if not re.fullmatch(INTEGER, text):
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
-    return int(text)
-
-
-def _add_task(command: argparse.ArgumentParser, examples: str) -> None:
-    command.add_argument("task", metavar="TASK", help=f"such as {examples}")
-    command.add_argument("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
+    for parser in (benchmark, searches, train):
+        add, minutes = parser.add_argument, _written(r"\+?" + NUMBER, "a number from 0", float)
+        add("task", metavar="TASK", help="such as synthetic, multi30k.en-de or wmt14.en-de")
+        add("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
+        add("--minutes", type=minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+        if parser is not train:
+            where = parser.add_mutually_exclusive_group()
+            where.add_argument("--jobs", **number, default=1, help="how many jobs at a time, on a GPU too (default 1)")
+            cluster = "run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N"
+            where.add_argument("--cluster", metavar="ADDRESS", help=cluster)
+            add("--device", type=_written(r"cpu|cuda(:\d+)?", "cpu or cuda"), default="cpu", help="cpu (default) or cuda")
+            add("--checkpoints", type=Path, metavar="DIR", help="where checkpoints go (default: the user's cache); shared on a cluster")
+            add("--results", type=Path, metavar="DIR", help="where the tables are, in tfs and search (default: this project's)")
 
 
 def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
     """Return the architecture of a file in HAT's YAML form; InputError if it is none, or not in `space`."""
-    from llmpp_book.errors import InputError
     from llmpp_core.space.architecture import Architecture
 
-    try:
-        arch = Architecture.from_hat_yaml(file.read_text(encoding="utf-8"))
+    with blame_input(f"{file}: "):
+        try:
+            arch = Architecture.from_hat_yaml(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{file}: {error.strerror}") from None
         if space:
             space.validate(arch)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: {error}") from None
-    return arch
+        return arch
 
 
 def _import(module: str | None) -> None:
     """Import the user's module; InputError if that fails."""
     import importlib
 
-    from llmpp_book.errors import InputError
-
     if module is None:
         return
     try:
         importlib.import_module(module)
     except Exception as error:  # whatever the user's code raises
-        said = " ".join(str(error).split())
-        raise InputError(f"--import {module}: {type(error).__name__}: {said}") from error
+        raise InputError(f"--import {module}: {type(error).__name__}: {error}") from error
 
 
-def _measure(args: argparse.Namespace) -> int:
-    """Run a long measurement of a task, whose module `args.measure` imports."""
+@blame_input()
+def _benchmark(args: argparse.Namespace) -> int:
+    """Train architectures and supernets on a task, and store the scores. Goes on where it stopped; tables are in results/tfs."""
+    _import(args.module)
+    from llmpp_book.studies import ground_truth, measurements
+
+    results, n = args.results / "tfs" if args.results else ground_truth.RESULTS, {"n": args.architectures}
+    return _measure(
+        args,
+        lambda folder, **options: measurements.measure(args.task, folder, results=results, seeds=args.seeds, **n, **options),
+        lambda **options: measurements.measure_latency(args.task, results=results, **n, **options),
+        [results / f"{args.task}{table}.jsonl" for table in ("", ".supernets")],
+    )
+
+
+@blame_input()
+def _searches(args: argparse.Namespace) -> int:
+    """Search with every schedule and train what was found.
+
+    Needs the task's benchmark. Goes on where it stopped; tables are in results/search.
+    """
+    _import(args.module)
+    from llmpp_book.studies import ground_truth, searches
+
+    results, tfs = (args.results / "search", args.results / "tfs") if args.results else (searches.RESULTS, ground_truth.RESULTS)
+    given = {"ground_truth": tfs, "seeds": args.seeds, "trainings": args.trainings, "teacher": args.teacher}
+    return _measure(
+        args,
+        lambda folder, **options: searches.measure(args.task, folder, results=results, **given, **options),
+        lambda **options: searches.measure_latency(args.task, results=results, **options),
+    )
+
+
+def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, trained: Sequence[Path] = ()) -> int:
+    """Fill tables by jobs, then time what was found, alone, so that nothing of ours disturbs it."""
     import torch
 
-    from llmpp_book.errors import InputError
-    from llmpp_book.studies import ground_truth as benchmark
-    from llmpp_book.studies import measurements
-    from llmpp_book.studies import searches as search_benchmark
-    from llmpp_core import upstream as sources
-    from llmpp_core.tasks import registry
+    from llmpp_book.studies.ground_truth import given_up
+    from llmpp_core.jobs.files import cache_dir
 
-    _import(args.module)
-    if args.task not in registry.task_names():
-        raise InputError(f"unknown task {args.task!r}; known are {', '.join(registry.task_names())}")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
-        raise InputError(f"--device: expected cpu or cuda, got {args.device!r}")
     away = args.cluster is not None and not args.cluster.startswith("local:")
     if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")
-    for name in ("architectures", "seeds", "trainings", "jobs"):
-        if getattr(args, name, 1) < 1:
-            raise InputError(f"--{name}: expected a positive number, got {getattr(args, name)}")
-    stop = time.time() + 60 * args.minutes
-    folder = args.checkpoints or sources.cache_dir() / "checkpoints"
-    tfs = args.results / "tfs" if args.results else benchmark.RESULTS
-    search = args.results / "search" if args.results else search_benchmark.RESULTS
-    try:
-        with _executor(args) as (executor, side_by_side):
-            common = {
-                "device": args.device,
-                # A worker elsewhere knows best how many threads are its own.
-                "threads": None if away else max(1, torch.get_num_threads() // side_by_side),
-                "seconds": stop - time.time(),
-                "progress": True,
-                "executor": executor,
-            }
-            if args.measure == "searches":
-                where: dict[str, Any] = {"results": search, "ground_truth": tfs}
-                numbers = {"seeds": args.seeds, "trainings": args.trainings}
-                complete = search_benchmark.measure(args.task, folder, **where, **numbers, teacher=args.teacher, **common)
-            else:
-                complete = measurements.measure(args.task, folder, results=tfs, n=args.architectures, seeds=args.seeds, **common)
-    except (ValueError, OSError) as error:
-        # A table or checkpoint that is damaged or of something else; the message names it.
-        raise InputError(str(error)) from error
+    stop, common = time.time() + 60 * args.minutes, {"device": args.device, "progress": True}
+    with _executor(args) as (executor, side_by_side):
+        # A worker elsewhere knows best how many threads are its own.
+        threads = None if away else max(1, torch.get_num_threads() // side_by_side)
+        options = {"threads": threads, "seconds": stop - time.time(), "executor": executor, **common}
+        complete = measure(args.checkpoints or cache_dir() / "checkpoints", **options)
     if complete and away:
         print("no latency is measured on a cluster: on the machine whose latency counts, the same command without --cluster does it")
     elif complete:
-        # Alone, so that nothing of ours disturbs it.
-        last = {"device": args.device, "seconds": stop - time.time(), "progress": True}
-        if args.measure == "searches":
-            complete = search_benchmark.measure_latency(args.task, results=search, **last)
-        else:
-            complete = measurements.measure_latency(args.task, results=tfs, n=args.architectures, **last)
-    tables = [tfs / f"{args.task}{table}.jsonl" for table in ("", ".supernets")] if args.measure == "benchmark" else []
-    for line in [line for table in tables for line in benchmark.given_up(table)]:
+        complete = measure_latency(seconds=stop - time.time(), **common)
+    for line in [line for table in trained for line in given_up(table)]:
         print(f"given up: {line}")
     print("complete" if complete else "not complete; the same command goes on")
     return 0
@@ -253,43 +234,48 @@ def _start(module: str | None) -> None:
     _import(module)
 
 
+@blame_input()
 def _prepare(args: argparse.Namespace) -> int:
-    """Prepare the corpus of a WMT task."""
-    from llmpp_book.errors import InputError
+    """Prepare the corpus of a WMT task.
+
+    Cleans it, trains its subwords and stores its tokens. Goes on where it stopped; checks what is finished.
+    """
     from llmpp_core.tasks import registry
     from llmpp_core.text import wmt
     from llmpp_core.upstream import PAPER_TASKS
 
     if args.task not in PAPER_TASKS:
         raise InputError(f"unknown corpus {args.task!r}; known are {', '.join(PAPER_TASKS)}")
-    if args.jobs < 1:
-        raise InputError(f"--jobs: expected a positive number, got {args.jobs}")
     folder = args.out or wmt.prepared_folder(args.task)
     with _pool(args.jobs) as pool:
-        try:
-            subwords = PAPER_TASKS[args.task].subwords if args.subwords is None else args.subwords
-            settings = wmt.Settings(subwords, sample=args.sample)
-            executor = pool if args.jobs > 1 else None
-            manifest = wmt.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
-            signature = registry.prepared_task(args.task, folder).bleu_signature()
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from error
+        settings = wmt.Settings(PAPER_TASKS[args.task].subwords if args.subwords is None else args.subwords, sample=args.sample)
+        executor = pool if args.jobs > 1 else None
+        manifest = wmt.prepare(args.task, folder, settings, corpus=args.corpus, executor=executor, progress=sys.stderr.isatty())
+        signature = registry.prepared_task(args.task, folder).bleu_signature()
     counts = manifest["counts"]
+    reasons = {
+        "empty": "with an empty side",
+        "long": f"of more than {settings.words} words",
+        "unequal": f"with more than {settings.word_ratio:g} times the words of the other side",
+        "long_subwords": f"of more than {settings.longest} subwords",
+        "unequal_subwords": f"with more than {settings.ratio:g} times the subwords of the other side",
+    }
     print(f"{counts['kept']:,} of {counts['pairs']:,} training pairs kept; left out, each for the first reason that holds:")
-    print(f"  {counts['empty']:,} with an empty side")
-    print(f"  {counts['long']:,} of more than {settings.words} words")
-    print(f"  {counts['unequal']:,} with more than {settings.word_ratio:g} times the words of the other side")
-    print(f"  {counts['long_subwords']:,} of more than {settings.longest} subwords")
-    print(f"  {counts['unequal_subwords']:,} with more than {settings.ratio:g} times the subwords of the other side")
+    print("\n".join(f"  {counts[name]:,} {reason}" for name, reason in reasons.items()))
     print(f"{counts['valid']:,} validation and {counts['test']:,} test pairs; {manifest['vocabulary']:,} joint subwords")
     print(f"BLEU signature  {signature}")
     print(f"{folder} is complete and whole")
     return 0
 
 
+@blame_input()
 def _train(args: argparse.Namespace) -> int:
-    """Train one network of a task, on as many processes as ``accelerate launch`` started."""
-    from llmpp_book.errors import InputError
+    """Train one network or supernet of a task, on one or several processes.
+
+    On the GPU if there is one, or on several with: accelerate launch -m llmpp_book train ... Goes on where it stopped, on any number of
+    processes.
+    """
+    _import(args.module)
     from llmpp_book.studies.measurements import SUPERNET_KINDS, prepare
     from llmpp_core.nets.distributed import all_or_none, processes
     from llmpp_core.nets.supernet import SuperTransformer
@@ -298,13 +284,7 @@ def _train(args: argparse.Namespace) -> int:
     from llmpp_core.tasks.evaluation import evaluate
     from llmpp_core.tasks.registry import load_task
 
-    _import(args.module)
-    if args.seed < 0:
-        raise InputError(f"--seed: expected a number from 0, got {args.seed}")
-    try:
-        place = processes()
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    place = processes()
     first = place.is_main_process
 
     def network() -> tuple[Any, ...]:
@@ -327,11 +307,11 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{place.num_processes} process(es), {place.device.type}", flush=True)
         settings = {"seed": args.seed, "checkpoint": args.checkpoint, "seconds": 60 * args.minutes, "progress": args.task}
         history = train(model, pairs["train"], recipe, sampling=sampling, place=place, **settings)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError):
         if not first:
             # The first says it for all, and the launcher then ends the others; this one is heard if it is alone in its trouble.
             time.sleep(5)
-        raise InputError(str(error)) from error
+        raise
     if first:
         print(f"{history.updates:,} of {recipe.updates:,} updates, {history.tokens:,} target tokens, {history.seconds:.0f} s", end="")
         print(f", training loss {history.loss[-1]:.3f}" if history.loss else "")

@@ -1,31 +1,42 @@
 """This project's own ground truth: architectures trained from scratch on its own tasks, and what supernets say of them.
 
-`measure` fills the tables of a task below results/tfs, and goes on where it was stopped; `records` reads them.
+`llmpp_book.studies.measurements` fills the tables of a task below results/tfs; these functions read them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llmpp_book import repository
-from llmpp_core.jobs.files import read_rows
-from llmpp_core.latency.tables import read_latency_table
+from llmpp_core.jobs.table import Table
 from llmpp_core.space.architecture import Architecture
 
 #: Where the tables are, in a checkout of this project.
 RESULTS = repository.RESULTS / "tfs"
-#: Architectures of a benchmark, as many of each decoder depth; and seeds that each is trained with.
-ARCHITECTURES, SEEDS = 48, 3
+
+
+def table(path: Path, made_from: Mapping[str, Any] | None = None) -> Table:
+    """Return a table; its first rows do not say their data, nor of their recipe what could not be chosen yet or no more."""
+    data = {"data_sha256": (made_from or {}).get("data_sha256")}
+    return Table(path, made_from, {**data, "recipe": {"accumulate": 1, "compile": False}})
+
+
+def read(path: Path, command: str, column: str = "arch") -> pd.DataFrame:
+    """Return a table's rows, with the architecture in `column`, if there is one; ValueError naming the `command` that makes rows."""
+    rows = table(path).frame(f"llmpp {command}{repository.HINT}")
+    return rows.assign(architecture=rows[column].map(Architecture.from_hat_dict)) if column in rows else rows
 
 
 def given_up(path: Path) -> list[str]:
     """Return one line for each training in a table that was given up, with the reason."""
-    rows = [row for row in read_rows(path) if row.get("diverged") is not None]
-    names = [f"{row['supernet'] if 'supernet' in row else Architecture.from_hat_dict(row['arch'])}, seed {row['seed']}" for row in rows]
-    return [f"{name}: {row['diverged']}" for name, row in zip(names, rows, strict=True)]
+    rows = table(path).given_up()
+    names = [row["supernet"] if "supernet" in row else Architecture.from_hat_dict(row["arch"]) for row in rows]
+    return [f"{name}, seed {row['seed']}: {row['diverged']}" for name, row in zip(names, rows, strict=True)]
 
 
 def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -38,6 +49,8 @@ def records(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
         latency_ms, and the validation BLEU that each supernet gives, under its name. Diverged trainings are left out of the means; an
         architecture of which all diverged is left out.
     """
+    from llmpp_core.latency.tables import read_latency_table
+
     rows = trainings(task_name, results)
     means = (
         rows[rows["diverged"].isna()]
@@ -67,27 +80,19 @@ def side_by_side(rows: pd.DataFrame, value: str, column: str) -> pd.DataFrame:
 
 def trainings(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read the trainings from scratch, one row per architecture and seed; losses in nats per token, no scores where one diverged."""
-    return _table(task_name, "", results)
+    return read(results / f"{task_name}.jsonl", f"benchmark {task_name}")
 
 
 def supernet_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read what each supernet says of each architecture: columns supernet, seed, architecture, valid_loss, valid_bleu."""
-    return _table(task_name, ".inherited", results)
+    return read(results / f"{task_name}.inherited.jsonl", f"benchmark {task_name}")
 
 
 def proxy_scores(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read the zero-cost proxies: columns proxy, architecture, score, seconds."""
-    return _table(task_name, ".proxies", results)
+    return read(results / f"{task_name}.proxies.jsonl", f"benchmark {task_name}")
 
 
 def supernets(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read how the supernets were trained, one row each."""
-    return _table(task_name, ".supernets", results)
-
-
-def _table(task_name: str, table: str, results: Path) -> pd.DataFrame:
-    path = results / f"{task_name}{table}.jsonl"
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"{path} is not there or empty; measure it with: llmpp benchmark {task_name}")
-    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row["arch"])} if "arch" in row else row for row in rows])
+    return read(results / f"{task_name}.supernets.jsonl", f"benchmark {task_name}")

@@ -9,22 +9,22 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
-from functools import cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from llmpp_book import repository
-from llmpp_book.studies.ground_truth import ARCHITECTURES, RESULTS, SEEDS
-from llmpp_core.jobs.files import read_rows, replace_file, writable
+from llmpp_book.studies.ground_truth import RESULTS, table
 from llmpp_core.jobs.provenance import commit, processor
-from llmpp_core.jobs.table import here, run_jobs
+from llmpp_core.jobs.table import Table
 from llmpp_core.latency.profiler import extend_latency_table
 from llmpp_core.latency.tables import LatencySettings
 from llmpp_core.nets.checkpoints import digest, load_network, space_record
@@ -32,7 +32,7 @@ from llmpp_core.nets.decoding import translate
 from llmpp_core.nets.loss import validation_loss
 from llmpp_core.nets.proxies import PROXIES, ZeroCostPredictor
 from llmpp_core.nets.supernet import SuperTransformer
-from llmpp_core.nets.training import History, Sampling, sandwich, train, uniform
+from llmpp_core.nets.training import History, Recipe, Sampling, sandwich, train, uniform
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_flops, count_parameters
@@ -44,235 +44,236 @@ from llmpp_core.upstream import SUPERNETS
 
 #: Further architectures whose latency is measured, to check a prediction of it.
 CHECKED = 30
-
-
+#: Most training pairs of a task that is sent to the workers of a cluster; a larger one they make by its name.
+LARGEST = 1_000_000
 #: Kind and sampling of each supernet, by the name that the upstream records give it.
 SUPERNET_KINDS: dict[str, tuple[str, Sampling]] = dict(
     zip(SUPERNETS, [("shared", uniform), ("shared", sandwich), ("layer-wise", uniform), ("neuron-wise", uniform)], strict=True)
 )
 
 
-def architectures(task: Task, n: int = ARCHITECTURES) -> list[Architecture]:
-    """Return the architectures of the task's benchmark; a longer list begins with a shorter one."""
+def architectures(task: Task, n: int = 48) -> list[Architecture]:
+    """Return the architectures of the task's benchmark, as many of each decoder depth; a longer list begins with a shorter one."""
     return task.space.sample_balanced(n, np.random.default_rng(0))
 
 
-def train_from_scratch(
-    task: Task | str, arch: Architecture, seed: int, folder: Path, device: str, threads: int | None, stop: float, keep: bool = False
-) -> dict[str, Any] | None:
-    """Train one architecture and return what a row says of it; None if the clock reached `stop` (seconds since the epoch).
-
-    With `keep` the checkpoint stays, and with it what the training has cost, until `forget` removes it.
-    """
-    if time.time() > stop:
-        return None
-    task, pairs = prepare(task, device, threads)
-    model = Transformer(arch, task.space, len(task.vocabulary), task.recipe.dropout).to(device)
-    checkpoint = _checkpoint(writable(folder), task.name, arch, seed)
-    history = train(model, pairs["train"], task.recipe, seed=seed, checkpoint=checkpoint, seconds=stop - time.time())
-    if not history.finished:
-        return None
-    scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
-    if history.diverged is None:
-        scores = {name: round(value, 4) for name, value in evaluate(model, task, pairs)._asdict().items()}
-    if not keep:
-        checkpoint.unlink(missing_ok=True)
-    return {
-        **scores,
-        "diverged": history.diverged,
-        "parameters": count_parameters(arch, task.space.qkv_dim),
-        "embedding_parameters": model.embedding.weight.numel(),
-        "flops": count_flops(arch, len(task.vocabulary), qkv_dim=task.space.qkv_dim),
-        "train_loss": _curve(history),
-        "train_tokens": history.tokens,
-        "train_seconds": round(history.seconds, 1),
-        "recipe": asdict(task.recipe),
-        **provenance(device),
-    }
+def prepare(given: Task | str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
+    """Set the number of threads and return the task, made by its name where that is given, and its sides on the device."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    task = load_task(given) if isinstance(given, str) else given
+    return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
 
 
-def _checkpoint(folder: Path, task_name: str, arch: Architecture, seed: int) -> Path:
-    return folder / f"{task_name}-{hashlib.sha256(arch.to_hat_yaml().encode()).hexdigest()[:12]}-{seed}.safetensors"
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """What one row is about, and where and until when it is worked out."""
+
+    #: The fields that are the key of the row.
+    KEY: ClassVar[tuple[str, ...]]
+    #: Where checkpoints are.
+    folder: Path = Path()
+    device: str = "cpu"
+    #: Processor threads; PyTorch's choice by default.
+    threads: int | None = None
+    #: Seconds since the epoch after which nothing is begun.
+    stop: float = math.inf
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The beginning of the row."""
+        values = {name: getattr(self, name) for name in self.KEY}
+        return {name: value.to_hat_dict() if isinstance(value, Architecture) else value for name, value in values.items()}
+
+    def run(self, given: Task | str) -> dict[str, Any] | None:
+        """Return the rest of the row; None if time was up before."""
+        if time.time() > self.stop:
+            return None
+        row = self._work(*prepare(given, self.device, self.threads))
+        return row and {**row, **provenance(self.device)}
+
+    @abstractmethod
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
+        """Return the rest of the row without where it comes from."""
 
 
-def forget(folder: Path, task_name: str, row: Mapping[str, Any]) -> None:
-    """Remove the checkpoint of a training whose row is in its table."""
-    _checkpoint(folder, task_name, Architecture.from_hat_dict(row["arch"]), row["seed"]).unlink(missing_ok=True)
+@dataclass(frozen=True, kw_only=True)
+class Training(Job):
+    """Train an architecture from scratch. Its checkpoint stays, and with it what the training has cost, until `forget` removes it."""
+
+    KEY = ("arch", "seed")
+    arch: Architecture
+    seed: int
+
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
+        model = Transformer(self.arch, task.space, len(task.vocabulary), task.recipe.dropout).to(self.device)
+        checkpoint = _checkpoint(self.folder, task.name, self.arch, self.seed)
+        history = train(model, pairs["train"], task.recipe, seed=self.seed, checkpoint=checkpoint, seconds=self.stop - time.time())
+        if not history.finished:
+            return None
+        scores: dict[str, float | None] = dict.fromkeys(Scores._fields)
+        if history.diverged is None:
+            scores = {name: round(value, 4) for name, value in evaluate(model, task, pairs)._asdict().items()}
+        return {
+            **scores,
+            "diverged": history.diverged,
+            "parameters": count_parameters(self.arch, task.space.qkv_dim),
+            "embedding_parameters": model.embedding.weight.numel(),
+            "flops": count_flops(self.arch, len(task.vocabulary), qkv_dim=task.space.qkv_dim),
+            **_course(history),
+        }
 
 
-def train_supernet(
-    task: Task | str, name: str, seed: int, folder: Path, device: str, threads: int | None, stop: float
-) -> dict[str, Any] | None:
-    """Train one of `SUPERNET_KINDS`; returns as `train_from_scratch`, with the bytes of the checkpoint beside what is a row's."""
-    if time.time() > stop:
-        return None
-    task, pairs = prepare(task, device, threads)
-    kind, sampling = SUPERNET_KINDS[name]
-    model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(device)
-    checkpoint = supernet_path(writable(folder), task.name, name, seed)
-    seconds = stop - time.time()
-    history = train(model, pairs["train"], task.supernet_recipe, seed=seed, sampling=sampling, checkpoint=checkpoint, seconds=seconds)
-    if not history.finished:
-        return None
-    return {
-        "checkpoint": checkpoint.read_bytes(),
-        "diverged": history.diverged,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_loss": _curve(history),
-        "train_tokens": history.tokens,
-        "train_seconds": round(history.seconds, 1),
-        "recipe": asdict(task.supernet_recipe),
-        **provenance(device),
-    }
+@dataclass(frozen=True, kw_only=True)
+class SupernetTraining(Job):
+    """Train one of `SUPERNET_KINDS`; its checkpoint stays."""
+
+    KEY = ("supernet", "seed")
+    supernet: str
+    seed: int = 0
+
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
+        kind, sampling = SUPERNET_KINDS[self.supernet]
+        model = SuperTransformer(task.space, len(task.vocabulary), kind, dropout=task.supernet_recipe.dropout).to(self.device)
+        path, seconds = supernet_path(self.folder, task.name, self.supernet, self.seed), self.stop - time.time()
+        history = train(model, pairs["train"], task.supernet_recipe, seed=self.seed, sampling=sampling, checkpoint=path, seconds=seconds)
+        if not history.finished:
+            return None
+        size = sum(parameter.numel() for parameter in model.parameters())
+        return {"diverged": history.diverged, "parameters": size, **_course(history)}
 
 
-def inherit(
-    task: Task | str, name: str, seed: int, arch: Architecture, folder: Path, device: str, threads: int | None, stop: float
-) -> dict[str, Any] | None:
-    """Return what a trained supernet says of one architecture: validation loss and BLEU with inherited weights."""
-    if time.time() > stop:
-        return None
-    task, pairs = prepare(task, device, threads)
-    path = here(supernet_path(folder, task.name, name, seed))
-    if not path.exists():
-        raise ValueError(f"{path} is gone; remove the row of {name}, seed {seed}, from {task.name}.supernets.jsonl to train it again")
-    supernet = load_network(path, task.space, device)
-    model = supernet.subnet(arch).eval()
-    loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
-    bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
-    return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4), **provenance(device)}
+@dataclass(frozen=True, kw_only=True)
+class Inheritance(Job):
+    """Ask a trained supernet about one architecture: validation loss and BLEU with inherited weights."""
+
+    KEY = ("supernet", "seed", "arch")
+    supernet: str
+    seed: int = 0
+    arch: Architecture
+
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
+        model = (
+            load_network(trained_supernet(self.folder, task, self.supernet, self.seed), task.space, self.device).subnet(self.arch).eval()
+        )
+        loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
+        bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
+        return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4)}
 
 
-def zero_cost(task: Task | str, proxy: str, arch: Architecture, device: str, threads: int | None, stop: float) -> dict[str, Any] | None:
-    """Return the score of an untrained network, the mean over four draws of its weights."""
-    if time.time() > stop:
-        return None
-    task, pairs = prepare(task, device, threads)
-    predictor = ZeroCostPredictor(proxy, pairs["train"], task.space, len(task.vocabulary), repeats=4)
-    started = time.perf_counter()
-    score = float(predictor.predict([arch])[0])
-    return {"score": score, "seconds": round(time.perf_counter() - started, 4), **provenance(device)}
+@dataclass(frozen=True, kw_only=True)
+class ZeroCost(Job):
+    """Score an untrained network: the mean over four draws of its weights."""
+
+    KEY = ("proxy", "arch")
+    proxy: str
+    arch: Architecture
+
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
+        predictor = ZeroCostPredictor(self.proxy, pairs["train"], task.space, len(task.vocabulary), repeats=4)
+        started = time.perf_counter()
+        score = float(predictor.predict([self.arch])[0])
+        return {"score": score, "seconds": round(time.perf_counter() - started, 4)}
 
 
-def supernet_path(folder: Path, task_name: str, name: str, seed: int) -> Path:
+def supernet_path(folder: Path, task_name: str, name: str, seed: int = 0) -> Path:
     """Return where the checkpoint of a supernet is kept."""
     short = "".join(c if c.isalnum() else "-" for c in name.lower())
     return folder / f"{task_name}-{short}-{seed}.safetensors"
 
 
-def measure(
-    given: Task | str,
-    folder: Path,
-    *,
-    results: Path = RESULTS,
-    n: int = ARCHITECTURES,
-    seeds: int = SEEDS,
-    supernet_seeds: int = 1,
-    device: str = "cpu",
-    threads: int | None = None,
-    seconds: float = math.inf,
-    executor: Executor | None = None,
-    progress: bool = False,
-) -> bool:
-    """Train and score all that the tables of a task lack.
+def trained_supernet(folder: Path, task: Task, name: str, seed: int = 0) -> Path:
+    """Return the checkpoint of a supernet whose training is in the tables; ValueError if it is not there."""
+    path = supernet_path(folder, task.name, name, seed)
+    if not path.exists():
+        raise ValueError(f"{path} is gone; remove the row of {name}, seed {seed}, from {task.name}.supernets.jsonl to train it again")
+    return path
+
+
+@dataclass
+class Study:
+    """Tables of one task, and the jobs that fill them."""
+
+    #: A task, or the name of a registered one, which is then made once per process; to a cluster a task is sent once for each worker.
+    given: Any
+    #: Where checkpoints are, which the machines of a cluster share; and where the tables are.
+    folder: Path
+    results: Path
+    #: "cpu" or "cuda"; and processor threads of one job, PyTorch's choice by default.
+    device: str = "cpu"
+    threads: int | None = None
+    #: Stop after so long; the next call goes on.
+    seconds: float = math.inf
+    #: Runs the jobs side by side.
+    executor: Executor | None = None
+    #: Show progress bars.
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        stop = time.time() + self.seconds
+        self.task: Task = load_task(self.given) if isinstance(self.given, str) else self.given
+        self.folder = self.folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(self.executor, "_client"):
+            # Loaded for clusters only: it takes half a second.
+            from llmpp_core.jobs.cluster import require_shared, sent_once
+
+            require_shared(self.executor, self.folder)
+            if not isinstance(self.given, str) or len(self.task.pairs["train"]) <= LARGEST:
+                self.given = sent_once(self.executor, self.task)
+        #: What all jobs have in common.
+        self.place: dict[str, Any] = {"folder": self.folder, "device": self.device, "threads": self.threads, "stop": stop}
+        self.data_sha256 = task_digest(self.task)
+        #: Whether all jobs so far have a row.
+        self.complete = True
+
+    def table(self, name: str, recipe: Recipe | None = None, results: Path | None = None) -> Table:
+        """Return the table TASK``name``.jsonl, whose rows come from the task's data and, where one is given, a recipe."""
+        made_from = {"recipe": asdict(recipe)} if recipe else {}
+        return table((results or self.results) / f"{self.task.name}{name}.jsonl", made_from | {"data_sha256": self.data_sha256})
+
+    def run(self, rows: Table, jobs: Sequence[Job], written: Callable[[Any], None] | None = None) -> list[dict[str, Any]]:
+        """Run the jobs that a table lacks, and return the rows of all that are done."""
+        listed, title = [(job.key, (job, self.given)) for job in jobs], rows.path.stem if self.progress else None
+        found = rows.run(Job.run, listed, executor=self.executor, progress=title, written=written)
+        self.complete &= len(found) == len(listed)
+        return found
+
+    def train(self, name: str, archs: Sequence[Architecture], seeds: int) -> list[dict[str, Any]]:
+        """Train architectures from scratch, with so many seeds each, and remove the checkpoint of each when its row is written."""
+
+        def forget(row: dict[str, Any]) -> None:
+            _checkpoint(self.folder, self.task.name, Architecture.from_hat_dict(row["arch"]), row["seed"]).unlink(missing_ok=True)
+
+        jobs = [Training(arch=arch, seed=seed, **self.place) for seed in range(seeds) for arch in archs]
+        return self.run(self.table(name, self.task.recipe), jobs, forget)
+
+
+def measure(given: Task | str, folder: Path, *, results: Path = RESULTS, n: int = 48, seeds: int = 3, **options: Any) -> bool:
+    """Train and score all that the tables of a task lack, and return whether they are complete.
 
     Parameters
     ----------
-    given : Task or str
-        A task, or the name of one of `llmpp_core.tasks.task`, which then is made once per process and not sent with each job. To a cluster
-        a task is sent once for each worker.
-    folder : path
-        Where checkpoints go. Those of supernets come back from a cluster; those of trainings under way stay with the worker.
-    results : path
-        Where the tables are.
-    n, seeds, supernet_seeds : int
-        Architectures, trainings of each, and trainings of each supernet. Fewer can become more later.
-    device : str
-        "cpu" or "cuda".
-    threads : int, optional
-        Processor threads of one job; PyTorch's choice by default.
-    seconds : float
-        Stop after so long; the next call goes on.
-    executor : concurrent.futures.Executor, optional
-        Runs the jobs side by side.
-    progress : bool
-        Show progress bars.
-
-    Returns
-    -------
-    bool
-        Whether the tables are complete.
+    n, seeds : int
+        Architectures, and trainings of each. Fewer can become more later.
+    given, folder, results, **options
+        As for `Study`.
     """
-    # Loaded here: it takes half a second, which those who only read the tables need not wait.
-    from llmpp_core.jobs.cluster import on_cluster, sent
-
-    task = load_task(given) if isinstance(given, str) else given
-    stop = time.time() + seconds
-    folder.mkdir(parents=True, exist_ok=True)
-    archs = architectures(task, n)
-    common = (folder, device, threads, stop)
-
-    data_sha256 = task_digest(task)
-
-    def run(work: Callable[..., Any], jobs: Sequence[Any], table: str, receive: Any = None, written: Any = None) -> list[dict[str, Any]]:
-        path = results / f"{task.name}{table}.jsonl"
-        refuse_others(path, data_sha256, asdict(task.recipe if table == "" else task.supernet_recipe))
-        title = f"{task.name}{table}" if progress else None
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=receive or label, written=written)
-        complete.append(len(rows) == len(jobs))
-        return rows
-
-    def label(row: dict[str, Any]) -> None:
-        row["data_sha256"] = data_sha256
-
-    def keep_checkpoint(row: dict[str, Any]) -> None:
-        label(row)
-        path, data = supernet_path(folder, task.name, row["supernet"], row["seed"]), row.pop("checkpoint")
-        if not path.exists() or path.read_bytes() != data:
-            replace_file(path, data)
-
-    complete: list[bool] = []
-    # On the machines of a cluster nobody but the job itself can remove what it wrote.
-    keep = not on_cluster(executor)
-    with sent(executor, given, task) as passed:
-        scratch = [({"arch": a.to_hat_dict(), "seed": s}, (passed, a, s, *common, keep)) for s in range(seeds) for a in archs]
-        run(train_from_scratch, scratch, "", written=partial(forget, folder, task.name) if keep else None)
-        nets = [(name, seed) for seed in range(supernet_seeds) for name in SUPERNET_KINDS]
-        supernet_jobs = [({"supernet": m, "seed": s}, (passed, m, s, *common)) for m, s in nets]
-        trained = run(train_supernet, supernet_jobs, ".supernets", keep_checkpoint)
-        ready = [(row["supernet"], row["seed"]) for row in trained if row["diverged"] is None]
-        inherited = [({"supernet": m, "seed": s, "arch": a.to_hat_dict()}, (passed, m, s, a, *common)) for m, s in ready for a in archs]
-        with sent(executor, files=[supernet_path(folder, task.name, m, s) for m, s in ready]):
-            run(inherit, inherited, ".inherited")
-        run(zero_cost, [({"proxy": p, "arch": a.to_hat_dict()}, (passed, p, a, *common[1:])) for p in PROXIES for a in archs], ".proxies")
-    return all(complete)
-
-
-def task_digest(task: Task) -> str:
-    """Return a sha256 of all tokens of a task, which text and vocabulary decide, and of its search space."""
-    parts = {side: digest(pairs) for side, pairs in task.pairs.items()}
-    return hashlib.sha256(json.dumps([parts, space_record(task.space)], sort_keys=True).encode()).hexdigest()
-
-
-def refuse_others(path: Path, data_sha256: str, recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError if a row of a table says that it comes from other data (see `task_digest`) or another recipe."""
-    for number, row in enumerate(read_rows(path), 1):
-        # Earlier rows do not say what they were measured on.
-        if row.get("data_sha256", data_sha256) != data_sha256:
-            raise ValueError(f"{path}:{number}: measured when the task had another text, vocabulary or search space; move the file away")
-        # Earlier rows do not say that an update is one batch.
-        there = {"accumulate": 1} | row.get("recipe", recipe)
-        different = [name for name in recipe if there.get(name) != recipe[name]]
-        if different:
-            name = different[0]
-            raise ValueError(f"{path}:{number}: measured with {name}={there.get(name)}, not {recipe[name]}; move the file away")
+    study = Study(given, folder, results, **options)
+    archs, place = architectures(study.task, n), study.place
+    study.train("", archs, seeds)
+    nets = [SupernetTraining(supernet=name, **place) for name in SUPERNET_KINDS]
+    trained = [row["supernet"] for row in study.run(study.table(".supernets", study.task.supernet_recipe), nets) if row["diverged"] is None]
+    study.run(study.table(".inherited"), [Inheritance(supernet=name, arch=arch, **place) for name in trained for arch in archs])
+    study.run(study.table(".proxies"), [ZeroCost(proxy=name, arch=arch, **place) for name in PROXIES for arch in archs])
+    return study.complete
 
 
 def measure_latency(
     given: Task | str,
     *,
     results: Path = RESULTS,
-    n: int = ARCHITECTURES,
+    n: int = 48,
     repeats: int = 7,
     device: str = "cpu",
     seconds: float = math.inf,
@@ -295,18 +296,20 @@ def measure_latency(
     return all(complete)
 
 
-def prepare(task: Task | str, device: str, threads: int | None) -> tuple[Task, dict[str, Pairs]]:
-    """Set the number of threads and return the task, made by its name where that is given, and its sides on the device."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    task = here(task)
-    task = load_task(task) if isinstance(task, str) else task
-    return task, {side: pairs.to(device) for side, pairs in task.pairs.items()}
+def task_digest(task: Task) -> str:
+    """Return a sha256 of all tokens of a task, which text and vocabulary decide, and of its search space."""
+    parts = {side: digest(pairs) for side, pairs in task.pairs.items()}
+    return hashlib.sha256(json.dumps([parts, space_record(task.space)], sort_keys=True).encode()).hexdigest()
 
 
-def _curve(history: History) -> list[float | None]:
-    """Return the losses as JSON holds them; it has no word for what is not a number."""
-    return [round(value, 4) if math.isfinite(value) else None for value in history.loss]
+def _checkpoint(folder: Path, task_name: str, arch: Architecture, seed: int) -> Path:
+    return folder / f"{task_name}-{hashlib.sha256(arch.to_hat_yaml().encode()).hexdigest()[:12]}-{seed}.safetensors"
+
+
+def _course(history: History) -> dict[str, Any]:
+    """Return how a training went; JSON has no word for a loss that is not a number."""
+    losses = [round(value, 4) if math.isfinite(value) else None for value in history.loss]
+    return {"train_loss": losses, "train_tokens": history.tokens, "train_seconds": round(history.seconds, 1)}
 
 
 @cache

@@ -42,20 +42,11 @@ PASSES = 3
 
 @dataclass(frozen=True)
 class Machine:
-    """A GPU to rent.
+    """A GPU to rent."""
 
-    Parameters
-    ----------
-    name : str
-        For tables.
-    tflops : float
-        Operations that training does per second, in 1e12: a share of the peak, see `of_peak`, or what a measured throughput comes to,
-        see `of_throughput`.
-    usd_per_hour : float
-        Price of one.
-    """
-
+    #: For tables.
     name: str
+    #: Operations that training does per second, in 1e12: a share of the peak, see `of_peak`.
     tflops: float
     usd_per_hour: float
 
@@ -73,14 +64,6 @@ class Machine:
             raise ValueError(f"share: expected a number above 0 and at most 1, got {share!r}")
         return cls(f"{name} at {share:.0%} of peak", share * PEAK_TFLOPS[name], usd_per_hour)
 
-    @classmethod
-    def of_throughput(
-        cls, name: str, tokens_per_s: float, arch: Architecture, vocab_size: int, usd_per_hour: float, qkv_dim: int = 512, length: int = 30
-    ) -> Machine:
-        """Take the target tokens per second at which a network was trained."""
-        flops = training_flops([arch], tokens_per_s, vocab_size, qkv_dim, length)
-        return cls(f"{name} at {tokens_per_s:,.0f} tokens/s", flops / 1e12, usd_per_hour)
-
     def hours(self, flops: float) -> float:
         """Return the GPU-hours that so many operations take."""
         return flops / (self.tflops * 1e12) / 3600
@@ -88,41 +71,28 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a pipeline: by default HAT's trainings and the paper's predictor and search.
+    """The sizes of a pipeline: by default HAT's trainings and the paper's predictor and search."""
 
-    Parameters
-    ----------
-    task : str
-        A corpus of `PAIRS`.
-    vocab_size : int
-        Joint subwords.
-    updates, batch_tokens : int
-        Of every training, of supernets too (HAT's configuration files: 40,000 updates of 128 x 4,096 tokens).
-    micro_batch_tokens : int
-        Tokens on a GPU at once; gradients add up to the batch.
-    length : int
-        Tokens of a sentence.
-    trainings : int
-        Architectures trained from scratch, to show and to test predictors with.
-    labels, prompt_tokens, answer_tokens : int
-        Architectures that the LLM labels, and tokens sent and received for each; the first as chapter 4 estimates it.
-    candidates : int
-        Different architectures that a search scores, about, out of the 3,750 that the official code scores again and again.
-    valid_tokens : int
-        Target tokens that a score reads.
-    """
-
+    #: A corpus of `PAIRS`.
     task: str = "wmt14.en-de"
+    #: Joint subwords.
     vocab_size: int = PAPER_TASKS["wmt14.en-de"].subwords
+    #: Of every training, of supernets too (HAT's configuration files: 40,000 updates of 128 x 4,096 tokens).
     updates: int = 40_000
     batch_tokens: int = 128 * 4096
+    #: Tokens on a GPU at once; gradients add up to the batch.
     micro_batch_tokens: int = 4096
+    #: Tokens of a sentence.
     length: int = 30
+    #: Architectures trained from scratch, to show and to test predictors with.
     trainings: int = 30
+    #: Architectures that the LLM labels, and tokens sent (as chapter 4 estimates them) and received for each.
     labels: int = 3000
     prompt_tokens: int = 2900
     answer_tokens: int = 25
+    #: Different architectures that a search scores, about, out of the 3,750 that the official code scores again and again.
     candidates: int = 2200
+    #: Target tokens that a score reads.
     valid_tokens: int = 3000 * 30
 
     @property
@@ -133,23 +103,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What preparing a corpus takes, as ``benchmarks/corpus.py`` measures it.
+    """What preparing a corpus takes, as ``benchmarks/corpus.py`` measures it."""
 
-    Parameters
-    ----------
-    pairs_per_s : float
-        Pairs cleaned, encoded and checked per second.
-    vocabulary_s : float
-        Seconds that the vocabulary takes, whatever the size of the corpus: it is trained on a sample.
-    memory_gib : float
-        Most memory held.
-    bytes_per_pair : float
-        Disk that raw and prepared files take.
-    """
-
+    #: Pairs cleaned, encoded and checked per second.
     pairs_per_s: float
+    #: Seconds that the vocabulary takes, whatever the size of the corpus: it is trained on a sample.
     vocabulary_s: float
+    #: Most memory held.
     memory_gib: float
+    #: Disk that raw and prepared files take.
     bytes_per_pair: float
 
     def hours(self, pairs: int) -> float:
@@ -164,14 +126,7 @@ PREPARATION = Preparation(pairs_per_s=7515, vocabulary_s=55, memory_gib=1.1, byt
 def training_flops(archs: Sequence[Architecture], tokens: float, vocab_size: int, qkv_dim: int = 512, length: int = 30) -> float:
     """Return 3 x FLOPs(one sentence pair) x tokens / length, FLOPs being the mean of `archs` with the output projection.
 
-    Parameters
-    ----------
-    archs : sequence of Architecture
-        One, or those that a supernet draws.
-    tokens : float
-        Target tokens, and about as many source tokens.
-    vocab_size, qkv_dim, length : int
-        As in `llmpp_core.space.cost.count_flops`.
+    `archs` are one, or those that a supernet draws; `tokens` are target tokens, and there are about as many source tokens.
     """
     mean = np.mean([count_flops(arch, vocab_size, length, qkv_dim) for arch in as_list(archs)])
     return float(PASSES * mean * tokens / length)
@@ -206,21 +161,6 @@ def stages(
     A training does 3 x FLOPs x tokens; a score of the supernet reads the validation side once, forward only. Average architectures
     are the mean of `samples` drawn uniformly, as supernet training and search draw them. Labelling asks for one architecture at a time.
     HS-NAS scores half of the candidates with the distilled predictor, which takes no time to speak of.
-
-    Parameters
-    ----------
-    plan : Plan
-        Sizes.
-    machine : Machine
-        Speed and price of a GPU.
-    preparation : Preparation
-        Measured rates.
-    price : llmpp_core.llm.settings.Price
-        Of the LLM's tokens.
-    space : SearchSpace
-        The architectures.
-    samples : int
-        Architectures that averages are taken of.
 
     Returns
     -------

@@ -12,8 +12,7 @@ from scipy.stats import bootstrap
 from scipy.stats import t as student
 
 from llmpp_book import repository
-from llmpp_core.jobs.files import read_rows
-from llmpp_core.latency.tables import read_latency_table
+from llmpp_book.studies.ground_truth import read
 from llmpp_core.metrics import Interval
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
@@ -29,20 +28,11 @@ STOPPED = ("HS-NAS", "adaptive")
 
 
 def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the searches with the supernet alone as they were when it had scored as many architectures as in those of another schedule.
+    """Return the searches with the supernet alone, stopped when it had scored as many architectures as in those of another schedule.
 
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Searches.
-    name : str
-        The other schedule. What it found is compared with what the supernet alone finds at the same cost.
-
-    Returns
-    -------
-    list of dict
-        For each search of the other schedule that one with the supernet alone has the limit and seed of: limit_ms, seed, best,
-        supernet_score, evaluations of the supernet and seconds, up to the last iteration that it could afford.
+    So what that found is compared with what the supernet alone finds at the same cost. Where both have a search of the same limit and
+    seed there is a row: limit_ms, seed, best, supernet_score, evaluations of the supernet and seconds, up to the last iteration that it
+    could afford.
     """
     alone = {(row["limit_ms"], row["seed"]): row for row in rows if row["schedule"] == "costly"}
     found = []
@@ -63,12 +53,12 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
 
 def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
     """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
-    return _table(results / f"{task_name}{table_name(teacher)}.jsonl", "best")
+    return read(results / f"{task_name}{table_name(teacher)}.jsonl", "searches TASK", "best")
 
 
 def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     """Read the trainings of what the searches found, as `llmpp_book.studies.ground_truth.trainings`."""
-    return _table(results / f"{task_name}.found.jsonl", "arch")
+    return read(results / f"{task_name}.found.jsonl", "searches TASK")
 
 
 def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -77,6 +67,8 @@ def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     Tables TASK.NAME.latency.jsonl come from other machines, or from other days. Each holds some architectures of the first table, by
     which its times are scaled: by the median ratio.
     """
+    from llmpp_core.latency.tables import read_latency_table
+
     table = read_latency_table(results / f"{task_name}.latency.jsonl").set_index("architecture")
     for path in sorted(results.glob(f"{task_name}.*.latency.jsonl")):
         more = read_latency_table(path).set_index("architecture")
@@ -119,9 +111,7 @@ def paired_difference(
     ours, theirs : sequence of Architecture
         What the searches found, in pairs, such as those of equal limits and seeds.
     trained : pandas.DataFrame
-        Trainings of all of these, as `found` returns them.
-    score : str
-        Column of `trained`.
+        Trainings of all of these, as `found` returns them, with a column `score`.
     groups : sequence, optional
         Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
 
@@ -160,17 +150,9 @@ def paired_difference(
 
 
 def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return searches under one limit by schedule, each a frame by seed, and those with the supernet alone stopped at equal cost.
+    """Return searches under one limit by schedule, each a frame by seed, with a column supernet_evaluations.
 
-    Parameters
-    ----------
-    searches : pandas.DataFrame
-        As `searches` returns it, of one limit.
-
-    Returns
-    -------
-    dict of str to pandas.DataFrame
-        By the name of the schedule, and by "stopped like NAME" for the names of `STOPPED`; column supernet_evaluations is added.
+    Those with the supernet alone, stopped at the cost of a schedule of `STOPPED`, are under "stopped like NAME".
     """
     asked = [evaluations.get(COSTLY, 0) for evaluations in searches["evaluations"]]
     groups = {str(name): part.set_index("seed") for name, part in searches.assign(supernet_evaluations=asked).groupby("schedule")}
@@ -214,10 +196,3 @@ def _ratio(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
 def table_name(teacher: str) -> str:
     """Return what a teacher adds to the name of a task's table of searches."""
     return "" if teacher == OFFLINE else f".{teacher}"
-
-
-def _table(path: Path, column: str) -> pd.DataFrame:
-    rows = read_rows(path)
-    if not rows:
-        raise ValueError(f"{path} is not there or empty; measure it with: llmpp searches TASK")
-    return pd.DataFrame([{**row, "architecture": Architecture.from_hat_dict(row[column])} for row in rows])

@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +20,10 @@ from typing import Any
 import numpy as np
 
 from llmpp_book.studies import ground_truth as benchmark
-from llmpp_book.studies import measurements
 from llmpp_book.studies.answers import answers, recordings
-from llmpp_book.studies.measurements import prepare, provenance, supernet_path, train_from_scratch
+from llmpp_book.studies.measurements import Job, Study, trained_supernet
 from llmpp_book.studies.search_tables import CHEAP, COSTLY, OFFLINE, RESULTS, STOPPED, found, stopped, table_name
-from llmpp_core.jobs.files import need_writable, read_rows
-from llmpp_core.jobs.table import here, run_jobs
+from llmpp_core.jobs.files import need_writable
 from llmpp_core.latency.predictor import LatencyPredictor
 from llmpp_core.latency.profiler import extend_latency_table
 from llmpp_core.latency.tables import LatencySettings, read_latency_table
@@ -46,6 +42,7 @@ from llmpp_core.search.schedule import predictors_of, schedule
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.tasks.registry import load_task
 from llmpp_core.tasks.task import Task
+from llmpp_core.text.batches import Pairs
 from llmpp_core.upstream import SUPERNETS
 
 #: The schedules compared, by the names of `llmpp_core.search.schedule.schedule`, and random search with the supernet.
@@ -74,7 +71,7 @@ def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
 
 def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
     """Return the latency predictor fitted to the latencies measured for the task's benchmark, in ms."""
-    table = read_latency_table(here(results / f"{task.name}.latency.jsonl"))
+    table = read_latency_table(results / f"{task.name}.latency.jsonl")
     return LatencyPredictor().fit(list(table["architecture"]), table["latency_ms"])
 
 
@@ -121,68 +118,64 @@ def _recorded_labels(recording: str, task: Task, results: Path) -> tuple[list[Ar
     return list(frame["architecture"]), frame["predicted"].to_numpy()
 
 
-def search(
-    given: Task | str,
-    name: str,
-    limit: float,
-    seed: int,
-    distilled: Path,
-    folder: Path,
-    results: Path,
-    device: str,
-    threads: int | None,
-    stop: float,
-) -> dict[str, Any] | None:
-    """Run one search from the beginning, asking a supernet of its own, and return its row; None if the clock reached `stop`."""
-    if time.time() > stop:
-        return None
-    task, pairs = prepare(given, device, threads)
-    cheap = DistilledPredictor.load(here(distilled))
-    checkpoint = here(supernet_path(folder, task.name, SUPERNETS[0], 0))
-    supernet = load_network(checkpoint, task.space, device)
-    asked = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
-    costly = KeptScores(asked, folder / f"{task.name}-scores-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}-{SENTENCES}.jsonl")
-    limited = Limit(latency_predictor(task, results), limit, "latency", "ms")
-    run: Search
-    if name == "random":
-        # As many candidates as the evolutionary search scores at most: 125, then 100 in each iteration.
-        run = RandomSearch(task.space, costly, limited, evaluations=125 + 29 * 100, seed=seed, names=[COSTLY])
-    else:
-        entries = schedule(name, cheap, costly)
-        names = {id(cheap): CHEAP, id(costly): COSTLY}
-        run = EvolutionarySearch(task.space, entries, limited, seed=seed, names=_names(entries, names))
-    began, records, saved = time.perf_counter(), list[Record](), [0.0]
-    for record in run.iterate():
-        records.append(record)
-        saved.append(costly.saved_)
-    found = SearchResult(records)
-    # What the search would take alone: a score that was there already counts as long as it took when it was made.
-    seconds = time.perf_counter() - began + saved[-1]
-    # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
-    bests = [record.best for record in found.records]
-    said = costly.predict(bests)
-    return {
-        "best": found.best.to_hat_dict(),
-        "score": found.score,
-        "supernet_score": float(said[-1]),
-        "latency_ms": found.costs["latency"],
-        "evaluations": found.evaluations,
-        "seconds": round(seconds, 3),
-        "parts": {part: round(value + saved[-1] * (part == "score"), 3) for part, value in found.seconds.items()},
-        "iterations": [
-            {
-                "predictor": record.predictor,
-                "score": record.score,
-                "supernet_score": round(float(score), 5),
-                "evaluations": record.evaluations,
-                "seconds": round(sum(record.seconds.values()) + later - earlier, 3),
-                "best": record.best.to_hat_dict(),
-                "rule": record.rule,
-            }
-            for record, score, (earlier, later) in zip(found.records, said, pairwise(saved), strict=True)
-        ],
-        **provenance(device),
-    }
+@dataclass(frozen=True, kw_only=True)
+class SearchJob(Job):
+    """Search once from the beginning, asking a supernet of its own."""
+
+    KEY = ("schedule", "limit_ms", "seed")
+    schedule: str
+    limit_ms: float
+    seed: int
+    #: File of the cheap predictor, and what says which architectures are within the limit.
+    distilled: Path
+    latency: LatencyPredictor
+
+    def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any]:
+        cheap = DistilledPredictor.load(self.distilled)
+        checkpoint = trained_supernet(self.folder, task, SUPERNETS[0])
+        supernet = load_network(checkpoint, task.space, self.device)
+        asked = SupernetPredictor(supernet, pairs["valid"].first(SENTENCES), task.supernet_recipe.label_smoothing)
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]
+        costly = KeptScores(asked, self.folder / f"{task.name}-scores-{digest}-{SENTENCES}.jsonl")
+        limited = Limit(self.latency, self.limit_ms, "latency", "ms")
+        run: Search
+        if self.schedule == "random":
+            # As many candidates as the evolutionary search scores at most: 125, then 100 in each iteration.
+            run = RandomSearch(task.space, costly, limited, evaluations=125 + 29 * 100, seed=self.seed, names=[COSTLY])
+        else:
+            entries, names = schedule(self.schedule, cheap, costly), {id(cheap): CHEAP, id(costly): COSTLY}
+            named = [names[id(predictor)] for predictor in predictors_of(entries)]
+            run = EvolutionarySearch(task.space, entries, limited, seed=self.seed, names=named)
+        began, records, saved = time.perf_counter(), list[Record](), [0.0]
+        for record in run.iterate():
+            records.append(record)
+            saved.append(costly.saved_)
+        found = SearchResult(records)
+        # What the search would take alone: a score that was there already counts as long as it took when it was made.
+        seconds = time.perf_counter() - began + saved[-1]
+        # Afterwards, so that it costs the search nothing: what the supernet says of the best of each iteration.
+        said = costly.predict([record.best for record in found.records])
+        return {
+            "best": found.best.to_hat_dict(),
+            "score": found.score,
+            "supernet_score": float(said[-1]),
+            "latency_ms": found.costs["latency"],
+            "evaluations": found.evaluations,
+            "seconds": round(seconds, 3),
+            "parts": {part: round(value + saved[-1] * (part == "score"), 3) for part, value in found.seconds.items()},
+            "iterations": [
+                {
+                    "predictor": record.predictor,
+                    "score": record.score,
+                    "supernet_score": round(float(score), 5),
+                    "evaluations": record.evaluations,
+                    "seconds": round(sum(record.seconds.values()) + later - earlier, 3),
+                    "best": record.best.to_hat_dict(),
+                    "rule": record.rule,
+                }
+                for record, score, (earlier, later) in zip(found.records, said, pairwise(saved), strict=True)
+            ],
+        }
 
 
 def measure(
@@ -194,101 +187,49 @@ def measure(
     seeds: int = 5,
     trainings: int = 3,
     teacher: str = OFFLINE,
-    device: str = "cpu",
-    threads: int | None = None,
-    seconds: float = math.inf,
-    executor: Executor | None = None,
-    progress: bool = False,
+    **options: Any,
 ) -> bool:
-    """Run all searches that the tables of a task lack and train what they found.
+    """Run all searches that the tables of a task lack and train what they found; returns whether the tables are complete.
 
     Parameters
     ----------
-    given : Task or str
-        A task with a benchmark, or its name.
-    folder : path
-        Where the benchmark keeps its checkpoints.
-    results, ground_truth : path
-        Where the tables of searches and of the benchmark are.
-    seeds : int
-        Searches per schedule at the middle limit.
-    trainings : int
-        Trainings of each architecture found.
+    given, folder, results, **options
+        As for `llmpp_book.studies.measurements.Study`, of a task that has a benchmark.
+    ground_truth : path
+        Where the tables of the benchmark are.
+    seeds, trainings : int
+        Searches per schedule at the middle limit, and trainings of each architecture found.
     teacher : str
         Who taught the cheap predictor, see `distilled_predictor`; each teacher has a table of searches of its own.
-    device, threads, seconds, executor, progress
-        As for `llmpp_book.studies.measurements.measure`.
-
-    Returns
-    -------
-    bool
-        Whether the tables are complete.
     """
-    from llmpp_core.jobs.cluster import on_cluster, sent
-
-    task = load_task(given) if isinstance(given, str) else given
-    stop = time.time() + seconds
-    data_sha256 = measurements.task_digest(task)
-    supernet = _trained_supernet(task, folder, ground_truth, data_sha256)
-    allowed = limits(task, latency_predictor(task, ground_truth))
-    table = table_name(teacher)
-    _refuse_other_limits(results / f"{task.name}{table}.jsonl", allowed)
-    need_writable(results / f"{task.name}{table}.jsonl")
-    keep = not on_cluster(executor)
-    # Made here once, so that the jobs find it.
-    distilled = distilled_predictor(task, folder, ground_truth, teacher)[1]
-    read = [distilled, supernet, ground_truth / f"{task.name}.latency.jsonl"]
-    complete: list[bool] = []
-
-    def label(row: dict[str, Any]) -> None:
-        row["data_sha256"] = data_sha256
-
-    def run(
-        work: Callable[..., Any], jobs: Sequence[Any], table: str, recipe: Mapping[str, Any], written: Any = None
-    ) -> list[dict[str, Any]]:
-        path, title = results / f"{task.name}{table}.jsonl", f"{task.name} {table or 'searches'}" if progress else None
-        measurements.refuse_others(path, data_sha256, recipe)
-        rows = run_jobs(work, jobs, path, executor=executor, progress=title, receive=label, written=written)
-        complete.append(len(rows) == len(jobs))
-        return rows
-
-    common = (distilled, folder, ground_truth, device, threads, stop)
-    with sent(executor, given, task, read) as passed:
-        jobs = [
-            ({"schedule": name, "limit_ms": allowed[limit], "seed": seed}, (passed, name, allowed[limit], seed, *common))
-            for name, limit, seed in plan(seeds)
-        ]
-        rows = run(search, jobs, table, {})
-        ended = [row["best"] for row in rows] + [row["best"] for name in STOPPED for row in stopped(rows, name)]
-        best = list(dict.fromkeys(map(Architecture.from_hat_dict, ended)))
-        trained = [
-            ({"arch": arch.to_hat_dict(), "seed": seed}, (passed, arch, seed, folder, device, threads, stop, keep))
-            for seed in range(trainings)
-            for arch in best
-        ]
-        run(train_from_scratch, trained, ".found", asdict(task.recipe), partial(measurements.forget, folder, task.name) if keep else None)
-    return all(complete)
-
-
-def _trained_supernet(task: Task, folder: Path, ground_truth: Path, data_sha256: str) -> Path:
-    """Return the checkpoint of the supernet that scores candidates; ValueError if there is none that was trained to the end."""
-    table, path, name = ground_truth / f"{task.name}.supernets.jsonl", supernet_path(folder, task.name, SUPERNETS[0], 0), SUPERNETS[0]
-    measurements.refuse_others(table, data_sha256, asdict(task.supernet_recipe))
-    row = next((row for row in read_rows(table) if (row["supernet"], row["seed"]) == (name, 0)), None)
-    if row is None:
-        raise ValueError(f"{table} has no {name}, seed 0; measure the benchmark first: llmpp benchmark {task.name}")
-    if row["diverged"] is not None:
-        raise ValueError(f"{table}: the training of {name}, seed 0, which is to score candidates, was given up: {row['diverged']}")
-    if not path.exists():
-        raise ValueError(f"{path} is gone; remove the row of {name}, seed 0, from {table.name} and measure the benchmark to train it again")
-    return path
-
-
-def _refuse_other_limits(path: Path, allowed: Mapping[float, float]) -> None:
-    there = {row["limit_ms"] for row in read_rows(path)}
+    study = Study(given, folder, results, **options)
+    task, table = study.task, study.table(table_name(teacher))
+    _require_supernet(study, ground_truth)
+    latency = latency_predictor(task, ground_truth)
+    allowed = limits(task, latency)
+    there = {row["limit_ms"] for row in table.rows()}
     if there - set(allowed.values()):
         had, now = (", ".join(f"{limit:g}" for limit in sorted(values)) for values in (there, allowed.values()))
-        raise ValueError(f"{path}: searched under limits of {had} ms; by the latency table of today they are {now}; move the file away")
+        raise ValueError(f"{table.path}: searched under limits of {had} ms; by the latency table they now are {now}; move the file away")
+    need_writable(table.path)
+    # Made here once, so that the jobs find it.
+    common = {"distilled": distilled_predictor(task, study.folder, ground_truth, teacher)[1], "latency": latency, **study.place}
+    jobs = [SearchJob(schedule=name, limit_ms=allowed[limit], seed=seed, **common) for name, limit, seed in plan(seeds)]
+    rows = study.run(table, jobs)
+    ended = rows + [row for name in STOPPED for row in stopped(rows, name)]
+    study.train(".found", list(dict.fromkeys(Architecture.from_hat_dict(row["best"]) for row in ended)), trainings)
+    return study.complete
+
+
+def _require_supernet(study: Study, ground_truth: Path) -> None:
+    """Raise ValueError unless the supernet that scores candidates was trained to the end and is there."""
+    table, name = study.table(".supernets", study.task.supernet_recipe, ground_truth), SUPERNETS[0]
+    row = next((row for row in table.rows() if (row["supernet"], row["seed"]) == (name, 0)), None)
+    if row is None:
+        raise ValueError(f"{table.path} has no {name}, seed 0; measure the benchmark first: llmpp benchmark {study.task.name}")
+    if row["diverged"] is not None:
+        raise ValueError(f"{table.path}: the training of {name}, seed 0, which is to score candidates, was given up: {row['diverged']}")
+    trained_supernet(study.folder, study.task, name)
 
 
 def measure_latency(
@@ -303,7 +244,3 @@ def measure_latency(
     settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
     rng = np.random.default_rng(0)
     return extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=seconds, progress=progress)
-
-
-def _names(entries: Sequence[Any], names: dict[int, str]) -> list[str]:
-    return [names[id(predictor)] for predictor in predictors_of(entries)]

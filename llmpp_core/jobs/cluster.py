@@ -1,19 +1,19 @@
 """Jobs on several processes, GPUs and machines through dask.distributed, which schedules them and runs those of lost workers again.
 
 >>> with connect("tcp://10.0.0.1:8786") as executor:                                        # doctest: +SKIP
-...     benchmark.measure("synthetic", folder, executor=executor)                           # doctest: +SKIP
+...     measurements.measure("synthetic", folder, executor=executor)                        # doctest: +SKIP
 
-Any ``distributed.Client(...).get_executor()`` will do where an executor is asked for; `connect` also checks the workers. Results come
-back to this process, which alone writes files, and what jobs read is sent to the workers (see `sent`), so no disk need be shared.
+Any ``distributed.Client(...).get_executor()`` will do where an executor is asked for; `connect` also checks the workers. Rows come back
+to this process, which alone writes tables; other files, such as checkpoints, are in a folder that all machines share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,14 +25,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed import comm as comms
 from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
-from llmpp_core.jobs import table as jobs
-from llmpp_core.jobs.files import replace_file
 from llmpp_core.jobs.table import JobsLost
-
-#: Seconds without any worker after which jobs are given up; a queue may take its time to replace them.
-PATIENCE = 600.0
-#: Most training pairs of a task that is sent to workers although it was given by name.
-LARGEST = 1_000_000
 
 
 class ClusterError(JobsLost):
@@ -41,9 +34,9 @@ class ClusterError(JobsLost):
 
 @contextmanager
 def connect(
-    address: str, *, resources: Mapping[str, float] | None = None, timeout: float = 30.0, patience: float = PATIENCE
+    address: str, *, resources: Mapping[str, float] | None = None, timeout: float = 30.0, patience: float = 600.0
 ) -> Iterator[Executor]:
-    """Connect to a cluster and check its workers.
+    """Connect to a cluster and yield an executor, having checked the workers.
 
     Parameters
     ----------
@@ -54,21 +47,18 @@ def connect(
     timeout : float
         Seconds to wait for the scheduler and for a first worker.
     patience : float
-        Seconds without any worker after which the jobs are given up.
-
-    Yields
-    ------
-    concurrent.futures.Executor
+        Seconds without any worker after which the jobs are given up; a queue may take its time to replace them.
 
     Raises
     ------
     ValueError
         If `address` is not understood.
     ClusterError
-        If the scheduler cannot be reached, there is no worker, one runs several jobs in one process or has another version of
-        llmpp_core, torch, dask or Python, or none has the resources; also for jobs given up because workers die of them or are gone.
+        If the scheduler cannot be reached, there is no worker, one runs several jobs in one process or has another version of this
+        code, torch, dask or Python, or none has the resources; also for jobs given up because workers die of them or are gone.
     """
-    with _client(address, timeout, resources or {}) as client:
+    needed = dict(resources or {})
+    with _client(address, timeout, needed) as client:
         check = _SameVersion(_versions()())
 
         def left_behind(dask_scheduler: Any = None) -> bool:
@@ -81,7 +71,7 @@ def connect(
             client.wait_for_workers(1, timeout)
         except TimeoutError:
             raise ClusterError(f"the cluster {address} has no worker after {timeout:g} s") from None
-        _check(client, check.wanted, resources or {})
+        _check(client, check.wanted, needed)
 
         def wait(seconds: float | None, dask_scheduler: Any = None) -> float | None:
             before, dask_scheduler.no_workers_timeout = dask_scheduler.no_workers_timeout, seconds
@@ -91,7 +81,7 @@ def connect(
         client.register_plugin(check)
         try:
             # Not pure: equal arguments need not mean equal jobs, and to find out would cost more than to send them.
-            yield client.get_executor(pure=False, resources=dict(resources or {}))
+            yield client.get_executor(pure=False, resources=needed)
         except (NoWorkerError, NoValidWorkerError):
             raise ClusterError(f"the cluster {address} had no worker for {patience:g} s; what is finished is kept") from None
         except KilledWorker as error:
@@ -104,11 +94,34 @@ def connect(
                 client.run_on_scheduler(wait, before)
 
 
+def require_shared(executor: Any, folder: Path) -> None:
+    """Raise ClusterError unless the workers of a cluster see a folder of this machine."""
+    mark = folder / f".{uuid4().hex}.seen"
+    mark.touch()
+    try:
+        blind = [address for address, seen in executor._client.run(os.path.exists, str(mark)).items() if not seen]
+    finally:
+        mark.unlink()
+    if blind:
+        raise ClusterError(f"worker {blind[0]} does not see {folder}; choose a folder that all machines share")
+
+
+def sent_once(executor: Any, value: Any) -> Any:
+    """Return what stands for `value` among the arguments of a cluster's jobs, so that it travels once to each worker."""
+    # The result of a job, since that is made again when the workers that hold it are lost. What is large here would be warned of.
+    with config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):
+        return executor._client.submit(_itself, value, pure=False)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
 @contextmanager
 def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Iterator[Client]:
     kind, _, number = address.partition(":")
     if kind != "local":
-        _knock(address, timeout)
+        _require_scheduler(address, timeout)
         with Client(address, timeout=timeout, set_as_default=False) as client:
             yield client
         return
@@ -130,12 +143,11 @@ def _client(address: str, timeout: float, resources: Mapping[str, float]) -> Ite
         yield client
 
 
-def _knock(address: str, timeout: float) -> None:
-    """Raise ClusterError unless a scheduler answers; a `Client` would wait for ever for one that hangs, or for something else."""
+def _require_scheduler(address: str, timeout: float) -> None:
+    """Raise ClusterError unless a scheduler answers; a `Client` would wait without end for what hangs or is something else."""
 
-    async def knock() -> None:
-        comm = await asyncio.wait_for(comms.connect(address, timeout=timeout), timeout + 1)
-        comm.abort()
+    async def call() -> None:
+        (await asyncio.wait_for(comms.connect(address, timeout=timeout), timeout + 1)).abort()
 
     if address.startswith("inproc://"):
         # In this process, such as that of a `LocalCluster(processes=False)`.
@@ -149,7 +161,7 @@ def _knock(address: str, timeout: float) -> None:
     # In a thread, since a notebook's own may have an event loop already.
     with ThreadPoolExecutor(1) as pool:
         try:
-            pool.submit(asyncio.run, knock()).result()
+            pool.submit(asyncio.run, call()).result()
         except TimeoutError:
             raise ClusterError(f"the scheduler {address} does not answer within {timeout:g} s") from None
         except (OSError, MemoryError, ValueError, TypeError) as error:
@@ -172,38 +184,38 @@ def _versions() -> Callable[[], dict[str, str]]:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 found[name] = "none"
-        spec, content = importlib.util.find_spec("llmpp_core"), hashlib.sha256()
-        if spec is None or spec.origin is None:
-            return found | {"llmpp_core": "none"}
-        # The text, since a checkout under work has one version number for many states.
-        for path in sorted(Path(spec.origin).parent.glob("*.py")):
-            content.update(path.name.encode() + path.read_bytes())
-        return found | {"llmpp_core": content.hexdigest()[:12]}
+        for name in ("llmpp_core", "llmpp_book"):
+            spec, content = importlib.util.find_spec(name), hashlib.sha256()
+            if spec is None or spec.origin is None:
+                found[name] = "none"
+                continue
+            # The text, since a checkout under work has one version number for many states.
+            root = Path(spec.origin).parent
+            for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".txt", ".tsv")):
+                content.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+            found[name] = content.hexdigest()[:12]
+        return found
 
     return versions
 
 
-def _difference(address: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> str:
-    other = [name for name in wanted if found.get(name) != wanted[name]]
-    parts = [f"{name} {found.get(name)}, not {wanted[name]}" for name in other]
-    return f"worker {address} has {'; '.join(parts)}" if other else ""
-
-
-def _many_threads(address: str, threads: int) -> str:
-    return f"worker {address} runs {threads} jobs in one process; start it with --nthreads 1"
+def _unfit(address: str, wanted: Mapping[str, str], found: Mapping[str, str], threads: int) -> str:
+    """Say in a line what is wrong with a worker; "" if nothing is."""
+    if threads != 1:
+        # Threads share PyTorch's random numbers, so results would depend on who else runs.
+        return f"worker {address} runs {threads} jobs in one process; start it with --nthreads 1"
+    other = [f"{name} {found.get(name)}, not {version}" for name, version in wanted.items() if found.get(name) != version]
+    return f"worker {address} has {'; '.join(other)}; install there what is here" if other else ""
 
 
 def _check(client: Client, wanted: Mapping[str, str], resources: Mapping[str, float]) -> None:
-    for address, found in client.run(_versions(), on_error="return").items():
-        if isinstance(found, Exception):
-            raise ClusterError(f"worker {address} does not run the check: {' '.join(str(found).split())}")
-        if different := _difference(address, wanted, found):
-            raise ClusterError(f"{different}; install there what is here")
+    found = client.run(_versions(), on_error="return")
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    for address, worker in workers.items():
-        if worker["nthreads"] != 1:
-            # Threads share PyTorch's random numbers, so results would depend on who else runs.
-            raise ClusterError(_many_threads(address, worker["nthreads"]))
+    for address, versions in found.items():
+        if isinstance(versions, Exception):
+            raise ClusterError(f"worker {address} does not run the check: {' '.join(str(versions).split())}")
+        if address in workers and (unfit := _unfit(address, wanted, versions, workers[address]["nthreads"])):
+            raise ClusterError(unfit)
     for name, amount in resources.items():
         if all(worker["resources"].get(name, 0) < amount for worker in workers.values()):
             raise ClusterError(f'no worker has {amount:g} {name}; start those that do with --resources "{name}={amount:g}"')
@@ -227,70 +239,6 @@ class _SameVersion(WorkerPlugin):
         self.wanted = wanted
 
     async def setup(self, worker: Any) -> None:
-        different = _difference(worker.address, self.wanted, _versions()())
-        if not different and worker.state.nthreads != 1:
-            different = _many_threads(worker.address, worker.state.nthreads)
-        if different:
-            logging.getLogger("distributed.worker").error("sent away: %s", different)
-            worker.loop.call_later(0, worker.close, nanny=True, reason=different)
-
-
-class _Parcels(WorkerPlugin):
-    """Brings tasks and files to every worker, also to one that comes later."""
-
-    def __init__(self, tasks: Mapping[str, Any], files: Mapping[str, bytes]):
-        self.name = f"llmpp-parcels-{uuid4().hex}"
-        self.tasks, self.files = tasks, files
-
-    def setup(self, worker: Any) -> None:
-        jobs.parcels.update(self.tasks)
-        for number, path in enumerate(self.files):
-            there = Path(worker.local_directory) / self.name / str(number) / Path(path).name
-            replace_file(there, self.files[path])
-            jobs.parcels[path] = there
-
-    def teardown(self, worker: Any) -> None:
-        for name in (*self.tasks, *self.files):
-            jobs.parcels.pop(name, None)
-        shutil.rmtree(Path(worker.local_directory) / self.name, ignore_errors=True)
-
-
-def on_cluster(executor: Executor | None) -> bool:
-    """Return whether this executor is that of a cluster, whose jobs may run on other machines."""
-    return hasattr(executor, "_client")
-
-
-@contextmanager
-def sent(executor: Executor | None, given: Any = None, task: Any = None, files: Iterable[Path] = ()) -> Iterator[Any]:
-    """Send to each worker of a cluster, once, what jobs find with `llmpp_core.jobs.table.here`; elsewhere there is nothing to do.
-
-    No other measurement may meanwhile send something else of the same names to the same workers.
-
-    Parameters
-    ----------
-    executor : Executor or None
-        That of the jobs.
-    given, task : Task or str, Task
-        A task as it was given, perhaps by name, and itself. One given by name of more than `LARGEST` training pairs stays: every machine
-        makes it of its own copy of the corpus.
-    files : iterable of path
-        Files, as far as they are there.
-
-    Yields
-    ------
-    Task or str
-        What to pass to the jobs for the task.
-    """
-    client = getattr(executor, "_client", None)
-    if client is None:
-        yield given
-        return
-    travels = task is not None and (given is task or len(task.pairs["train"]) <= LARGEST)
-    plugin = _Parcels({task.name: task} if travels else {}, {str(path): path.read_bytes() for path in files if path.exists()})
-    client.register_plugin(plugin)
-    try:
-        yield task.name if travels else given
-    finally:
-        # The connection may be what was lost.
-        with suppress(Exception):
-            client.unregister_worker_plugin(plugin.name)
+        if unfit := _unfit(worker.address, self.wanted, _versions()(), worker.state.nthreads):
+            logging.getLogger("distributed.worker").error("sent away: %s", unfit)
+            worker.loop.call_later(0, worker.close, nanny=True, reason=unfit)

@@ -59,39 +59,23 @@ def need_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep others on this machine from adding to a file or folder meanwhile; raises ValueError if one does."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    """Keep others from adding to a file or folder meanwhile, by a lock beside it; raises ValueError if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"llmpp-{name}.lock", timeout=0, mode=0o666):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{path}: another process is adding to it; wait for it, or stop it") from None
-
-
-def writable(folder: Path) -> Path:
-    """Make a folder and return it, or where that is not allowed, as on a machine of a cluster, one among the temporary files."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"llmpp-{os.getuid()}" / folder.name
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        yield
+    finally:
+        # While it is held: who opened the file before sees that it is gone, and makes another.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
-    """Write a safetensors file that also holds a JSON `record` and a checksum of everything; all or nothing.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    kind : str
-        What is in it; `load_tensors` asks for the same.
-    tensors : mapping of str to numpy.ndarray
-        The tensors by name.
-    record : mapping
-        What JSON can hold.
-    """
+    """Write a safetensors file of a `kind` that also holds a JSON `record` and a checksum of everything; all or nothing."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(record, sort_keys=True, default=lambda number: number.item())
     # One entry, since safetensors writes several in any order.
@@ -138,13 +122,7 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file that is still being written; a last line cut off by a crash is left out.
-
-    Raises
-    ------
-    ValueError
-        If another line is not a JSON object; names file and line.
-    """
+    """Read a JSONL file that is still being written; a last line cut off by a crash is left out, a damaged one a ValueError naming it."""
     if not path.is_file():
         return []
     rows = []
@@ -165,10 +143,7 @@ _AS_JSON = {"NaN": "null", "Infinity": "1e999", "-Infinity": "-1e999"}
 
 
 def to_json(row: Mapping[str, Any]) -> str:
-    """Return one line of valid JSON, whatever numbers are in it.
-
-    NumPy's become plain ones and nan becomes null. Infinity is written as a number too large for any float, which is read as infinity.
-    """
+    """Return one line of valid JSON, whatever numbers are in it: nan becomes null, infinity a number too large for any float."""
     text = json.dumps(row, default=lambda value: value.tolist())
     return _NO_JSON.sub(lambda found: _AS_JSON.get(found[0], found[0]), text) if "NaN" in text or "Infinity" in text else text
 
@@ -176,10 +151,7 @@ def to_json(row: Mapping[str, Any]) -> str:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSONL file, onto the disk; a last line cut off by a crash goes first. One process writes a file.
 
-    Raises
-    ------
-    OSError
-        If the file cannot be written. The rows are then in a file of the same name among the temporary ones, which the error names.
+    Raises OSError if it cannot be written; the rows are then in a file of the same name among the temporary ones, which the error names.
     """
     data = "".join(to_json(row) + "\n" for row in rows).encode()
     try:

@@ -33,13 +33,7 @@ class _Lines:
 
 
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
-    """Return a tqdm bar on stderr that leaves a line every half minute, and one at its end, where stderr is a file.
-
-    Parameters
-    ----------
-    *arguments, **options
-        Those of `tqdm.tqdm`.
-    """
+    """Return a bar as `tqdm.tqdm` does; where stderr is a file it leaves a line every half minute, and one at its end."""
     # A notebook's stderr is no terminal either, but overwrites lines.
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
         return tqdm(*arguments, **options)

@@ -33,12 +33,7 @@ def machine() -> dict[str, Any]:
     system = f"{platform.system()} {platform.mac_ver()[0]}".strip()
     with contextlib.suppress(OSError):
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
-    return {
-        "system": system,
-        "architecture": platform.machine(),
-        "CPUs": joblib.cpu_count(),
-        "GPU": gpu() or "none",
-    }
+    return {"system": system, "architecture": platform.machine(), "CPUs": joblib.cpu_count(), "GPU": gpu() or "none"}
 
 
 def processor() -> str:

@@ -21,12 +21,12 @@ import pandas as pd
 import pytest
 from dask import config
 from small_nets import reversed_task
-from test_benchmark import NAME
+from test_measurements import NAME
 
 from llmpp_book import __main__
-from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies import measurements
 from llmpp_book.studies import searches as search_benchmark
+from llmpp_book.studies.measurements import Inheritance, Study, SupernetTraining
 from llmpp_book.studies.search_tables import found, paired_difference, searches, stopped
 from llmpp_book.studies.searches import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
 from llmpp_core.jobs.files import append_rows, read_rows
@@ -48,10 +48,14 @@ def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the benchmark that searches need, and its checkpoints; latencies follow from depth and width."""
     folder = tmp_path_factory.mktemp("ground")
-    assert measurements.measure(NAME, folder / "checkpoints", results=folder / "tfs", n=12, seeds=1, threads=1)
-    settings = LatencySettings(len(reversed_task().vocabulary))
+    study = Study(NAME, folder / "checkpoints", folder / "tfs", threads=1)
+    archs, recipe = measurements.architectures(study.task, 12), study.task.supernet_recipe
+    study.train("", archs, 1)
+    study.run(study.table(".supernets", recipe), [SupernetTraining(supernet="HAT", **study.place)])
+    study.run(study.table(".inherited"), [Inheritance(supernet="HAT", arch=arch, **study.place) for arch in archs])
+    settings = LatencySettings(len(study.task.vocabulary))
     rows = []
-    for arch in measurements.architectures(reversed_task(), 12):
+    for arch in archs:
         encoder, decoder = 1.0 + arch.encoder_layers, arch.decoder_layers + arch.decoder_embed_dim / 100
         measured = LatencyMeasurement(encoder, decoder, 0.1, 0.1, 1.0, 0.0, 0.5, "a processor", settings)
         rows.append({"arch": arch.to_hat_dict(), "round": 0, **asdict(measured)})
@@ -189,7 +193,7 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_should() -
     for spread in (0.0, 2.0):
         for distinct in (10, 3):
             hits = []
-            for _ in range(300):
+            for _ in range(150):
                 rows = trained(spread * rng.normal(size=40), 1.0)
                 ours, theirs = ([archs[i] for i in rng.choice(distinct, 10, replace=distinct < 10) + start] for start in (0, 20))
                 _, low, high = paired_difference(ours, theirs, rows)
@@ -218,26 +222,22 @@ def test_the_difference_of_equal_results_is_certain_and_groups_count_alike() -> 
 # --- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_a_supernet_that_cannot_score_is_refused(ground: Path, tmp_path: Path) -> None:
+def test_searches_without_their_supernet_or_under_other_limits_are_refused(measured: Path, ground: Path, tmp_path: Path) -> None:
     shutil.copytree(ground / "tfs", tmp_path / "tfs")
-    where = {"results": tmp_path, "ground_truth": tmp_path / "tfs", "threads": 1}
-    with pytest.raises(ValueError, match=r"hat-0\.safetensors is gone; remove the row of HAT, seed 0, from .* to train it again$"):
-        measure(NAME, tmp_path / "checkpoints", **where)
+    append_rows(tmp_path / f"{NAME}.jsonl", [{**row, "limit_ms": 0.5} for row in read_rows(measured / f"{NAME}.jsonl")[:1]])
     table = tmp_path / "tfs" / f"{NAME}.supernets.jsonl"
+
+    def refused(folder: Path, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            measure(NAME, folder, results=tmp_path, ground_truth=tmp_path / "tfs", threads=1)
+
+    refused(ground / "checkpoints", r"limits of 0\.5 ms; by the latency table they now are .*; move the file away")
+    refused(tmp_path / "checkpoints", r"hat-0\.safetensors is gone; remove the row of HAT, seed 0, from .* to train it again$")
     rows = [{**row, "diverged": "the loss is 9"} if row["supernet"] == "HAT" else row for row in read_rows(table)]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert benchmark.given_up(table) == ["HAT, seed 0: the loss is 9"]
-    with pytest.raises(ValueError, match="HAT, seed 0, which is to score candidates, was given up: the loss is 9"):
-        measure(NAME, ground / "checkpoints", **where)
-
-
-def test_searches_under_other_limits_are_refused(measured: Path, ground: Path, tmp_path: Path) -> None:
-    rows = read_rows(measured / f"{NAME}.jsonl")
-    append_rows(tmp_path / f"{NAME}.jsonl", [{**row, "limit_ms": 0.5} for row in rows[:1]])
-    with pytest.raises(
-        ValueError, match=r"searched under limits of 0\.5 ms; by the latency table of today they are .*; move the file away"
-    ):
-        measure(NAME, ground / "checkpoints", results=tmp_path, ground_truth=ground / "tfs", threads=1)
+    refused(ground / "checkpoints", "HAT, seed 0, which is to score candidates, was given up: the loss is 9")
+    table.unlink()
+    refused(ground / "checkpoints", r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first")
 
 
 def test_the_cheap_predictor_is_made_again_when_its_demonstrations_change(ground: Path, tmp_path: Path) -> None:
@@ -273,10 +273,16 @@ def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path,
         measure(NAME, ground / "checkpoints", **where, teacher="nobody")
 
 
-def test_tables_that_are_missing_say_how_to_get_them(ground: Path, tmp_path: Path) -> None:
-    for read, table in ((searches, ""), (found, ".found")):
-        with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: llmpp searches"):
-            read("none", tmp_path)
-    with pytest.raises(ValueError, match=r"tests\.reversed\.supernets\.jsonl has no HAT, seed 0; measure the benchmark first"):
-        measure(NAME, tmp_path, results=tmp_path, ground_truth=tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("read", "table"), [(searches, ""), (found, ".found")])
+def test_a_table_that_is_missing_says_how_to_get_it(read: Any, table: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"none{table}\.jsonl is not there or empty; measure it with: llmpp searches"):
+        read("none", tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_cheap_predictor_is_made(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(search_benchmark, "distilled_predictor", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(ValueError, match="cannot be written: its folder is a file"):
+        measure(NAME, ground / "checkpoints", results=tmp_path / "file", ground_truth=ground / "tfs")
