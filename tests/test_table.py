@@ -75,6 +75,10 @@ def test_jobs_that_have_a_row_are_not_run_again(tmp_path: Path, capsys: pytest.C
     assert called == list(range(7))
     assert told == table.rows() == rows(7)
     assert "squares: 100%| 7/7" in capsys.readouterr().err
+    nested = Table(tmp_path / "nested.jsonl")
+    for key in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+        nested.run(square, [({"arch": key}, (3,))])
+    assert len(nested.rows()) == 1
     with pytest.raises(ValueError, match="jobs: two have the same key"):
         table.run(square, [*jobs(3), jobs(2)[1]])
 
