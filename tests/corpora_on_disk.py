@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +33,3 @@ def write_corpus(folder: Path, n: int = 100) -> Path:
 def prepare_small(corpus: Path, out: Path) -> None:
     """Prepare as one process of several would."""
     prepare(NAME, out, SMALL, corpus=corpus)
-
-
-def peak_memory(corpus: Path, out: Path, settings: Settings) -> int:
-    """Prepare and return the most memory of its own that this process held meanwhile, mapped files not counted, in bytes."""
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, 1024 * int(re.findall(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    prepare(NAME, out, settings, corpus=corpus)
-    done.set()
-    thread.join()
-    return peak
