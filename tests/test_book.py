@@ -288,7 +288,6 @@ def test_plain_sphinx_builds_the_same_pages_without_a_warning(tmp_path: Path) ->
     book, paths = tmp_path / "book", Paths(tmp_path)
     shutil.copytree(ROOT / "book", book, ignore=shutil.ignore_patterns("notebooks", "generated", "__pycache__"))
     shutil.copytree(ROOT / "notebooks", paths.pages)
-    (book / "api.md").write_text("# API\n")
     paths.generated.mkdir()
     (paths.generated / "status.md").write_text(status_page(paths, {path.stem: None for path in paths.pages.iterdir()}))
     paths.claims.write_text(CLAIMS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmpp_core.predictors.distill import OFFICIAL
-from llmpp_core.predictors.student import Recipe, train
+from llmpp_core.predictors.student import StudentRecipe, train
 
 ROWS, LABELS = np.random.default_rng(1).random((50, 10)), 25 + np.random.default_rng(2).random(50)
 PLAIN = {**{name: value for name, value in OFFICIAL.items() if name != "features"}, "monotone": False}
@@ -17,7 +17,7 @@ PLAIN = {**{name: value for name, value in OFFICIAL.items() if name != "features
 
 @pytest.mark.parametrize("steps", [1, 20])
 def test_a_single_member_equals_plain_adam_on_plain_layers(steps: int) -> None:
-    recipe = Recipe(**{**PLAIN, "hidden": (16, 8), "steps": steps, "learning_rate": 1e-3})
+    recipe = StudentRecipe(**{**PLAIN, "hidden": (16, 8), "steps": steps, "learning_rate": 1e-3})
     network, stopped_at, held_out_rmse = train(ROWS, LABELS, recipe, np.ones(10, dtype=bool), np.random.default_rng(0))
     assert (stopped_at, held_out_rmse) == (steps, np.inf)
 
@@ -40,7 +40,7 @@ def test_a_single_member_equals_plain_adam_on_plain_layers(steps: int) -> None:
 
 
 def test_a_member_does_not_see_the_labels_that_it_holds_out() -> None:
-    recipe = Recipe(**{**PLAIN, "hidden": (16,), "steps": 1, "ridge": True, "ensemble": 5})
+    recipe = StudentRecipe(**{**PLAIN, "hidden": (16,), "steps": 1, "ridge": True, "ensemble": 5})
     held_out = np.random.default_rng(0).permutation(50)[:10]
     spoiled = LABELS.copy()
     spoiled[held_out] += 5

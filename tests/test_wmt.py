@@ -278,7 +278,6 @@ def test_the_command_prints_filters_and_signature(corpus: Path, tmp_path: Path, 
     ("arguments", "message"),
     [
         (["synthetic"], "unknown corpus 'synthetic'; known are wmt14.en-de"),
-        ([NAME, "--jobs", "0"], "--jobs: expected a positive number, got 0"),
         ([NAME, "--subwords", "70000"], "subwords: at most 65,536, got 70,000"),
         ([NAME, "--corpus", "nowhere"], "nowhere: no train files"),
     ],

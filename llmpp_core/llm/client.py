@@ -26,7 +26,7 @@ from llmpp_core.llm.prompts import Prompt
 from llmpp_core.llm.run import Counts, Job, Run
 from llmpp_core.llm.settings import Price, Settings, estimate_tokens
 
-__all__ = ["Answer", "Client", "Estimate", "LLMStopped", "MissingAnswers", "Price", "Settings"]
+__all__ = ["Client", "Estimate", "LLMStopped", "MissingAnswers", "Price", "Settings"]
 
 
 class LLMStopped(RuntimeError):

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.jobs.files import load_tensors, save_tensors, understood
-from llmpp_core.predictors.student import Network, Recipe, train
+from llmpp_core.predictors.student import Network, StudentRecipe, train
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
@@ -179,7 +179,7 @@ class DistilledPredictor(ArchitectureRegressor):
         UserWarning
             If many labels are nan.
         """
-        recipe = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+        recipe = StudentRecipe(**{field.name: getattr(self, field.name) for field in fields(StudentRecipe)})
         names = self._feature_sets()
         archs = as_list(archs)
         y = as_scores(labels, len(archs), "labels", missing=True)

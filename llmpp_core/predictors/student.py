@@ -21,7 +21,7 @@ _LOOK_EVERY = 20
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudentRecipe:
     """How to train; the fields are described in `llmpp_core.predictors.distill.DistilledPredictor`."""
 
     hidden: Sequence[int]
@@ -88,7 +88,9 @@ def _forward(weights: Sequence[torch.Tensor], x: torch.Tensor, activation: str) 
     return x.squeeze(-1)
 
 
-def train(rows: np.ndarray, labels: np.ndarray, recipe: Recipe, rising: np.ndarray, rng: np.random.Generator) -> tuple[Network, int, float]:
+def train(
+    rows: np.ndarray, labels: np.ndarray, recipe: StudentRecipe, rising: np.ndarray, rng: np.random.Generator
+) -> tuple[Network, int, float]:
     """Train an ensemble whose members hold out different parts of the labels, on which the number of steps is chosen.
 
     Parameters
@@ -97,7 +99,7 @@ def train(rows: np.ndarray, labels: np.ndarray, recipe: Recipe, rising: np.ndarr
         Features.
     labels : numpy.ndarray of shape (n,)
         Finite scores, at least as many as members.
-    recipe : Recipe
+    recipe : StudentRecipe
         How to train.
     rising : numpy.ndarray of shape (d,), bool
         Features in which a monotone recipe lets no prediction fall.
@@ -167,7 +169,7 @@ def _descend(
     target: torch.Tensor,
     scale: np.ndarray,
     parts: tuple[np.ndarray, np.ndarray],
-    recipe: Recipe,
+    recipe: StudentRecipe,
     rising: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[list[torch.Tensor], int, float]:
