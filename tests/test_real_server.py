@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmpp_core.llm.client import Answer, Client, LLMStopped, Settings
+from llmpp_core.llm.answers import Answer
+from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.local import DEADLINE
 from llmpp_core.llm.logprobs import with_log_probabilities
 from llmpp_core.llm.predictor import LLMPredictor

@@ -216,8 +216,3 @@ def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]
 
 def _hashable(key: Mapping[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
-
-
-def run_jobs(work: Any, jobs: Any, path: Path, **options: Any) -> list[dict[str, Any]]:
-    """Do as `Table.run` with a table that says nothing of what it is made from."""
-    return Table(path).run(work, jobs, **options)

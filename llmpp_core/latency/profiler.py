@@ -24,9 +24,8 @@ from scipy.stats import iqr, trimboth
 
 from llmpp_core.jobs.files import alone, append_rows, need_writable, read_rows
 from llmpp_core.jobs.provenance import commit, processor
-from llmpp_core.jobs.table import run_jobs
+from llmpp_core.jobs.table import Table, differences
 from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times, row_errors
-from llmpp_core.nets.checkpoints import differences
 from llmpp_core.nets.transformer import Cache, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
@@ -108,7 +107,7 @@ def extend_latency_table(
         return {**{name: getattr(measured, name) for name in MEASURED}, **origin, "commit": _commit()}
 
     jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
-    return len(run_jobs(work, jobs, path, progress=path.stem if progress else None)) == len(jobs)
+    return len(Table(path).run(work, jobs, progress=path.stem if progress else None)) == len(jobs)
 
 
 class MeasuredLatency:

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.llm.client import Client
@@ -16,9 +15,10 @@ from llmpp_core.llm.logprobs import Distribution, read_distribution
 from llmpp_core.llm.prompts import FULL, Prompt, PromptTask, build_prompt, check_choices, choose_demonstrations
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import Described, as_list, as_scores, warn_if_weak
+from llmpp_core.space.regressor import ArchitectureRegressor
 
 
-class LLMPredictor(RegressorMixin, BaseEstimator):
+class LLMPredictor(ArchitectureRegressor):
     """Predicts scores by asking a language model that is shown trained architectures.
 
     Parameters
@@ -67,12 +67,6 @@ class LLMPredictor(RegressorMixin, BaseEstimator):
         self.demonstrations = demonstrations
         self.choice = choice
         self.seed = seed
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.no_validation = True
-        return tags
 
     def fit(self, archs: Sequence[Architecture], scores: ArrayLike) -> Self:
         """Keep the demonstrations, n architectures and their scores of shape (n,), higher being better; nothing is asked.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from llmpp_core.jobs.files import load_tensors, save_tensors, understood
+from llmpp_core.jobs.table import differences
 from llmpp_core.nets.supernet import SuperTransformer
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.architecture import Architecture
@@ -88,19 +89,6 @@ def load_network(path: str | Path, space: SearchSpace | None = None, device: tor
         model: Any = SuperTransformer(found, **network) if arch is None else Transformer(Architecture.from_hat_yaml(arch), found, **network)
         _fill(model, arrays)
     return model.to(device).eval()
-
-
-def differences(there: Any, here: Any, name: str = "") -> str:
-    """Say in one line in which leaves two nested mappings differ; "" if they do not."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        parts = (differences(there.get(key), here.get(key), f"{name}.{key}".strip(".")) for key in dict.fromkeys([*there, *here]))
-        return "; ".join(filter(None, parts))
-    return "" if there == here else f"{name} is {_short(there)} there and {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _fill(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
