@@ -38,7 +38,7 @@ test: book ## run pytest and both notebook gates: committed outputs, and a secon
 	@status=0; mkdir -p _build/test; \
 	check() { name=$$1; shift; echo "== $$name"; $(BIN)/pytest --color=no -n auto --maxprocesses 8 "$$@" 2>&1 | tee "_build/test/$$name.txt" || status=1; }; \
 	check tests --dist worksteal tests; \
-	check committed-notebooks --dist loadfile --nbval-lax notebooks; \
+	check committed-notebooks --dist loadfile --nbval-lax --nbval-sanitize-with tests/last_digits.cfg notebooks; \
 	check fresh-notebooks --dist loadfile --nbval book/notebooks; \
 	echo; for name in tests committed-notebooks fresh-notebooks; do echo "$$name"; tail -n 1 "_build/test/$$name.txt"; done; \
 	exit $$status
