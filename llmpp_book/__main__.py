@@ -16,6 +16,15 @@ from typing import Any, NoReturn
 from llmpp_book.commands import prompts, work
 from llmpp_book.errors import InputError, blame_input
 
+#: The extra of pyproject.toml that brings a package which only some commands need.
+EXTRAS = {
+    **dict.fromkeys(("openai",), "llm"),
+    **dict.fromkeys(("tokenizers", "sacrebleu", "pooch", "requests"), "tasks"),
+    **dict.fromkeys(("datasets", "pyarrow"), "wmt"),
+    **dict.fromkeys(("dask", "distributed", "accelerate"), "scale"),
+    **dict.fromkeys(("doit", "papermill", "pydantic", "nbformat", "jupyter_client", "matplotlib", "seaborn"), "book"),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
@@ -132,6 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return getattr(interruption, "code", 130)
+    except ModuleNotFoundError as error:
+        lacking = (error.name or "").partition(".")[0]
+        if (extra := EXTRAS.get(lacking)) is None:
+            raise
+        print(f"{lacking} is not installed, which this command needs: pip install 'llmpp[{extra}]'", file=sys.stderr)
+        return 1
     except Exception as error:
         # What is wrong with the input, or outside: the library has errors of its own for it. Any other error is a fault of the program.
         if not (isinstance(error, OSError) or type(error).__module__.startswith(("llmpp_core.", "llmpp_book."))):

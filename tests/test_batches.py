@@ -15,7 +15,7 @@ from llmpp_core.nets.checkpoints import digest
 from llmpp_core.nets.decoding import translate
 from llmpp_core.nets.training import Recipe, train
 from llmpp_core.text.batches import Pairs, StoredTokens, epochs
-from llmpp_core.text.vocabulary import BOS, EOS, PAD
+from llmpp_core.text.special_tokens import BOS, EOS, PAD
 from llmpp_core.text.wmt import _write_shard, stored_tokens
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60)

@@ -15,7 +15,7 @@ from llmpp_core.nets.decoding import translate
 from llmpp_core.nets.training import Recipe, train
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.vocabulary import BOS, EOS, PAD
+from llmpp_core.text.special_tokens import BOS, EOS, PAD
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from llmpp_book.__main__ import main
 from llmpp_core.jobs.files import load_tensors
 from llmpp_core.nets import training
 from llmpp_core.nets.distributed import share
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 TESTS = Path(__file__).parent
 

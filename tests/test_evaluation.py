@@ -17,7 +17,7 @@ from llmpp_core.nets.transformer import Transformer
 from llmpp_core.tasks.evaluation import evaluate
 from llmpp_core.tasks.task import Task
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 ARCHS = MICRO.sample(4, np.random.default_rng(0))
 

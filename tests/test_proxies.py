@@ -20,7 +20,7 @@ from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.search_space import HAT_WMT, TINY
 from llmpp_core.text.batches import Batch, Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 VOCABULARY = 40
 

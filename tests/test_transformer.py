@@ -13,7 +13,7 @@ from torch import nn
 
 from llmpp_core.nets.transformer import MAX_LENGTH, Transformer
 from llmpp_core.space.search_space import TINY, SearchSpace
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpp_core.text.corpora import multi30k
-from llmpp_core.text.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from llmpp_core.text.special_tokens import BOS, EOS, PAD, UNK
+from llmpp_core.text.vocabulary import Vocabulary
 
 SENTENCES = [
     "A man, in a T-shirt (red), isn't running...",

@@ -136,8 +136,9 @@ def _list(arguments: argparse.Namespace) -> int:
     from llmpp_book.studies.answers import recordings
     from llmpp_book.studies.questions import EXPERIMENTS
 
+    width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
-        print(f"{name:18}{experiment.description}; recorded: {', '.join(recordings(name)) or 'nothing yet'}")
+        print(f"{name:{width}}  {experiment.description}; recorded: {', '.join(recordings(name)) or 'nothing yet'}")
     return 0
 
 

@@ -30,7 +30,7 @@ from llmpp_core.nets.transformer import Cache, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
 from llmpp_core.space.search_space import SearchSpace, as_generator
-from llmpp_core.text.vocabulary import UNK
+from llmpp_core.text.special_tokens import UNK
 
 # The calibration is the smallest architecture of the space, with this share of the decoder's steps.
 _CALIBRATION_STEPS = 1 / 6

@@ -18,7 +18,7 @@ from llmpp_core.llm.settings import Settings
 
 #: The commands that start the servers, by the names of `llmpp_core.llm.settings.LOCAL_SERVERS`.
 START = {
-    "llama-server": "llama-server -m MODEL.gguf -c 65536 -np 4",
+    "llama-server": "llama-server -m MODEL.gguf -c 65536 -np 4, or llmpp serve-model MODEL.gguf",
     "vllm": "vllm serve MODEL --max-model-len 16384",
     "ollama": "OLLAMA_CONTEXT_LENGTH=16384 ollama serve",
     "lm-studio": "lms load MODEL --context-length 16384 && lms server start --port 1234",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmpp_core.nets.transformer import MAX_LENGTH, Cache, Transformer
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.vocabulary import BOS, EOS, PAD
+from llmpp_core.text.special_tokens import BOS, EOS, PAD
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llmpp_core.jobs.files import SourceError
 from llmpp_core.text.batches import Batch, Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 if TYPE_CHECKING:
     from accelerate import PartialState

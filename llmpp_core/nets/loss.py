@@ -8,7 +8,7 @@ from torch import Tensor
 from llmpp_core.nets.training import smoothed_loss
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 # Logits held at once, in numbers: 64 MiB of float32.
 _LOGITS = 2**24

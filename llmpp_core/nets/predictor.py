@@ -21,7 +21,7 @@ from llmpp_core.nets.transformer import Memory, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.regressor import ArchitectureScorer
 from llmpp_core.text.batches import Batch, Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -21,7 +21,7 @@ from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.regressor import ArchitectureScorer
 from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.text.batches import Batch, Pairs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 
 def gradient_norm(model: Transformer, batches: Sequence[Batch]) -> float:

@@ -28,7 +28,7 @@ from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.text.batches import Batch, Pairs, epochs
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
 from llmpp_core.space.search_space import SearchSpace
-from llmpp_core.text.vocabulary import PAD
+from llmpp_core.text.special_tokens import PAD
 
 #: Longest sequence in tokens, source or target, markers included.
 MAX_LENGTH = 512

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmpp_core.text.vocabulary import BOS, EOS, PAD
+from llmpp_core.text.special_tokens import BOS, EOS, PAD
 
 
 class Batch(NamedTuple):

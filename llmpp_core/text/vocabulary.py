@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-#: Identifiers of the special tokens, the first of every vocabulary.
-PAD, BOS, EOS, UNK = range(4)
+from llmpp_core.text.special_tokens import BOS, EOS, PAD, UNK
+
 _SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>", UNK: "<unk>"}
 
 
