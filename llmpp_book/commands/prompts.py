@@ -41,6 +41,9 @@ def add_commands(subparsers: Any) -> None:
     ask.add_argument("--token-cap", type=int, help="most tokens sent and received together; needed without a price")
     ask.add_argument("--concurrency", type=int, help="requests in flight at once (default: 16)")
     ask.add_argument("--deadline", type=float, metavar="SECONDS", help="for one answer (default: 120, or 900 with --local)")
+    ask.add_argument(
+        "--max-invalid", type=float, metavar="SHARE", help="of answers, of 20 or more, above which the run stops (default: 0.5)"
+    )
     ask.add_argument("--requests-per-minute", type=float, help="rate limit to keep")
     ask.add_argument("--tokens-per-minute", type=float, help="rate limit to keep")
     ask.add_argument("--dry-run", action="store_true", help="only say what would be sent and what it would cost")
