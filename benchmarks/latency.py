@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from llmpp_book.studies.latency import JOBS, MLP, OWN, RESULTS, compare, predictors
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.jobs.files import alone, append_rows, read_rows
 from llmpp_core.jobs.provenance import commit
 
@@ -70,7 +70,7 @@ def measure() -> None:
     rows = read_rows(PARTIAL)
     known = {(row["table"], row["method"], row["seed"], row["measurements"]) for row in rows}
     origin = provenance()
-    tables = {name: sources.latency_table(name) for name in sources.LATENCY_TABLES}
+    tables = {name: upstream.latency_table(name) for name in upstream.LATENCY_TABLES}
     for (seed, measurements), name in tqdm(list(product(JOBS, tables))):
         for method, predictor in predictors(name).items():
             if (name, method, seed, measurements) in known:

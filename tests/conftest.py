@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs_data"):
         # Never a download: tests run without a network.
-        reason = sources.missing(marker.args, download=False)
+        reason = upstream.missing(marker.args, download=False)
         if reason:
             pytest.skip(reason)
 

@@ -21,7 +21,7 @@ from llmpp_book import __main__
 from llmpp_book.commands.work import _pool
 from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import Paths
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.jobs.cluster import ClusterError
 from llmpp_core.jobs.files import SourceError
 from llmpp_core.jobs.table import JobsLost
@@ -174,21 +174,21 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A data folder with one whole file for each of two groups; the cache is empty and there is no network."""
     found, registry = {}, {}
     for group in ("tfs", "latency"):
-        name = f"{sources.GROUPS[group]}file"
+        name = f"{upstream.GROUPS[group]}file"
         found[group] = tmp_path / "data" / name
         found[group].parent.mkdir(parents=True)
         found[group].write_text(group)
         registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
-    monkeypatch.setattr(sources, "registry", lambda: registry)
-    monkeypatch.setattr(sources, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "online", lambda: False)
+    monkeypatch.setattr(upstream, "registry", lambda: registry)
+    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(upstream, "online", lambda: False)
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data"))
     return found
 
 
 def test_fetch_checks_what_is_here_and_names_what_cannot_be_had(data: dict[str, Path], book: Paths, capsys: Any) -> None:
     assert call(capsys, "fetch") == (0, "2 of 2 files are here and whole\n", "")
-    assert call(capsys, "fetch", "tfs", f"{sources.GROUPS['tfs']}file")[:2] == (0, "1 of 1 files are here and whole\n")
+    assert call(capsys, "fetch", "tfs", f"{upstream.GROUPS['tfs']}file")[:2] == (0, "1 of 1 files are here and whole\n")
     data["tfs"].write_text("tampered")
     data["latency"].unlink()
     # Nothing runs on damaged files.
@@ -200,7 +200,7 @@ def test_fetch_checks_what_is_here_and_names_what_cannot_be_had(data: dict[str, 
     code, out, err = call(capsys, "fetch")
     assert (code, out) == (1, "0 of 2 files are here and whole\n")
     damaged, absent = err.splitlines()
-    assert absent == f"{sources.GROUPS['latency']}file is not here, and its public address does not answer"
+    assert absent == f"{upstream.GROUPS['latency']}file is not here, and its public address does not answer"
     assert "is damaged: sha256 is" in damaged
 
 

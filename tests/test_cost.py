@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
 from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.search_space import HAT_WMT, SPACES
@@ -31,7 +31,7 @@ def one(seed: int, decoder_layers: int | None = None) -> Architecture:
 @pytest.mark.needs_data("tfs")
 def test_exact_on_every_upstream_record() -> None:
     """To the last unit, with and without the output projection, on all 270 rows."""
-    rows = [row for split in sources.tfs_splits(download=False) for part in split[2:] for row in part.itertuples()]
+    rows = [row for split in upstream.tfs_splits(download=False) for part in split[2:] for row in part.itertuples()]
     assert len(rows) == 270
     for row in rows:
         arch = row.architecture

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline, make_union
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.space.architecture import SPAN_LAYERS
 from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, ScoreFeatures
@@ -68,22 +68,22 @@ def test_hat_features_of_a_known_architecture(rng: np.random.Generator) -> None:
 @pytest.mark.needs_data("tfs")
 def test_hat_features_of_the_records_are_in_the_spaces_range() -> None:
     low, high = (HATFeatures().transform([arch])[0] for arch in (HAT_WMT.smallest(), HAT_WMT.largest()))
-    for task in sources.TFS_TASKS:
-        rows = HATFeatures().transform(sources.tfs_records(task, download=False)["architecture"])
+    for task in upstream.TFS_TASKS:
+        rows = HATFeatures().transform(upstream.tfs_records(task, download=False)["architecture"])
         assert rows.shape == (30, 10)
         assert (rows >= low).all()
         assert (rows <= high).all()
 
 
 @pytest.mark.needs_data("latency")
-@pytest.mark.parametrize("name", sources.LATENCY_TABLES)
+@pytest.mark.parametrize("name", upstream.LATENCY_TABLES)
 def test_hat_features_have_the_scale_of_the_latency_tables(name: str, rng: np.random.Generator) -> None:
     """The tables hold architectures of all values of HAT's spaces together; their averages agree with samples of it."""
     heads, ffn = (8, 4, 2), (3072, 2048, 1024, 512)
     lists = {"encoder_ffn_dims": ffn, "decoder_ffn_dims": ffn}
     lists |= dict.fromkeys(("encoder_heads", "decoder_self_heads", "decoder_cross_heads"), heads)
     rows = HATFeatures().transform(replace(HAT_WMT, name="HAT", **lists).sample(4000, rng))
-    table = sources.latency_table(name, download=False)[list(HAT_FEATURE_NAMES)]
+    table = upstream.latency_table(name, download=False)[list(HAT_FEATURE_NAMES)]
     assert np.allclose(rows.mean(axis=0), table.mean(), rtol=0.04)
     assert np.allclose(rows.std(axis=0), table.std(), rtol=0.1, atol=0.05)
 

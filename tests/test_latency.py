@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 from llmpp_book.studies import latency as study
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.latency.hat_mlp import LatencyMLP
 from llmpp_core.latency.predictor import (
     LatencyPredictor,
@@ -225,7 +225,7 @@ def test_the_record_holds_every_comparison_and_where_it_is_from() -> None:
     methods = set(study.predictors("wmt14ende_gpu_titanxp"))
     full = recorded[recorded["measurements"] == 1600]
     assert full.groupby(["table", "seed"])["method"].agg(set).map(lambda found: found == methods).all()
-    assert set(full["table"]) == set(sources.LATENCY_TABLES)
+    assert set(full["table"]) == set(upstream.LATENCY_TABLES)
     assert not recorded.duplicated(["table", "method", "seed", "measurements"]).any()
     assert recorded.notna().all(axis=None)
     assert (recorded[["rmse", "mape", "seconds"]] > 0).all(axis=None)
@@ -235,7 +235,7 @@ def test_the_record_holds_every_comparison_and_where_it_is_from() -> None:
 @pytest.mark.needs_data("latency")
 @pytest.mark.parametrize("name", ["iwslt14deen_gpu_titanxp", "wmt14ende_cpu_xeon", "wmt14enfr_cpu_raspberrypi"])
 def test_no_worse_than_hats_mlp_on_the_same_splits_and_quick_to_learn_a_new_table(name: str) -> None:
-    frames = {table: sources.latency_table(table, download=False) for table in sources.LATENCY_TABLES}
+    frames = {table: upstream.latency_table(table, download=False) for table in upstream.LATENCY_TABLES}
     recorded = study.recorded().query("table == @name and measurements == 1600").pivot(index="seed", columns="method", values="rmse")
     own = [study.compare(frames[name], LatencyPredictor(), seed)["rmse"] for seed in recorded.index]
     assert own == pytest.approx(recorded[study.OWN].tolist(), rel=1e-3), "as recorded"

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from llmpp_core import metrics
-from llmpp_core import upstream as sources
+from llmpp_core import metrics, upstream
 from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import TFSSplit
@@ -258,7 +257,7 @@ def test_the_papers_supernet_rows() -> None:
         def predict(self, archs: Any) -> np.ndarray:
             return np.array([self.scores[arch] for arch in archs])  # type: ignore[index]
 
-    splits = list(sources.tfs_splits(download=False))
+    splits = list(upstream.tfs_splits(download=False))
     published = {
         "HAT": [(1.14, 0.71), (1.59, 0.79), (0.91, 0.72), (1.22, 0.74)],
         "Supernet (Sandwich)": [(1.05, 0.81), (1.27, 0.78), (0.91, 0.72), (1.08, 0.77)],

@@ -19,7 +19,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -119,8 +119,8 @@ def frame(nb: NotebookNode) -> Iterator[str]:
         yield from (f"{key} of a run was left in" for key in ("papermill", "execution", "widgets") if key in metadata)
     declared = nb.metadata.get("llmpp", {})
     # The runner adds what is known of the run that the stored outputs come from.
-    if set(declared) - {"run"} != {"needs"} or not set(declared.get("needs", [])) <= set(sources.GROUPS):
-        yield f"metadata.llmpp must be needs, of {', '.join(sources.GROUPS)}; found {dict(declared)}"
+    if set(declared) - {"run"} != {"needs"} or not set(declared.get("needs", [])) <= set(upstream.GROUPS):
+        yield f"metadata.llmpp must be needs, of {', '.join(upstream.GROUPS)}; found {dict(declared)}"
     opener = nb.cells[0].source if nb.cells[0].cell_type == "markdown" else ""
     words = "".join(rf"\n\n\*\*{word}\.\*\* \S.*" for word in ("Question", "Answer", "Needs", "Time"))
     if not re.match(r"(?:\(\S+\)=\n)?# \S[^\n]*" + words, opener, flags=re.S):

@@ -16,8 +16,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 
-from llmpp_core import metrics
-from llmpp_core import upstream as sources
+from llmpp_core import metrics, upstream
 from llmpp_core.predictors.baselines import OWN_CHOICE, CalibratedPredictor, TablePredictor, baselines, supernet_family, supernet_predictors
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_parameters
@@ -255,12 +254,12 @@ def test_choosing_by_leave_one_out_takes_the_member_with_the_least_error_on_the_
 
 @pytest.fixture(scope="module")
 def records() -> dict[str, pd.DataFrame]:
-    return {task: sources.tfs_records(task, download=False) for task in TFS_TASKS}
+    return {task: upstream.tfs_records(task, download=False) for task in TFS_TASKS}
 
 
 @pytest.fixture(scope="module")
 def summary(records: dict[str, pd.DataFrame]) -> Callable[[str], pd.DataFrame]:
-    splits = list(sources.tfs_splits(download=False))
+    splits = list(upstream.tfs_splits(download=False))
     zoo: dict[str, Any] = {task: {**baselines(), **supernet_predictors(frame)} for task, frame in records.items()}
     return lambda name: metrics.summarise(metrics.evaluate(lambda split: zoo[split.task][name], splits))
 

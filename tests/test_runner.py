@@ -23,7 +23,7 @@ from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import Paths
 from llmpp_book.runner.run import run
 from llmpp_book.runner.status import read_record
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 
 GLUED = glue("ch01_quarter", "np.float64(0.25)")
 FIRST = (
@@ -65,8 +65,8 @@ def no_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLBACKEND", "module://backend_interagg")
         patch.delenv("LLMPP_DATA_DIR", raising=False)
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        patch.setattr(sources, "cache_dir", lambda: Path(os.devnull))
-        patch.setattr(sources, "online", lambda: False)
+        patch.setattr(upstream, "cache_dir", lambda: Path(os.devnull))
+        patch.setattr(upstream, "online", lambda: False)
         patch.setattr("joblib.cpu_count", lambda: 24)
         yield
 

@@ -13,7 +13,7 @@ from small_book import small_book, write_notebook
 
 from llmpp_book.runner import plan as runner_plan
 from llmpp_book.runner.notebook import Paths, normalise, read, write_atomically
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data"
     registry = {}
     for group in ("tfs", "latency"):
-        name = f"{sources.GROUPS[group]}file"
+        name = f"{upstream.GROUPS[group]}file"
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(group)
         registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
-    monkeypatch.setattr(sources, "registry", lambda: registry)
-    monkeypatch.setattr(sources, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "online", lambda: False)
+    monkeypatch.setattr(upstream, "registry", lambda: registry)
+    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(upstream, "online", lambda: False)
     monkeypatch.setenv("LLMPP_DATA_DIR", str(folder))
     return folder
 
@@ -84,8 +84,8 @@ def test_the_origin_of_data_is_known(data: Path, tmp_path: Path) -> None:
 def test_the_network_is_asked_once_and_a_failed_download_is_a_reason(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     answer = False
-    monkeypatch.setattr(sources, "online", lambda: asked.append(1) or answer)
-    monkeypatch.setattr(sources, "_MIRRORS", dict.fromkeys(sources._MIRRORS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(upstream, "online", lambda: asked.append(1) or answer)
+    monkeypatch.setattr(upstream, "_MIRRORS", dict.fromkeys(upstream._MIRRORS, "http://127.0.0.1:9/"))
     monkeypatch.delenv("LLMPP_DATA_DIR")
     found, absent = find()
     assert (found, len(asked)) == ({}, 1)
@@ -102,8 +102,8 @@ def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(data: Path
         absent = jobs(book, "05")["05_e"]
     assert (here.missing, bool(absent.missing)) == ("", True)
     assert here.content == absent.content, "what was computed from the same files stays valid"
-    (data / sources.GROUPS["tfs"] / "file").write_text("tampered")
-    with pytest.raises(sources.DamagedFileError, match="is damaged"):
+    (data / upstream.GROUPS["tfs"] / "file").write_text("tampered")
+    with pytest.raises(upstream.DamagedFileError, match="is damaged"):
         jobs(book, "05")
 
 

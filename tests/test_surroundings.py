@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_book import write_notebook
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.jobs import files
 from llmpp_core.nets.distributed import processes
 from llmpp_core.text.corpora import find_wmt
@@ -47,24 +47,24 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
 
     monkeypatch.setattr(files.platformdirs, "user_cache_path", homeless)
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
-    name = sources.names("tfs")[0]
+    name = upstream.names("tfs")[0]
     for ask in (
         files.cache_dir,
-        lambda: sources.fetch(name, download=False),
-        lambda: sources.fetch(name),
+        lambda: upstream.fetch(name, download=False),
+        lambda: upstream.fetch(name),
         lambda: find_wmt("wmt14.en-de", "train"),
     ):
         with pytest.raises(files.SourceError, match=r"no cache folder, .*; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR"):
             ask()
-    assert "set HOME" in (sources.missing(["tfs"], download=False) or "")
+    assert "set HOME" in (upstream.missing(["tfs"], download=False) or "")
     (tmp_path / "wmt14.en-de").mkdir()
     for language in ("en", "de"):
         (tmp_path / "wmt14.en-de" / f"train.{language}").write_text("a b\n")
     monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(sources, "_check", lambda path, sha256: None)
+    monkeypatch.setattr(upstream, "_check", lambda path, sha256: None)
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("")
-    assert sources.fetch(name) == tmp_path / name
+    assert upstream.fetch(name) == tmp_path / name
     assert find_wmt("wmt14.en-de", "train")
 
 

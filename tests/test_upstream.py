@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llmpp_core import upstream as sources
+from llmpp_core import upstream
 from llmpp_core.jobs import files
 from llmpp_core.space.cost import count_flops
 from llmpp_core.space.features import HAT_FEATURE_NAMES
@@ -30,8 +30,8 @@ NAME = "llmas/data/train-test_seedarchs/123/wmt14ende/train.jsonl"
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without data: no LLMPP_DATA_DIR, an empty cache, and no way to the public addresses."""
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
-    monkeypatch.setattr(sources, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "_MIRRORS", dict.fromkeys(sources._MIRRORS, "http://127.0.0.1:9/"))
+    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(upstream, "_MIRRORS", dict.fromkeys(upstream._MIRRORS, "http://127.0.0.1:9/"))
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def mirror(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"
-        monkeypatch.setattr(sources, "_MIRRORS", {top: f"{address}{top}/" for top in sources._MIRRORS})
+        monkeypatch.setattr(upstream, "_MIRRORS", {top: f"{address}{top}/" for top in upstream._MIRRORS})
         yield folder
         server.shutdown()
         thread.join()
@@ -62,7 +62,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Stand-in content for NAME, so that these tests need no upstream file."""
     content = b'{"a": 1}\n' * 1000
     entry = {NAME: (hashlib.sha256(content).hexdigest(), len(content))}
-    monkeypatch.setattr(sources, "registry", lambda: entry)
+    monkeypatch.setattr(upstream, "registry", lambda: entry)
     return content
 
 
@@ -81,13 +81,13 @@ def files_below(folder: Path) -> list[str]:
 
 
 def test_the_registry_lists_every_group() -> None:
-    assert {group: len(sources.names(group)) for group in sources.GROUPS} == {"tfs": 18, "unlabelled": 6, "latency": 8, "multi30k": 19}
-    assert sum(len(sources.names(group)) for group in sources.GROUPS) == len(sources.registry())
-    assert sources.names(NAME) == [NAME]
+    assert {group: len(upstream.names(group)) for group in upstream.GROUPS} == {"tfs": 18, "unlabelled": 6, "latency": 8, "multi30k": 19}
+    assert sum(len(upstream.names(group)) for group in upstream.GROUPS) == len(upstream.registry())
+    assert upstream.names(NAME) == [NAME]
     with pytest.raises(ValueError, match="unknown data 'tsf'; allowed are tfs, unlabelled, latency, multi30k"):
-        sources.names("tsf")
+        upstream.names("tsf")
     with pytest.raises(ValueError, match=r"unknown data 'tfs/nothing\.jsonl'"):
-        sources.fetch("tfs/nothing.jsonl")
+        upstream.fetch("tfs/nothing.jsonl")
 
 
 def test_the_registry_equals_the_manifest() -> None:
@@ -96,9 +96,9 @@ def test_the_registry_equals_the_manifest() -> None:
         pytest.skip("LLMPP_DATA_DIR has no MANIFEST.tsv")
     with open(manifest, newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file, delimiter="\t")}
-    for name, expected in sources.registry().items():
+    for name, expected in upstream.registry().items():
         top, _, rest = name.partition("/")
-        assert (rows[name]["sha256"], int(rows[name]["bytes"]), rows[name]["url"]) == (*expected, sources._MIRRORS[top] + rest)
+        assert (rows[name]["sha256"], int(rows[name]["bytes"]), rows[name]["url"]) == (*expected, upstream._MIRRORS[top] + rest)
 
 
 # --- where files come from ----------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def test_the_registry_equals_the_manifest() -> None:
 def test_the_data_folder_comes_first_and_is_only_read(nowhere: Path, known: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMPP_DATA_DIR", str(nowhere / "data"))
     cached = put(nowhere / "cache", known)
-    assert sources.fetch(NAME) == cached
+    assert upstream.fetch(NAME) == cached
     path = put(nowhere / "data", known)
-    assert sources.fetch(NAME) == path
-    assert len(sources.read_jsonl(path)) == 1000
+    assert upstream.fetch(NAME) == path
+    assert len(upstream.read_jsonl(path)) == 1000
     assert files_below(nowhere) == [f"cache/{NAME}", f"data/{NAME}"]
     assert path.read_bytes() == known
 
@@ -120,13 +120,13 @@ def test_the_data_folder_comes_first_and_is_only_read(nowhere: Path, known: byte
 def test_a_damaged_file_is_set_aside_and_never_used(where: str, damage, nowhere: Path, known: bytes, monkeypatch) -> None:
     path = put(nowhere / where, damage(known))
     monkeypatch.setenv("LLMPP_DATA_DIR", str(nowhere / "data"))
-    with pytest.raises(sources.DamagedFileError, match=r"damaged: sha256 is .* not used, set aside as train.jsonl.damaged") as error:
-        sources.missing([NAME], download=False)
+    with pytest.raises(upstream.DamagedFileError, match=r"damaged: sha256 is .* not used, set aside as train.jsonl.damaged") as error:
+        upstream.missing([NAME], download=False)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert files_below(nowhere) == [f"{where}/{NAME}.damaged"]
     with pytest.raises(files.SourceError, match="is not here"):
-        sources.fetch(NAME, download=False)
+        upstream.fetch(NAME, download=False)
 
 
 def test_a_damaged_file_in_a_folder_that_cannot_be_written(nowhere: Path, known: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,19 +138,19 @@ def test_a_damaged_file_in_a_folder_that_cannot_be_written(nowhere: Path, known:
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(files.SourceError, match=r"damaged.*not used, left in place"):
-        sources.fetch(NAME)
+        upstream.fetch(NAME)
     assert path.exists()
 
 
 def test_an_absent_file_says_how_to_get_it(nowhere: Path, known: bytes) -> None:
     with pytest.raises(files.SourceError, match=f"{NAME} is not here; set LLMPP_DATA_DIR or run: llmpp fetch"):
-        sources.fetch(NAME, download=False)
+        upstream.fetch(NAME, download=False)
     with pytest.raises(files.SourceError, match=f"{NAME} could not be downloaded") as error:
-        sources.fetch(NAME)
+        upstream.fetch(NAME)
     assert "\n" not in str(error.value)
     assert files_below(nowhere) == []
-    assert sources.missing([], download=False) is None
-    assert (sources.missing([NAME], download=False) or "").startswith(f"{NAME} is not here")
+    assert upstream.missing([], download=False) is None
+    assert (upstream.missing([NAME], download=False) or "").startswith(f"{NAME} is not here")
 
 
 # --- downloads ----------------------------------------------------------------------------------------------------
@@ -158,11 +158,11 @@ def test_an_absent_file_says_how_to_get_it(nowhere: Path, known: bytes) -> None:
 
 def test_a_download_lands_whole_in_the_cache_and_is_kept(mirror: Path, known: bytes, nowhere: Path) -> None:
     served = put(mirror, known)
-    path = sources.fetch(NAME)
+    path = upstream.fetch(NAME)
     assert path == nowhere / "cache" / NAME
     assert path.read_bytes() == known
     served.unlink()
-    assert sources.fetch(NAME) == path
+    assert upstream.fetch(NAME) == path
     assert files_below(nowhere) == [f"cache/{NAME}"]
 
 
@@ -181,7 +181,7 @@ def test_a_download_that_fails_leaves_nothing(mirror: Path, known: bytes, nowher
         monkeypatch.setattr(QuietHandler, "do_GET", send_half)
     reason = {"another checksum": ": the download does not have the expected sha256.*discarded", "not there": ".*HTTPError"}.get(fault, "")
     with pytest.raises(files.SourceError, match=NAME + reason):
-        sources.fetch(NAME)
+        upstream.fetch(NAME)
     assert files_below(nowhere / "cache") == []
 
 
@@ -193,7 +193,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + line + b'\n{"a": 4}\n')
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}, line 3: expected one JSON object, got") as error:
-        sources.read_jsonl(path)
+        upstream.read_jsonl(path)
     assert "\n" not in str(error.value)
 
 
@@ -213,44 +213,44 @@ def test_records_of_another_shape_are_named(tmp_path: Path, record: str, reason:
     path = tmp_path / "records.jsonl"
     path.write_text(record + "\n")
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}, line 1: {reason}"):
-        sources.read_tfs(path)
+        upstream.read_tfs(path)
 
 
 @pytest.mark.needs_data("tfs")
 def test_splits_are_ten_and_twenty_of_the_same_thirty() -> None:
-    splits = list(sources.tfs_splits(download=False))
-    assert [(split.task, split.seed) for split in splits] == [(t, s) for t in sources.TFS_TASKS for s in sources.TFS_SPLITS]
+    splits = list(upstream.tfs_splits(download=False))
+    assert [(split.task, split.seed) for split in splits] == [(t, s) for t in upstream.TFS_TASKS for s in upstream.TFS_SPLITS]
     assert len({frozenset(split.test["architecture"]) for split in splits}) == 9
     for split in splits:
         demonstrations, test = set(split.demonstrations["architecture"]), set(split.test["architecture"])
         assert (len(demonstrations), len(test)) == (10, 20)
         assert demonstrations.isdisjoint(test)
-        records = sources.tfs_records(split.task, download=False)
+        records = upstream.tfs_records(split.task, download=False)
         assert all(arch in HAT_WMT for arch in records["architecture"])
         rows = pd.concat([split.demonstrations, split.test]).sort_values(["flops", "bleu"], ignore_index=True)
         pd.testing.assert_frame_equal(rows, records)
     with pytest.raises(ValueError, match="unknown task 'wmt16'; allowed are wmt14ende, wmt14enfr, wmt19ende"):
-        sources.tfs_records("wmt16")
+        upstream.tfs_records("wmt16")
 
 
 @pytest.mark.needs_data("tfs")
-@pytest.mark.parametrize("task", sources.PAPER_TASKS.values())
-def test_the_table_of_tasks_is_that_of_the_records(task: sources.PaperTask) -> None:
-    records = sources.tfs_records(task.records, download=False)
+@pytest.mark.parametrize("task", upstream.PAPER_TASKS.values())
+def test_the_table_of_tasks_is_that_of_the_records(task: upstream.PaperTask) -> None:
+    records = upstream.tfs_records(task.records, download=False)
     for arch, flops, total in records[["architecture", "flops", "flops_total"]].itertuples(index=False):
         assert (count_flops(arch), count_flops(arch, task.subwords)) == (flops, total)
 
 
 @pytest.mark.needs_data("latency")
-@pytest.mark.parametrize("name", sources.LATENCY_TABLES)
+@pytest.mark.parametrize("name", upstream.LATENCY_TABLES)
 def test_latency_tables(name: str) -> None:
-    table = sources.latency_table(name, download=False)
+    table = upstream.latency_table(name, download=False)
     assert table.shape == (2000, 15)
     assert tuple(table)[:10] == HAT_FEATURE_NAMES
     assert (table > 0).all(axis=None)
 
 
-HEADER = ",".join(sources._HAT_COLUMNS)
+HEADER = ",".join(upstream._HAT_COLUMNS)
 ROW = "640,6,3072,8,640,6,3072,8,8,3,10,20,1,2"
 
 
@@ -259,7 +259,7 @@ def test_a_latency_table_is_read_by_column_name(tmp_path: Path) -> None:
     reordered = ",".join(["unused", *HEADER.split(",")[::-1]]) + "\n" + ",".join(["0", *ROW.split(",")[::-1]])
     for text in (f"{HEADER}\n{ROW}", reordered):
         path.write_text(text + "\n")
-        row = sources.read_latency(path).iloc[0]
+        row = upstream.read_latency(path).iloc[0]
         assert (row["encoder_embed_dim"], row["decoder_cross_layers_mean"], row["latency_ms"]) == (640, 3, 30)
 
 
@@ -280,7 +280,7 @@ def test_a_bad_latency_table_is_refused(tmp_path: Path, text: str, reason: str) 
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{reason}") as error:
-        sources.read_latency(path)
+        upstream.read_latency(path)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="unknown latency table 'abacus'; allowed are"):
-        sources.latency_table("abacus")
+        upstream.latency_table("abacus")

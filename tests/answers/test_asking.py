@@ -17,8 +17,7 @@ from own_questions import OWN, TASK, questions
 from llmpp_book.studies import answer_scores as scores
 from llmpp_book.studies import answers
 from llmpp_book.studies import questions as experiments
-from llmpp_core import metrics
-from llmpp_core import upstream as sources
+from llmpp_core import metrics, upstream
 from llmpp_core.llm.client import Settings
 from llmpp_core.llm.offline import MODEL, OfflineEndpoint, answer_prompt
 from llmpp_core.llm.prompts import FULL, LEVELS
@@ -56,8 +55,8 @@ def test_experiments_are_what_they_say() -> None:
     assert Counter(q.labels["demonstrations"] for q in built["wmt-demos-batched"]) == dict.fromkeys((1, 3, 5, 8), 6)
     assert all(q.prompt.text.count("\nBLEU: ") == q.labels["demonstrations"] for q in built["wmt-demos-batched"])
     # Prompts tell the GFLOPs of the upstream records.
-    for task in sources.TFS_TASKS:
-        records = sources.tfs_records(task)
+    for task in upstream.TFS_TASKS:
+        records = upstream.tfs_records(task)
         told = map(experiments.WMT_TASKS[task].efficiency.value, records["architecture"])
         assert [f"{cost:.1f}" for cost in told] == [f"{flops / 1e9:.1f}" for flops in records["flops_total"]]
 
@@ -201,7 +200,7 @@ def test_the_noise_of_an_answer_is_pooled_and_shared_within_a_request() -> None:
 
 def test_a_shuffled_split_shows_what_the_shuffled_prompts_show() -> None:
     frame = pd.DataFrame({"architecture": ARCHS, "bleu": np.linspace(20, 26, 12).round(2)})
-    split = sources.TFSSplit("wmt14ende", 123, frame.iloc[:10], frame.iloc[10:])
+    split = upstream.TFSSplit("wmt14ende", 123, frame.iloc[:10], frame.iloc[10:])
     shown = experiments.shuffle(split)
     assert sorted(shown.demonstrations["bleu"]) == sorted(split.demonstrations["bleu"])
     assert list(shown.demonstrations["bleu"]) != list(split.demonstrations["bleu"])
