@@ -29,7 +29,7 @@ FILES = {
     "llmpp_core/llm/templates/role.txt": "You predict.\n",
     "llmpp_core/tasks.py": "x = 1\n",
     "llmpp_book/__init__.py": "",
-    "llmpp_book/figures.py": "import llmpp_core.upstream\n",
+    "llmpp_book/figures.py": "import llmpp_core.upstream as sources\n",
     "llmpp_book/studies/__init__.py": "",
     "llmpp_book/studies/truth.py": 'RESULTS = repository.RESULTS / "tfs"\n',
     "llmpp_book/studies/questions.py": 'from llmpp_core import Client\nRESULTS = repository.RESULTS / "llm"\n',
