@@ -7,6 +7,8 @@ that help comes at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import re
 import sys
 from collections.abc import Sequence
@@ -15,15 +17,6 @@ from typing import Any, NoReturn
 
 from llmpp_book.commands import prompts, work
 from llmpp_book.errors import InputError, blame_input
-
-#: The extra of pyproject.toml that brings a package which only some commands need.
-EXTRAS = {
-    **dict.fromkeys(("openai",), "llm"),
-    **dict.fromkeys(("tokenizers", "sacrebleu", "pooch", "requests"), "tasks"),
-    **dict.fromkeys(("datasets", "pyarrow"), "wmt"),
-    **dict.fromkeys(("dask", "distributed", "accelerate"), "scale"),
-    **dict.fromkeys(("doit", "papermill", "pydantic", "nbformat", "jupyter_client", "matplotlib", "seaborn"), "book"),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,6 +126,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def extra_of(package: str) -> str | None:
+    """Return the extra that brings a package, by what the installed project says of itself; None if none does."""
+    name = re.escape(package.replace("_", "-"))
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for text in importlib.metadata.requires("llmpp") or ():
+            if found := re.match(rf"""{name}(?![\w-])[^;]*; extra == ["'](\w+)""", text):
+                return found[1]
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 or 128 and the signal's number if interrupted."""
     args = parser().parse_args(argv)
@@ -143,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(interruption, "code", 130)
     except ModuleNotFoundError as error:
         lacking = (error.name or "").partition(".")[0]
-        if (extra := EXTRAS.get(lacking)) is None:
+        if (extra := extra_of(lacking)) is None:
             raise
         print(f"{lacking} is not installed, which this command needs: pip install 'llmpp[{extra}]'", file=sys.stderr)
         return 1
