@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ CLASSES = 10
 SEEDS = 3
 #: What a network is made of: the choices of the space in digits.yml.
 CHOICES = ("blocks", "channels", "kernel", "norm", "activation")
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class _Batched:
     def __init__(self, network: Mapping[str, Any], generators: Sequence[torch.Generator]):
         self.network, self.n = network, len(generators)
         self.parameters: list[Tensor] = []
-        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.layers: list[tuple[Tensor, ...]] = []
         before = 1
         for channels, kernel in zip(network["channels"], network["kernel"], strict=True):
             weights = self._draw(generators, (channels, before, kernel, kernel), (2 / (before * kernel**2)) ** 0.5).flatten(0, 1)
             scale, shift = torch.ones(self.n * channels), torch.zeros(self.n * channels)
-            self.layers.append((weights, shift, scale, torch.stack([shift, scale])))
+            self.layers.append((weights, shift, scale, shift.clone(), scale.clone()))
             self.parameters += [weights, shift] + [scale] * (network["norm"] == "batch")
             before = channels
         self.head, self.bias = self._draw(generators, (before, CLASSES), before**-0.5), torch.zeros(self.n, 1, CLASSES)
@@ -111,9 +111,9 @@ class _Batched:
         """Return what the networks say, (networks, n, classes), of their own images, (networks, n, 1, 8, 8)."""
         x = images.squeeze(2).transpose(0, 1).contiguous(memory_format=torch.channels_last)
         normalise, activation = self.network["norm"] == "batch", ACTIVATIONS[self.network["activation"]]
-        for number, (weights, shift, scale, statistics) in enumerate(self.layers):
+        for number, (weights, shift, scale, mean, variance) in enumerate(self.layers):
             x = F.conv2d(x, weights, None if normalise else shift, padding=weights.shape[-1] // 2, groups=self.n)
-            x = activation(F.batch_norm(x, *statistics, scale, shift, learning) if normalise else x)
+            x = activation(F.batch_norm(x, mean, variance, scale, shift, learning) if normalise else x)
             if number == 0:
                 x = F.max_pool2d(x, 2)
         means = x.mean((2, 3)).unflatten(1, (self.n, -1)).transpose(0, 1)
