@@ -113,9 +113,9 @@ class _Batched:
         normalise, activation = self.network["norm"] == "batch", ACTIVATIONS[self.network["activation"]]
         for number, (weights, shift, scale, mean, variance) in enumerate(self.layers):
             x = F.conv2d(x, weights, None if normalise else shift, padding=weights.shape[-1] // 2, groups=self.n)
-            x = activation(F.batch_norm(x, mean, variance, scale, shift, learning) if normalise else x)
-            if number == 0:
-                x = F.max_pool2d(x, 2)
+            x = F.batch_norm(x, mean, variance, scale, shift, learning) if normalise else x
+            # Pooling before a rising activation gives the same as after it, and leaves it a quarter of the work.
+            x = activation(F.max_pool2d(x, 2) if number == 0 else x)
         means = x.mean((2, 3)).unflatten(1, (self.n, -1)).transpose(0, 1)
         return torch.baddbmm(self.bias, means, self.head)
 
