@@ -70,22 +70,23 @@ def scores(seed: int | None = None, results: Path = RESULTS) -> pd.DataFrame:
     full, short = (_read(results / f"{name}.jsonl") for name in ("digits", "digits.proxy"))
     if full["data_sha256"].iloc[0] != short["data_sha256"].iloc[0]:
         raise ValueError(f"{results}: the two tables were made from different data")
-    by_seed = full.pivot(index="network", columns="seed", values="accuracy")
+    by_seed = full.pivot(index="row", columns="seed", values="accuracy")
     if seed is not None and seed not in by_seed:
         raise ValueError(f"seed: expected one of {', '.join(map(str, by_seed))}, got {seed!r}")
     frame = by_seed.add_prefix("seed ") if seed is None else by_seed[[seed]].set_axis(["score"], axis=1)
-    first = full[full["seed"] == full["seed"].min()].set_index("network")["seconds"]
-    frame = frame.join([first, short.set_index("network")[["accuracy", "seconds"]].set_axis(["short", "short seconds"], axis=1)]).dropna()
-    order = [network for network in networks() if network in frame.index]
-    return frame.loc[order].rename_axis("network").reset_index()
+    first = full[full["seed"] == full["seed"].min()].set_index("row")["seconds"]
+    frame = frame.join([first, short.set_index("row")[["accuracy", "seconds"]].set_axis(["short", "short seconds"], axis=1)]).dropna()
+    listed = networks()
+    frame.insert(0, "network", [listed[row] for row in frame.index])
+    return frame.sort_index().reset_index(drop=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
     # All rows are of one recipe and one data set: those of the first.
     first = Table(path).frame(f"llmpp digits{repository.HINT}").iloc[0]
     rows = Table(path, {name: first[name] for name in ("recipe", "data_sha256")}).frame()
-    names = [choice.name for choice in space().choices]
-    return rows.assign(network=[space().read(row) for row in rows[names].to_dict("records")])
+    names, order = [choice.name for choice in space().choices], {network: row for row, network in enumerate(networks())}
+    return rows.assign(row=[order[space().read(row)] for row in rows[names].to_dict("records")])
 
 
 class Known(NamedTuple):
