@@ -85,11 +85,16 @@ def add_commands(commands: Any) -> None:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
     add("--seed", **{**number, "type": integer(0)}, default=0, help="draws weights, batches, subnets and dropout (default 0)")
 
+    digits = add_command(commands, "digits", _digits)
+    digits.add_argument("--results", type=Path, metavar="DIR", help="where the tables are (default: this project's, in results/digits)")
+
+    for parser in (digits, benchmark, searches, train):
+        minutes = _written(r"\+?" + NUMBER, "a number from 0", float)
+        parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
     for parser in (benchmark, searches, train):
-        add, minutes = parser.add_argument, _written(r"\+?" + NUMBER, "a number from 0", float)
+        add = parser.add_argument
         add("task", metavar="TASK", help="such as synthetic, multi30k.en-de or wmt14.en-de")
         add("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
-        add("--minutes", type=minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
         if parser is not train:
             where = parser.add_mutually_exclusive_group()
             where.add_argument("--jobs", **number, default=1, help="how many jobs at a time, on a GPU too (default 1)")
@@ -157,6 +162,17 @@ def _searches(args: argparse.Namespace) -> int:
         lambda folder, **options: searches.measure(args.task, folder, results=results, **given, **options),
         lambda **options: searches.measure_latency(args.task, results=results, **options),
     )
+
+
+@blame_input()
+def _digits(args: argparse.Namespace) -> int:
+    """Train every network of a small space on scikit-learn's handwritten digits. Uses one core; goes on where it stopped."""
+    from llmpp_book.studies import digits
+    from llmpp_book.studies.digits_training import measure
+
+    complete = measure(digits.networks(), args.results or digits.RESULTS, seconds=60 * args.minutes, progress=True)
+    print("complete" if complete else "not complete; the same command goes on")
+    return 0
 
 
 def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, trained: Sequence[Path] = ()) -> int:

@@ -1,0 +1,140 @@
+"""The benchmark of all networks of a small space on handwritten digits: trainings, tables, and regret of choices."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from llmpp_book.__main__ import main
+from llmpp_book.studies import digits
+from llmpp_book.studies.digits_training import SEEDS, Recipe, _Batched, measure, train
+from llmpp_core.metrics import Interval
+
+SHORT = Recipe(epochs=1)
+TWO = [digits.networks()[i] for i in (0, -2)]
+
+
+def _rows(folder):
+    names = ("digits.jsonl", "digits.proxy.jsonl")
+    rows = [json.loads(line) | {"table": name} for name in names for line in (folder / name).read_text().splitlines()]
+    return sorted(json.dumps({k: v for k, v in row.items() if k not in ("seconds", "commit")}) for row in rows)
+
+
+def test_networks_side_by_side_are_trained_as_one_alone():
+    network = next(n for n in digits.networks() if n.blocks == 2 and n.norm == "batch" and n.kernel == (3, 5))
+    together = train(network, range(SEEDS), SHORT)
+    assert together.accuracies.shape == (SEEDS, SHORT.folds)
+    assert together.accuracies.mean() > 15  # a guess has 10
+    torch.manual_seed(1)
+    torch.rand(1)
+    # What rounding does in another order grows a little in an epoch.
+    np.testing.assert_allclose(train(network, [2], SHORT).accuracies[0], together.accuracies[2], atol=1)
+    assert np.abs(together.accuracies[0] - together.accuracies[2]).max() > 2
+
+
+def test_no_network_is_touched_by_those_beside_it():
+    network, generators = TWO[1], [torch.Generator().manual_seed(i) for i in range(3)]
+    model, images = _Batched(network, generators), torch.rand(3, 4, 1, 8, 8)
+    model(images, learning=True)[1].sum().backward()
+    for parameter in model.parameters:
+        parts = parameter.grad.reshape(3, -1).abs().sum(1)
+        assert parts[1] > 0
+        assert parts[0] == parts[2] == 0
+
+
+def test_a_table_that_was_stopped_is_as_one_that_was_not(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert measure(TWO, whole, recipe=SHORT)
+    assert not measure(TWO, stopped, recipe=SHORT, seconds=0)
+    # In another order; then as a crash in the middle of a row would leave it.
+    assert measure(TWO[::-1], stopped, recipe=SHORT)
+    table = stopped / "digits.jsonl"
+    table.write_text(table.read_text()[:-700])
+    assert measure(TWO, stopped, recipe=SHORT)
+    assert _rows(stopped) == _rows(whole)
+    with pytest.raises(ValueError, match=r"recipe\.batch is 32 there and 64 here"):
+        measure(TWO, whole, recipe=Recipe(epochs=1, batch=64))
+
+
+def test_parameters_of_the_space_are_those_of_the_networks():
+    networks = digits.networks()
+    assert len(set(networks)) == len(networks) == digits.space().size()
+    some = networks[::101]
+    counted = [sum(p.numel() for p in _Batched(network, [torch.Generator()]).parameters) for network in some]
+    np.testing.assert_array_equal(digits.space().costs["parameters"](some), counted)
+
+
+@cache
+def _frame():
+    """Scores of all networks that are made up: a sum over choices, and noise."""
+    networks, rng = digits.networks(), np.random.default_rng(0)
+    size = np.log(digits.space().costs["parameters"](networks))
+    good = 40 + 5 * size + 10 * np.array([np.mean(network.kernel) + (network.norm == "batch") for network in networks])
+    seeds = {f"seed {i}": good + rng.normal(size=len(good)) for i in range(3)}
+    return pd.DataFrame({"network": networks, **seeds, "seconds": 0.4, "short": good + rng.normal(size=len(good)), "short seconds": 0.1})
+
+
+@pytest.mark.parametrize("name", digits.WAYS)
+def test_a_way_to_choose_keeps_the_limit_and_looks_at_no_score_but_those_of_the_trained(name):
+    of = digits.known(_frame(), 0.5)
+    (ten,) = digits.splits(1, np.random.default_rng(0), of)
+    chosen = digits.WAYS[name](of, ten, 3)
+    assert of.allowed[chosen]
+    if not name.endswith("trained as long"):  # which trains more
+        others = np.isin(np.arange(len(of.seen)), ten, invert=True)
+        hidden = of._replace(seen=np.where(others, np.nan, of.seen), held_out=np.full_like(of.held_out, np.nan))
+        assert digits.WAYS[name](hidden, ten, 3) == chosen
+
+
+def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
+    of = digits.known(_frame(), 0.5)
+    tens = digits.splits(40, np.random.default_rng(0), of)
+    assert tens.shape == (40, 10)
+    assert of.allowed[tens].any(axis=1).all()
+    order = np.flatnonzero(of.allowed)[np.argsort(-of.held_out[of.allowed])]
+    chosen = pd.DataFrame({"best": order[0], "third": order[2], "any": np.random.default_rng(0).choice(order, 40)})
+    found = digits.regrets(of, chosen, np.random.default_rng(0), than="third")
+    lost = of.held_out[order[0]] - of.held_out[order[2]]
+    assert found.loc["best", "regret"] == Interval(0, 0, 0)
+    assert found.loc["best", "better networks"] == 0
+    assert found.loc["third", "better networks"] == pytest.approx(100 * 2 / of.allowed.sum())
+    assert found.loc["best", "difference"] == pytest.approx((-lost,) * 3)
+    value, low, high = found.loc["any", "regret"]
+    assert low < value < high
+    assert value == pytest.approx(np.mean(of.held_out[order[0]] - of.held_out[chosen["any"]]))
+
+
+def test_regressions_are_better_than_chance_where_scores_are_a_sum():
+    of = digits.known(_frame())
+    ways = {name: digits.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
+    found = digits.regrets(of, digits.choices(of, digits.splits(20, np.random.default_rng(1), of), ways), np.random.default_rng(0))
+    assert found.loc["ridge regression", "difference"].high < 0 < found.loc["at random", "difference"].low
+    ceiling = digits.ceiling(_frame(), np.random.default_rng(0))
+    assert ceiling["noise"] == pytest.approx(1, rel=0.1)
+    assert 0 <= ceiling["regret of one seed"] < found.loc["at random", "regret"].value
+
+
+def test_scores_are_read_and_what_lacks_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"digits\.jsonl is not there or empty; measure it with: llmpp digits"):
+        digits.scores(results=tmp_path)
+    measure(TWO, tmp_path, recipe=SHORT)
+    frame = digits.scores(results=tmp_path)
+    assert list(frame["network"]) == TWO
+    assert list(frame) == ["network", "seed 0", "seed 1", "seed 2", "seconds", "short", "short seconds"]
+    # With one epoch both trainings are the same.
+    np.testing.assert_allclose(digits.scores(0, tmp_path)["score"], frame["short"], atol=1)
+    with pytest.raises(ValueError, match="seed: expected one of 0, 1, 2, got 3"):
+        digits.scores(3, tmp_path)
+    with pytest.raises(ValueError, match="2 of 1,032 networks are trained"):
+        digits.known(frame)
+
+
+def test_the_command_goes_on_and_says_so(tmp_path, capsys):
+    assert main(["digits", "--minutes", "0", "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "not complete; the same command goes on\n"
+    (tmp_path / "file").write_text("")
+    assert main(["digits", "--minutes", "0", "--results", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
