@@ -188,7 +188,10 @@ def test_a_training_that_diverges_is_reported_and_not_averaged_in(tmp_path: Path
     object.__setattr__(wild, "supernet_recipe", replace(wild.supernet_recipe, learning_rate=1e30))
     assert measure(wild, tmp_path, results=tmp_path, n=1, seeds=1, threads=1)
     reasons = ground_truth.given_up(tmp_path / "tests.wild.supernets.jsonl")
-    assert [reason.partition(": the loss is nan at update")[0] for reason in reasons] == [*(f"{name}, seed 0" for name in SUPERNETS), "HAT, seed 1"]
+    assert [reason.partition(": the loss is nan at update")[0] for reason in reasons] == [
+        *(f"{name}, seed 0" for name in SUPERNETS),
+        "HAT, seed 1",
+    ]
     with pytest.raises(ValueError, match=r"tests\.wild\.inherited\.jsonl is not there or empty"):
         supernet_scores("tests.wild", tmp_path)
     object.__setattr__(wild, "recipe", replace(wild.recipe, learning_rate=1e30))
