@@ -17,8 +17,8 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline, make_union
 from small_nets import VOCAB, new_supernet, reversed_pairs
 
+from llmpp_book.studies.paired import paired
 from llmpp_book.studies.paper_costs import training_flops
-from llmpp_book.studies.search_tables import paired_difference
 from llmpp_core import metrics
 from llmpp_core.latency.hat_mlp import LatencyMLP
 from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, choose_measurements, latency_errors, latency_terms
@@ -145,7 +145,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "build_prompt": lambda archs, scores: build_prompt(TASK, zip(ARCHS, scores, strict=True), archs, form="json").text,
     "choose_demonstrations": lambda archs, scores: choose_demonstrations(archs, 5, "spread", space=TINY),
     "partial_dependence": lambda archs, scores: partial_dependence(TablePredictorOfDepth(), TINY, archs)["mean"],
-    "paired_difference": lambda archs, scores: paired_difference(archs, ARCHS[::-1], TRAINED, groups=scores),
+    "paired": lambda archs, scores: paired(archs, ARCHS[::-1], TRAINED, groups=scores).interval(),
 }
 RECORDED = ScoreFeatures({arch: (score, -score) for arch, score in TABLE.items()})
 TRANSFORMERS = (

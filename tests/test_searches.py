@@ -27,8 +27,9 @@ from llmpp_book import __main__
 from llmpp_book.studies import measurements
 from llmpp_book.studies import searches as search_benchmark
 from llmpp_book.studies.measurements import Inheritance, Study, SupernetTraining
-from llmpp_book.studies.search_tables import found, paired_difference, searches, stopped
-from llmpp_book.studies.searches import LIMITS, SCHEDULES, latency_predictor, limits, measure, plan
+from llmpp_book.studies.paired import paired
+from llmpp_book.studies.search_tables import found, searches, stopped
+from llmpp_book.studies.searches import LIMITS, MAIN, OTHERS, latency_predictor, limits, measure, plan
 from llmpp_core.jobs.files import append_rows, read_rows
 from llmpp_core.latency.profiler import LatencyMeasurement, LatencySettings
 from llmpp_core.latency.tables import read_latency_table
@@ -41,7 +42,7 @@ PLAN = [("cheap", LIMITS[1], 0), ("switch 28", LIMITS[1], 0), ("switch 28", LIMI
 
 @pytest.fixture(autouse=True)
 def few_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_benchmark, "plan", lambda seeds: PLAN)
+    monkeypatch.setattr(search_benchmark, "plan", lambda *seeds: PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def measured(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which the searches were made one after the other."""
     folder = tmp_path_factory.mktemp("searches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_benchmark, "plan", lambda seeds: PLAN)
+        patch.setattr(search_benchmark, "plan", lambda *seeds: PLAN)
         assert measure(NAME, ground / "checkpoints", results=folder, ground_truth=ground / "tfs", seeds=1, trainings=2, threads=1)
     return folder
 
@@ -88,13 +89,14 @@ def without_times(folder: Path) -> dict[str, list[Any]]:
 
 
 def test_the_plan_has_every_schedule_with_all_seeds_at_the_middle_limit() -> None:
-    planned = PLANNED(5)
-    assert len(planned) == len(set(planned)) == 30 + 2 * 4 + 2 * 2 * 4
-    for name in SCHEDULES[:-1]:
-        assert {seed for other, limit, seed in planned if (other, limit) == (name, LIMITS[1])} == set(range(5))
+    planned = PLANNED(5, 2)
+    assert len(planned) == len(set(planned)) == 5 * 4 + 2 * 10 + 2 * 2 * 6
+    for names, seeds in ((MAIN, 5), (OTHERS, 2)):
+        for name in names:
+            assert {seed for other, limit, seed in planned if (other, limit) == (name, LIMITS[1])} == set(range(seeds))
     assert {limit for _, limit, _ in planned} == set(LIMITS)
     # More seeds later, nothing measured in vain.
-    assert set(planned) < set(PLANNED(6))
+    assert set(planned) < set(PLANNED(6, 3))
 
 
 def test_a_search_has_a_row_and_what_it_found_is_trained(measured: Path, ground: Path) -> None:
@@ -196,7 +198,7 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_should() -
             for _ in range(150):
                 rows = trained(spread * rng.normal(size=40), 1.0)
                 ours, theirs = ([archs[i] for i in rng.choice(distinct, 10, replace=distinct < 10) + start] for start in (0, 20))
-                _, low, high = paired_difference(ours, theirs, rows)
+                _, low, high = paired(ours, theirs, rows).interval()
                 hits.append(low < 0 < high)
             covered[spread, distinct] = np.mean(hits)
     # Where some architectures are found again and again, which ones these are is no accident of the seeds, so there it covers less.
@@ -208,15 +210,15 @@ def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_should() -
 def test_the_difference_of_equal_results_is_certain_and_groups_count_alike() -> None:
     archs = TINY.sample(12, np.random.default_rng(0))
     rows = pd.DataFrame([{"architecture": a, "seed": s, "valid_bleu": i + s} for i, a in enumerate(archs) for s in (0, 1)])
-    assert paired_difference(archs, archs, rows) == (0, 0, 0)
+    assert paired(archs, archs, rows).interval() == (0, 0, 0)
     # Of two limits, one with three pairs and one with a single one.
     pairs = ([archs[i] for i in (1, 2, 3, 10)], [archs[i] for i in (0, 1, 2, 0)])
-    mean, low, high = paired_difference(*pairs, rows, groups=[1.0, 1.0, 1.0, 2.0])
+    mean, low, high = paired(*pairs, rows, groups=[1.0, 1.0, 1.0, 2.0]).interval()
     assert mean == pytest.approx((1 + 10) / 2)
     assert low < mean < high
-    assert paired_difference(*pairs, rows)[0] == pytest.approx(13 / 4)
+    assert paired(*pairs, rows).value == pytest.approx(13 / 4)
     with pytest.raises(ValueError, match="expected pairs of architectures, got 2 and 1"):
-        paired_difference(archs[:2], archs[:1], rows)
+        paired(archs[:2], archs[:1], rows)
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -264,12 +266,12 @@ def test_a_recording_can_teach_the_cheap_predictor(ground: Path, tmp_path: Path,
     assert np.corrcoef(student.predict(archs), labels["predicted"])[0, 1] > 0.9
     control = search_benchmark.distilled_predictor(reversed_task(), tmp_path, ground / "tfs")[1]
     assert path != control
-    monkeypatch.setattr(search_benchmark, "plan", lambda seeds: PLAN[:1])
+    monkeypatch.setattr(search_benchmark, "plan", lambda *seeds: PLAN[:1])
     where = {"results": tmp_path, "ground_truth": ground / "tfs", "seeds": 1, "trainings": 1, "threads": 1}
     assert measure(NAME, ground / "checkpoints", **where, teacher="a-model")
     assert len(searches(NAME, tmp_path, "a-model")) == 1
     assert not (tmp_path / f"{NAME}.jsonl").exists(), "each teacher has a table of its own"
-    with pytest.raises(ValueError, match=r"no teacher 'nobody' is recorded for tests\.reversed-distill; there are offline, a-model"):
+    with pytest.raises(ValueError, match=r"no teacher 'nobody' is recorded for tests\.reversed-distill; there are offline, ridge, a-model"):
         measure(NAME, ground / "checkpoints", **where, teacher="nobody")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llmpp_core.space.architecture import Architecture
     from llmpp_core.space.search_space import SearchSpace
 
+TEACHER = "who taught the cheap predictor: offline (default), ridge, a recording of TASK-distill, or several of them, as A+B"
 #: How numbers are written on the command line.
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
@@ -38,7 +39,7 @@ def integer(least: int) -> Callable[[str], int]:
     return read
 
 
-def _written(pattern: str, wanted: str, kind: Any = str) -> Callable[[str], Any]:
+def written(pattern: str, wanted: str, kind: Any = str) -> Callable[[str], Any]:
     """Return what reads text of a pattern."""
 
     def read(text: str) -> Any:
@@ -75,8 +76,9 @@ def add_commands(commands: Any) -> None:
     add = (searches := add_command(commands, "searches", _searches)).add_argument
     add("--seeds", **number, default=5, help="how many searches per schedule (default 5)")
     add("--trainings", **number, default=3, help="how many trainings of each result (default 3)")
-    teacher = "who taught the cheap predictor: offline (default), the endpoint that is no language model, or a recording of TASK-distill"
-    add("--teacher", default="offline", metavar="NAME", help=teacher)
+    add("--teacher", default="offline", metavar="NAME", help=TEACHER)
+
+    add("--others", **number, default=2, help="how many of the schedules that are not the main ones (default 2)")
 
     add = (train := add_command(commands, "train", _train)).add_argument
     which = train.add_mutually_exclusive_group(required=True)
@@ -88,21 +90,31 @@ def add_commands(commands: Any) -> None:
     digits = add_command(commands, "digits", _digits)
     digits.add_argument("--results", type=Path, metavar="DIR", help="where the tables are (default: this project's, in results/digits)")
 
-    for parser in (digits, benchmark, searches, train):
-        minutes = _written(r"\+?" + NUMBER, "a number from 0", float)
-        parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+    add_minutes(digits)
     for parser in (benchmark, searches, train):
-        add = parser.add_argument
-        add("task", metavar="TASK", help="such as synthetic, multi30k.en-de or wmt14.en-de")
-        add("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
-        if parser is not train:
-            where = parser.add_mutually_exclusive_group()
-            where.add_argument("--jobs", **number, default=1, help="how many jobs at a time, on a GPU too (default 1)")
-            cluster = "run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N"
-            where.add_argument("--cluster", metavar="ADDRESS", help=cluster)
-            add("--device", type=_written(r"cpu|cuda(:\d+)?", "cpu or cuda"), default="cpu", help="cpu (default) or cuda")
-            add("--checkpoints", type=Path, metavar="DIR", help="where checkpoints go (default: the user's cache); shared on a cluster")
-            add("--results", type=Path, metavar="DIR", help="where the tables are, in tfs and search (default: this project's)")
+        add_task(parser, jobs=parser is not train)
+
+
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """Add what says how long a command may take."""
+    minutes = written(r"\+?" + NUMBER, "a number from 0", float)
+    parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="M", help="stop after so long; nothing is lost")
+
+
+def add_task(parser: argparse.ArgumentParser, jobs: bool = True) -> None:
+    """Add the task of a command and what says how long it may take; with `jobs` also where jobs run and tables are."""
+    add = parser.add_argument
+    add("task", metavar="TASK", help="such as synthetic, multi30k.en-de or wmt14.en-de")
+    add("--import", dest="module", metavar="MODULE", help="Python module that registers a task of yours, found from here")
+    add_minutes(parser)
+    if jobs:
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--jobs", metavar="N", type=integer(1), default=1, help="how many jobs at a time, on a GPU too (default 1)")
+        cluster = "run the jobs on a dask cluster: tcp://HOST:PORT of its scheduler, or local:N"
+        where.add_argument("--cluster", metavar="ADDRESS", help=cluster)
+        add("--device", type=written(r"cpu|cuda(:\d+)?", "cpu or cuda"), default="cpu", help="cpu (default) or cuda")
+        add("--checkpoints", type=Path, metavar="DIR", help="where checkpoints go (default: the user's cache); shared on a cluster")
+        add("--results", type=Path, metavar="DIR", help="where the tables are, in tfs and search (default: this project's)")
 
 
 def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
@@ -119,7 +131,7 @@ def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
         return arch
 
 
-def _import(module: str | None) -> None:
+def import_module(module: str | None) -> None:
     """Import the user's module; InputError if that fails."""
     import importlib
 
@@ -134,7 +146,7 @@ def _import(module: str | None) -> None:
 @blame_input()
 def _benchmark(args: argparse.Namespace) -> int:
     """Train architectures and supernets on a task, and store the scores. Goes on where it stopped; tables are in results/tfs."""
-    _import(args.module)
+    import_module(args.module)
     from llmpp_book.studies import ground_truth, measurements
 
     results, n = args.results / "tfs" if args.results else ground_truth.RESULTS, {"n": args.architectures}
@@ -152,11 +164,12 @@ def _searches(args: argparse.Namespace) -> int:
 
     Needs the task's benchmark. Goes on where it stopped; tables are in results/search.
     """
-    _import(args.module)
+    import_module(args.module)
     from llmpp_book.studies import ground_truth, searches
 
     results, tfs = (args.results / "search", args.results / "tfs") if args.results else (searches.RESULTS, ground_truth.RESULTS)
-    given = {"ground_truth": tfs, "seeds": args.seeds, "trainings": args.trainings, "teacher": args.teacher}
+    given = {"ground_truth": tfs, "seeds": args.seeds, "others": args.others, "trainings": args.trainings}
+    given["teacher"] = args.teacher
     return _measure(
         args,
         lambda folder, **options: searches.measure(args.task, folder, results=results, **given, **options),
@@ -186,7 +199,7 @@ def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, train
     if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; leave --device out to use the CPU")
     stop, common = time.time() + 60 * args.minutes, {"device": args.device, "progress": True}
-    with _executor(args) as (executor, side_by_side):
+    with executor_of(args) as (executor, side_by_side):
         # A worker elsewhere knows best how many threads are its own.
         threads = None if away else max(1, torch.get_num_threads() // side_by_side)
         options = {"threads": threads, "seconds": stop - time.time(), "executor": executor, **common}
@@ -202,7 +215,7 @@ def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, train
 
 
 @contextmanager
-def _executor(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
+def executor_of(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
     """Yield what runs the jobs, None for this process, and how many at a time, if that is known."""
     if args.cluster is not None:
         from llmpp_core.jobs.cluster import connect
@@ -247,7 +260,7 @@ def _start(module: str | None) -> None:
     end_with_parent()
     # A terminal sends Ctrl-C to all processes; the one that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _import(module)
+    import_module(module)
 
 
 @blame_input()
@@ -291,7 +304,7 @@ def _train(args: argparse.Namespace) -> int:
     On the GPU if there is one, or on several with: accelerate launch -m llmpp_book train ... Goes on where it stopped, on any number of
     processes.
     """
-    _import(args.module)
+    import_module(args.module)
     from llmpp_book.studies.measurements import SUPERNET_KINDS, prepare
     from llmpp_core.nets.distributed import all_or_none, processes
     from llmpp_core.nets.supernet import SuperTransformer

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -42,6 +42,8 @@ from llmpp_core.tasks.task import Task
 from llmpp_core.text.batches import Pairs
 from llmpp_core.upstream import SUPERNETS
 
+#: Seed of the second HAT supernet, which judges what searches with the first one find.
+JUDGE = 1
 #: Further architectures whose latency is measured, to check a prediction of it.
 CHECKED = 30
 #: Most training pairs of a task that is sent to the workers of a cluster; a larger one they make by its name.
@@ -239,14 +241,22 @@ class Study:
         self.complete &= len(found) == len(listed)
         return found
 
-    def train(self, name: str, archs: Sequence[Architecture], seeds: int) -> list[dict[str, Any]]:
-        """Train architectures from scratch, with so many seeds each, and remove the checkpoint of each when its row is written."""
+    def train(self, name: str, archs: Sequence[Architecture], seeds: int) -> bool:
+        """Train architectures from scratch with so many seeds each, as `train_each`, and one seed after the other."""
+        return self.train_each(name, dict.fromkeys(archs, seeds))
+
+    def train_each(self, name: str, seeds: Mapping[Architecture, int]) -> bool:
+        """Train architectures, each with seeds up to a number of its own, and return whether all have their rows.
+
+        The checkpoint of each is removed when its row is written.
+        """
 
         def forget(row: dict[str, Any]) -> None:
             _checkpoint(self.folder, self.task.name, Architecture.from_hat_dict(row["arch"]), row["seed"]).unlink(missing_ok=True)
 
-        jobs = [Training(arch=arch, seed=seed, **self.place) for seed in range(seeds) for arch in archs]
-        return self.run(self.table(name, self.task.recipe), jobs, forget)
+        each = [(seed, arch) for arch, number in seeds.items() for seed in range(number)]
+        jobs = [Training(arch=arch, seed=seed, **self.place) for seed, arch in sorted(each, key=lambda pair: pair[0])]
+        return len(self.run(self.table(name, self.task.recipe), jobs, forget)) == len(jobs)
 
 
 def measure(given: Task | str, folder: Path, *, results: Path = RESULTS, n: int = 48, seeds: int = 3, **options: Any) -> bool:
@@ -263,8 +273,10 @@ def measure(given: Task | str, folder: Path, *, results: Path = RESULTS, n: int 
     archs, place = architectures(study.task, n), study.place
     study.train("", archs, seeds)
     nets = [SupernetTraining(supernet=name, **place) for name in SUPERNET_KINDS]
-    trained = [row["supernet"] for row in study.run(study.table(".supernets", study.task.supernet_recipe), nets) if row["diverged"] is None]
-    study.run(study.table(".inherited"), [Inheritance(supernet=name, arch=arch, **place) for name in trained for arch in archs])
+    nets.append(SupernetTraining(supernet=SUPERNETS[0], seed=JUDGE, **place))
+    rows = study.run(study.table(".supernets", study.task.supernet_recipe), nets)
+    trained = [{"supernet": row["supernet"], "seed": row["seed"]} for row in rows if row["diverged"] is None]
+    study.run(study.table(".inherited"), [Inheritance(arch=arch, **net, **place) for net in trained for arch in archs])
     study.run(study.table(".proxies"), [ZeroCost(proxy=name, arch=arch, **place) for name in PROXIES for arch in archs])
     return study.complete
 

@@ -111,27 +111,27 @@ def shuffle(split: TFSSplit) -> TFSSplit:
     return split._replace(demonstrations=shown.assign(bleu=scores))
 
 
-def synthetic_splits(n: int = 3) -> list[TFSSplit]:
-    """Return random splits of this project's synthetic benchmark: ten demonstrations each, and 38 test architectures."""
+def own_splits(task_name: str = "synthetic", n: int = 3) -> list[TFSSplit]:
+    """Return random splits of a benchmark of this project's own: ten demonstrations each, and 38 test architectures."""
     # Loads torch, which most experiments do without.
     from llmpp_book.studies import ground_truth as benchmark
 
-    return random_splits({"synthetic": benchmark.records("synthetic")}, np.random.default_rng(0), n)
+    return random_splits({task_name: benchmark.records(task_name)}, np.random.default_rng(0), n)
 
 
-def _build(synthetic: bool = False, first: bool = False, unlabelled: int = 0, **choices: Iterable[Any]) -> Callable[[], list[Question]]:
-    """Return what builds the questions about the paper's splits or the synthetic ones, in every combination of choices of `ask_test_sets`.
+def _build(own: str | None = None, first: bool = False, unlabelled: int = 0, **choices: Iterable[Any]) -> Callable[[], list[Question]]:
+    """Return what builds the questions about the paper's splits or an own task's, in every combination of choices of `ask_test_sets`.
 
     `first` takes one split of each task only; `unlabelled` asks about so many architectures without known scores in place of test sets.
     """
 
     def questions() -> list[Question]:
-        splits, tasks, space = list(tfs_splits()) if not synthetic else synthetic_splits(), WMT_TASKS, HAT_WMT
-        if synthetic:
+        splits, tasks, space = own_splits(own) if own else list(tfs_splits()), WMT_TASKS, HAT_WMT
+        if own:
             from llmpp_core.tasks.registry import load_task
 
-            task = load_task("synthetic")
-            tasks, space = {"synthetic": task.prompt_task()}, task.space
+            task = load_task(own)
+            tasks, space = {own: task.prompt_task()}, task.space
         splits = [split for split in splits if not first or split.seed == splits[0].seed]
         if unlabelled:
             archs = space.sample_balanced(unlabelled, np.random.default_rng(2024))
@@ -143,6 +143,13 @@ def _build(synthetic: bool = False, first: bool = False, unlabelled: int = 0, **
 
 
 _TEN, _BOTH = ("batched",), (False, True)
+_OWN: list[tuple[str, str, dict[str, Any], int]] = [
+    ("test", "three test sets of {}, ten per request", {}, 1),
+    ("repeat", "two answers to every question of {}-test", {}, 2),
+    ("anonymous", "those of {}-test without names", {"anonymous": (True,)}, 1),
+    ("shuffled", "those of {}-test with permuted scores", {"shuffled": (True,)}, 1),
+    ("distill", "labels of 500 architectures of {}", {"first": True, "unlabelled": 500}, 1),
+]
 _ALL: list[tuple[str, str, Callable[[], list[Question]], int]] = [
     ("wmt-test", "the nine test sets, one architecture per request and ten", _build(form=("single", "batched")), 1),
     ("wmt-repeat", "two answers to every question about the nine test sets, ten per request", _build(form=_TEN), 2),
@@ -156,11 +163,11 @@ _ALL: list[tuple[str, str, Callable[[], list[Question]], int]] = [
     ("wmt-shuffled-batched", "with permuted scores, with and without names", _build(form=_TEN, anonymous=_BOTH, shuffled=(True,)), 1),
     ("wmt-distill", "labels of 500 architectures per task, ten per request", _build(first=True, unlabelled=500, form=_TEN), 1),
     ("wmt-distill-3000", "labels of 3,000, those of wmt-distill first", _build(first=True, unlabelled=3000, form=_TEN), 1),
-    ("synthetic-test", "three test sets of a task that no model has seen, ten per request", _build(True, form=_TEN), 1),
-    ("synthetic-repeat", "two answers to every question of synthetic-test", _build(True, form=_TEN), 2),
-    ("synthetic-anonymous", "those of synthetic-test without names", _build(True, form=_TEN, anonymous=(True,)), 1),
-    ("synthetic-shuffled", "those of synthetic-test with permuted scores", _build(True, form=_TEN, shuffled=(True,)), 1),
-    ("synthetic-distill", "labels of 500 architectures of that task", _build(True, first=True, unlabelled=500, form=_TEN), 1),
+    *(
+        (f"{own}-{name}", description.format(own), _build(own, form=_TEN, **choices), samples)
+        for own in ("synthetic", "multi30k-mini.en-de")
+        for name, description, choices, samples in _OWN
+    ),
 ]
 #: The experiments by name.
 EXPERIMENTS = {name: Experiment(name, description, questions, samples) for name, description, questions, samples in _ALL}

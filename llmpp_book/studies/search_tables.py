@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
-from scipy.stats import t as student
 
 from llmpp_book import repository
 from llmpp_book.studies.ground_truth import read
+from llmpp_book.studies.paired import Paired, paired, training_noise
 from llmpp_core.metrics import Interval
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.inputs import as_list
 
 #: Where the tables are, in a checkout of this project.
 RESULTS = repository.RESULTS / "search"
-#: What the two predictors are called in the rows. The first is distilled from a teacher.
-CHEAP, COSTLY = "distilled", "supernet"
-#: The teacher that is not a language model; others are names of recordings of the experiment TASK-distill.
-OFFLINE = "offline"
+#: What the predictors are called in the rows. The first is distilled from a teacher.
+CHEAP, COSTLY, PROCESS = "distilled", "supernet", "process"
+#: The teachers that are no language model: the offline endpoint and a regression. Others are names of recordings of the experiment
+#: TASK-distill.
+OFFLINE, RIDGE = "offline", "ridge"
 #: Schedules at whose cost the supernet alone is stopped, for comparison (see `stopped`).
 STOPPED = ("HS-NAS", "adaptive")
 
@@ -82,71 +82,10 @@ def measured_latency(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
 
 
 def uncertainty(trained: pd.DataFrame, score: str = "valid_bleu") -> float:
-    """Return the standard deviation of the mean score of an architecture over its trainings, for the median number of trainings."""
-    return float((_noise(trained, score) / trained.groupby("architecture", sort=False).size().median()) ** 0.5)
-
-
-def _noise(trained: pd.DataFrame, score: str) -> float:
-    """Return the variance of one training's score, pooled over the architectures that were trained more than once."""
-    scores = trained.groupby("architecture", sort=False)[score]
-    freedom = scores.size() - 1
-    return float((scores.var(ddof=1) * freedom).sum() / freedom.sum())
-
-
-def paired_difference(
-    ours: Sequence[Architecture],
-    theirs: Sequence[Architecture],
-    trained: pd.DataFrame,
-    score: str = "valid_bleu",
-    groups: Sequence[Any] | None = None,
-) -> tuple[float, float, float]:
-    """Return the mean difference in score between what pairs of searches found, and its 95 % interval.
-
-    Two things make it uncertain: other seeds would have found something else, and other trainings would have scored otherwise, the
-    same for all searches that found the same architecture. The second is known from repeated trainings; of the variance over pairs,
-    what it does not explain is counted as the first.
-
-    Parameters
-    ----------
-    ours, theirs : sequence of Architecture
-        What the searches found, in pairs, such as those of equal limits and seeds.
-    trained : pandas.DataFrame
-        Trainings of all of these, as `found` returns them, with a column `score`.
-    groups : sequence, optional
-        Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
-
-    Returns
-    -------
-    tuple of float
-        Mean and both ends of the interval, of Student's t with the degrees of freedom of Welch and Satterthwaite, in units of the score.
-    """
-    ours, theirs = as_list(ours, "ours"), as_list(theirs, "theirs")
-    groups = [0] * len(ours) if groups is None else list(groups)
-    if not len(ours) == len(theirs) == len(groups) > 0:
-        raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}, and a group of each, got {len(groups)}")
-    means = trained.groupby("architecture", sort=False)[score].mean()
-    sizes = trained.groupby("architecture", sort=False).size().to_numpy()
-    numbers = {arch: i for i, arch in enumerate(means.index)}
-    # signs[pair, architecture]
-    signs = np.zeros((len(ours), len(means)))
-    for row, first, second in zip(signs, ours, theirs, strict=True):
-        row[numbers[first]] += 1
-        row[numbers[second]] -= 1
-    difference, noise = signs @ means.to_numpy(), _noise(trained, score) / sizes
-    members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
-    weights = np.zeros(len(ours))
-    parts = [(0.0, float(len(trained) - len(means)))]
-    for rows in members:
-        weights[rows] = 1 / (len(members) * len(rows))
-        if len(rows) > 1:
-            centred = signs[rows] - signs[rows].mean(axis=0)
-            excess = difference[rows].var(ddof=1) - (noise * centred**2).sum() / (len(rows) - 1)
-            parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
-    parts[0] = ((noise * (weights @ signs) ** 2).sum(), parts[0][1])
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
-    mean, half = float(weights @ difference), float(student.ppf(0.975, freedom) * variance**0.5)
-    return mean, mean - half, mean + half
+    """Return the standard deviation of the mean score of an architecture over its trainings: the root of the mean over architectures."""
+    numbers = trained.groupby("architecture", sort=False).size()
+    variances = training_noise(trained, score)["variance"].loc[[arch.decoder_layers for arch in numbers.index]]
+    return float((variances.to_numpy() / numbers.to_numpy()).mean() ** 0.5)
 
 
 def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -164,18 +103,21 @@ def by_schedule(searches: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return groups
 
 
-def difference(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, score: str = "valid_bleu") -> Interval:
-    """Return the mean difference in score between two frames of `by_schedule` (see `paired_difference`).
-
-    It is over the seeds that both have and whose results were trained; without any it is nan.
+def compared(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, score: str = "valid_bleu") -> Paired | None:
+    """Return the mean difference in score between two frames of `by_schedule`, over the seeds that both have and whose results were
+    trained (see `llmpp_book.studies.paired.paired`); None without any.
     """
     known = set(trained["architecture"])
     seeds = [
         seed for seed in ours.index.intersection(theirs.index) if {ours.at[seed, "architecture"], theirs.at[seed, "architecture"]} <= known
     ]
-    if not seeds:
-        return Interval(np.nan, np.nan, np.nan)
-    return Interval(*paired_difference(list(ours.loc[seeds, "architecture"]), list(theirs.loc[seeds, "architecture"]), trained, score))
+    return paired(list(ours.loc[seeds, "architecture"]), list(theirs.loc[seeds, "architecture"]), trained, score) if seeds else None
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, score: str = "valid_bleu", level: float = 0.95) -> Interval:
+    """Return the mean difference of `compared` with its interval; nan where there is none."""
+    found = compared(ours, theirs, trained, score)
+    return found.interval(level) if found else Interval(np.nan, np.nan, np.nan)
 
 
 def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str, rng: np.random.Generator) -> Interval:

@@ -85,7 +85,7 @@ class RandomSearch(BatchSearch):
 
 
 class LocalSearch(BatchSearch):
-    """Climb from random architectures by changing one choice at a time.
+    """Climb from random architectures, or from the best of some, by changing one choice at a time.
 
     Each climber tries the neighbours that nobody has tried, in random order, and moves to the first that is better. Where none is
     left, it stands on a local optimum, and starts again from a random architecture.
@@ -94,12 +94,18 @@ class LocalSearch(BatchSearch):
     ----------
     climbers : int
         Number of climbers side by side.
+    start : sequence of networks
+        Where to climb from, such as what a cheap predictor thinks best (see `llmpp_core.search.finalists`): those within the limits are
+        scored first, and the climbers begin at the best of them.
     space, predictor, constraints, evaluations, batch, seed, names
         As in `BatchSearch`.
     """
 
-    def __init__(self, *arguments: Any, climbers: int = 3, **settings: Any):
+    def __init__(self, *arguments: Any, climbers: int = 3, start: Sequence[Any] = (), **settings: Any):
         super().__init__(*arguments, **settings)
+        self.start = np.unique(self.genes.encode(start), axis=0)
+        if len(self.start) > min(self.batch, self.evaluations):
+            raise ValueError(f"start: expected at most {min(self.batch, self.evaluations)}, the first evaluations, got {len(self.start)}")
         if not 1 <= climbers <= min(self.batch, self.evaluations):
             raise ValueError(
                 f"climbers: expected 1 to {min(self.batch, self.evaluations)}, the evaluations of an iteration, got {climbers}"
@@ -108,14 +114,17 @@ class LocalSearch(BatchSearch):
 
     def settings(self) -> dict[str, Any]:
         """Return what the records' "search" holds."""
-        return {**super().settings(), "climbers": self.climbers}
+        start = {"start": self.genes.to_text(self.start)} if len(self.start) else {}
+        return {**super().settings(), "climbers": self.climbers, **start}
 
     def propose(self, rng: np.random.Generator, previous: Previous | None, feasible: Feasible, ask: Ask) -> Population:
         """Climb; return what was scored on the way."""
         wanted = self.wanted(previous)
         if previous is None:
-            rows, costs = feasible.initial(self.climbers, rng)
-            climbers, heights, tried = rows.copy(), _heights(ask(rows)), [(rows, costs)]
+            rows, costs = self._first(feasible, rng)
+            heights = _heights(ask(rows))
+            highest = ranking(heights)[: self.climbers]
+            climbers, heights, tried = rows[highest], heights[highest], [(rows, costs)]
         else:
             state = previous.record.state
             climbers, heights, tried = self.genes.from_text(state["climbers"]), _heights(np.array(state["scores"], dtype=float)), []
@@ -137,6 +146,16 @@ class LocalSearch(BatchSearch):
             return Population(previous.rows, previous.costs, state)
         scored, costs = (np.vstack(parts) for parts in zip(*tried, strict=True))
         return Population(scored, costs, state)
+
+    def _first(self, feasible: Feasible, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return where to climb from, with random architectures where there are fewer than climbers, and what they cost."""
+        if not len(self.start):
+            return feasible.initial(self.climbers, rng)
+        inside, costs = feasible.check(self.start)
+        rows, costs = self.start[inside], costs[inside]
+        known = dict.fromkeys(self.genes.to_text(rows), 0.0)
+        more, more_costs = feasible.initial(max(0, self.climbers - len(rows)), rng, known)
+        return np.vstack([rows, more]), np.vstack([costs, more_costs])
 
     def _next(
         self, climbers: np.ndarray, near: list[Any], most: int, feasible: Feasible, known: dict[str, float], rng: np.random.Generator
