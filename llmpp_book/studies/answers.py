@@ -128,7 +128,7 @@ def tidy(questions: Sequence[Question], replies: Sequence[Sequence[Answer]], mod
             shared = {name: getattr(answer, name) for name in ("status", "reason", "text", "prompt_tokens", "answer_tokens", "seconds")}
             values = zip(question.architectures, question.true, answer.values, answer.as_asked, strict=True)
             for arch, true, predicted, as_asked in values:
-                own = {"architecture": arch, "decoder_layers": arch.decoder_layers, "true": true}
+                own = {"architecture": arch, "decoder_layers": getattr(arch, "decoder_layers", None), "true": true}
                 own |= {"predicted": predicted, "predicted_as_asked": as_asked}
                 rows.append({"model": model, **question.labels, "sample": sample, **own, **shared, "per_request": question.prompt.n})
     return pd.DataFrame(rows)

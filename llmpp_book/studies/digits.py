@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from llmpp_book import repository
 from llmpp_core.jobs.table import Table
+from llmpp_core.llm.prompts import Efficiency, PromptTask
 from llmpp_core.metrics import Interval, kendall_tau, seed_noise
 from llmpp_core.predictors.baselines import TablePredictor
 from llmpp_core.predictors.distill import DistilledPredictor
@@ -46,6 +47,24 @@ LABELS, ITERATIONS, SIZES = 300, 10, {"population": 25, "parents": 5, "mutants":
 def space() -> DeclaredSpace:
     """Return the space that digits.yml declares."""
     return read_space(Path(__file__).with_name("digits.yml"))
+
+
+def _parameters(network: Network) -> float:
+    return float(space().costs["parameters"]([network])[0])
+
+
+def prompt_task() -> PromptTask:
+    """Return the task as prompts describe it."""
+    return PromptTask(
+        "digits",
+        description="the recognition of handwritten digits in grey images of 8x8 pixels",
+        metric="accuracy",
+        metric_description="the percentage of images read correctly, mean over five folds left out",
+        low=0.0,
+        high=100.0,
+        space=space(),
+        efficiency=Efficiency("parameters", "the number of trainable weights", _parameters, decimals=0),
+    )
 
 
 def networks() -> list[Network]:

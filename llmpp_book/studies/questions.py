@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,30 @@ def _build(own: str | None = None, first: bool = False, unlabelled: int = 0, **c
     return questions
 
 
+def digits_questions(tens: int = 8, networks: int = 100, anonymous: bool = False) -> list[Question]:
+    """Return questions about networks that read digits: of each of some tens of trained networks, about others drawn at random.
+
+    What is shown is the accuracy of the first seed; the true score is the mean of the others.
+    """
+    # Loads torch, which most experiments do without.
+    from llmpp_book.studies import digits
+
+    of, task = digits.known(digits.scores()), digits.prompt_task()
+    task = task.anonymous() if anonymous else task
+    questions = []
+    for number, ten in enumerate(digits.splits(tens, np.random.default_rng(0), of)):
+        shown = [(of.networks[row], float(of.seen[row])) for row in ten]
+        others = np.setdiff1d(np.arange(len(of.networks)), ten)
+        drawn = np.random.default_rng([0, number]).choice(others, networks, replace=False)
+        labels = {"task": "digits", "split": number, "level": FULL, "form": "batched", "anonymous": anonymous, "demonstrations": len(shown)}
+        for first in range(0, networks, _BATCH):
+            rows = drawn[first : first + _BATCH]
+            group = tuple(of.networks[row] for row in rows)
+            prompt = build_prompt(task, shown, group, FULL, "batched")
+            questions.append(Question({**labels, "first": first}, prompt, group, tuple(of.held_out[rows].tolist())))
+    return questions
+
+
 _TEN, _BOTH = ("batched",), (False, True)
 _OWN: list[tuple[str, str, dict[str, Any], int]] = [
     ("test", "three test sets of {}, ten per request", {}, 1),
@@ -168,6 +193,8 @@ _ALL: list[tuple[str, str, Callable[[], list[Question]], int]] = [
         for own in ("synthetic", "multi30k-mini.en-de")
         for name, description, choices, samples in _OWN
     ),
+    ("digits-test", "100 networks that read digits, for each of eight tens, ten per request", digits_questions, 1),
+    ("digits-anonymous", "those of the first three tens without names", partial(digits_questions, 3, anonymous=True), 1),
 ]
 #: The experiments by name.
 EXPERIMENTS = {name: Experiment(name, description, questions, samples) for name, description, questions, samples in _ALL}
