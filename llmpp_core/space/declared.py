@@ -204,17 +204,16 @@ class DeclaredSpace(Structure):
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        keys = ("numbers", "per", "when", "before", "text", "bounds")
-        names = {"numbers": "means"}
-        choices = {}
+        # In lists, since the order of choices and of costs matters and that of the keys of a JSON object may be lost.
+        choices = []
         for choice in self.choices:
-            given = {names.get(key, key): getattr(choice, key) for key in keys if getattr(choice, key) not in (None, "")}
-            if choice.numbers == choice.values:
-                del given["means"]
-            choices[choice.name] = {"values": list(choice.values), "order": choice.order, **given}
-        costs = {name: spec for name, spec in self._specifications.items() if not callable(spec)}
-        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": self.constants, "choices": choices}
-        return {**record, "rules": list(self.rules), "costs": costs}
+            fields = {"means": choice.numbers, **{key: getattr(choice, key) for key in ("per", "when", "before", "text", "bounds")}}
+            given = {key: value for key, value in fields.items() if value not in (None, "", choice.values)}
+            choices.append([choice.name, {"values": choice.values, "order": choice.order, **given}])
+        costs = [[name, spec] for name, spec in self._specifications.items() if not callable(spec)]
+        constants = sorted(self.constants.items())
+        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": constants, "choices": choices}
+        return {**record, "rules": self.rules, "costs": costs}
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of what decides genomes and what they mean: choices, conditions and rules, but no texts or costs."""
@@ -299,8 +298,8 @@ class DeclaredSpace(Structure):
         if not is_number(scale) or not isinstance(unit, str):
             raise SpaceError(f"cost {name!r}: expected a number as scale and a text as unit", *where)
         parts: dict[str | None, Any] = {}
-        for key in spec:
-            if key not in ("scale", "unit"):
+        for key in ("once", *self.depths):
+            if key in spec:
                 depth = None if key == "once" else key
                 try:
                     parts[depth] = self.formula(spec[key], depth)
