@@ -231,7 +231,7 @@ class DeclaredSpace(Structure):
         return NetworkColumns(self, [self.read(network) for network in networks])
 
     def _described(self, choice: Choice) -> str:
-        text = choice.text or f"is one of {', '.join(map(show, choice.values))}"
+        text = choice.text or f"is {'one of' if len(choice.values) > 1 else 'always'} {', '.join(map(show, choice.values))}"
         if choice.per and not text.startswith("lists"):
             verb, _, rest = text.partition(" ")
             each = "for each layer" if len(self.depths) == 1 else f"for each layer that {choice.per} counts"
