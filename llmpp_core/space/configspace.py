@@ -169,7 +169,7 @@ def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
         match = re.fullmatch(r"(.+)_(\d+)", name)
         if match and match[1] not in choices:
             stems.setdefault(match[1], {})[int(match[2])] = choice
-    found, gone = dict(choices), {}
+    found, gone = dict(choices), dict[str, str]()
     for stem, layers in stems.items():
         first = min(layers)
         numbers = sorted(layers)
@@ -183,11 +183,10 @@ def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
     kept = {stem for name, stem in gone.items() if any(re.search(rf"\b{re.escape(choices[name].key)}\b", when) for when in used)}
     out: dict[str, Choice] = {}
     for name, choice in choices.items():
-        stem = gone.get(name)
-        if stem is None or stem in kept:
+        if name not in gone or gone[name] in kept:
             out[name] = choice
         else:
-            out.setdefault(stem, found[stem])
+            out.setdefault(gone[name], found[gone[name]])
     return out
 
 

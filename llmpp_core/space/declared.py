@@ -218,7 +218,7 @@ class DeclaredSpace(Structure):
     def fingerprint(self) -> str:
         """Return the SHA-256 of what decides genomes and what they mean: choices, conditions and rules, but no texts or costs."""
         choices = [[c.name, c.values, c.numbers, c.per, c.when] for c in self.choices]
-        return hashlib.sha256(json.dumps([choices, self.rules, self.constants]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([choices, self.rules, sorted(self.constants.items())]).encode()).hexdigest()
 
     def columns(self, networks: Sequence[Any]) -> ArchitectureTable | NetworkColumns:
         """Return what has the numbers of each choice of many networks; see `llmpp_core.space.genes.ArchitectureTable.values`."""

@@ -26,7 +26,7 @@ _CHOICE_KEYS = ("values", "range", "steps", "log", "per", "when", "means", "orde
 class _Loader(yaml.SafeLoader):
     """Only true, false, null, decimal integers and floats are other than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 for _tag, _pattern, _first in (
@@ -68,8 +68,8 @@ class Tree:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = (mark.line if mark else 0) + 1
-            written = text.splitlines()[line - 1].partition(":")[2].strip() if line <= len(text.splitlines()) else ""
-            quotes = "a formula that begins with * & ! % { [ | > needs quotes" if written[:1] in tuple("*&!%@`") else ""
+            odd = any(word in str(error.problem) for word in ("alias", "anchor", "cannot start any token"))
+            quotes = "a formula that begins with * & ! % { [ needs quotes" if odd else ""
             raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {error.problem or error.context}'}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -175,7 +175,8 @@ def _choice(name: Any, given: Any) -> Choice:
     for key in ("log", "steps"):
         if key in spec and "range" not in spec:
             raise SpaceError(f"{name!r}: {key} goes with range, not with values", *where, key)
-    values, bounds = spec.get("values"), spec.get("bounds")
+    values: Any = spec.get("values")
+    bounds: Any = spec.get("bounds")
     if "range" in spec:
         values = _grid(name, spec)
         bounds = spec["range"]
