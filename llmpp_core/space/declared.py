@@ -17,7 +17,7 @@ import numpy as np
 
 from llmpp_core.space.choice import Choice, is_number, meant, paragraph, show
 from llmpp_core.space.cost import Cost, Costs
-from llmpp_core.space.genes import MOST_LISTED, ArchitectureTable, Genes
+from llmpp_core.space.genes import MOST_LISTED, ArchitectureTable
 from llmpp_core.space.network import Network
 from llmpp_core.space.reading import NetworkColumns, read_network
 from llmpp_core.space.search_space import as_generator
@@ -159,6 +159,8 @@ class DeclaredSpace(Structure):
         """Return transformers: "costs", "averages", "layers" or "all"; raises ValueError for another name."""
         if name not in FEATURE_SETS:
             raise ValueError(f"features: expected names out of {', '.join(FEATURE_SETS)}, got {name!r}")
+        if name == "costs" and not self.depths and not any(cost.kind == "formula" for cost in self.costs.values()):
+            raise ValueError(f"features: {self.name} has neither formulas of costs nor depths; use averages or layers")
         return table_features(self, name)
 
     def smallest(self) -> Network:
@@ -202,22 +204,21 @@ class DeclaredSpace(Structure):
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        keys = ("numbers", "per", "when", "before", "text", "bounds")
-        names = {"numbers": "means"}
-        choices = {}
+        # In lists, since the order of choices and of costs matters and that of the keys of a JSON object may be lost.
+        choices = []
         for choice in self.choices:
-            given = {names.get(key, key): getattr(choice, key) for key in keys if getattr(choice, key) not in (None, "")}
-            if choice.numbers == choice.values:
-                del given["means"]
-            choices[choice.name] = {"values": list(choice.values), "order": choice.order, **given}
-        costs = {name: spec for name, spec in self._specifications.items() if not callable(spec)}
-        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": self.constants, "choices": choices}
-        return {**record, "rules": list(self.rules), "costs": costs}
+            fields = {"means": choice.numbers, **{key: getattr(choice, key) for key in ("per", "when", "before", "text", "bounds")}}
+            given = {key: value for key, value in fields.items() if value not in (None, "", choice.values)}
+            choices.append([choice.name, {"values": choice.values, "order": choice.order, **given}])
+        costs = [[name, spec] for name, spec in self._specifications.items() if not callable(spec)]
+        constants = sorted(self.constants.items())
+        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": constants, "choices": choices}
+        return {**record, "rules": self.rules, "costs": costs}
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of what decides genomes and what they mean: choices, conditions and rules, but no texts or costs."""
         choices = [[c.name, c.values, c.numbers, c.per, c.when] for c in self.choices]
-        return hashlib.sha256(json.dumps([choices, self.rules, self.constants]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([choices, self.rules, sorted(self.constants.items())]).encode()).hexdigest()
 
     def columns(self, networks: Sequence[Any]) -> ArchitectureTable | NetworkColumns:
         """Return what has the numbers of each choice of many networks; see `llmpp_core.space.genes.ArchitectureTable.values`."""
@@ -230,7 +231,7 @@ class DeclaredSpace(Structure):
         return NetworkColumns(self, [self.read(network) for network in networks])
 
     def _described(self, choice: Choice) -> str:
-        text = choice.text or f"is one of {', '.join(map(show, choice.values))}"
+        text = choice.text or f"is {'one of' if len(choice.values) > 1 else 'always'} {', '.join(map(show, choice.values))}"
         if choice.per and not text.startswith("lists"):
             verb, _, rest = text.partition(" ")
             each = "for each layer" if len(self.depths) == 1 else f"for each layer that {choice.per} counts"
@@ -293,11 +294,12 @@ class DeclaredSpace(Structure):
         for key in spec:
             if key not in allowed:
                 raise SpaceError(f"cost {name!r}: unknown {key!r}; allowed are {', '.join(allowed)}{meant(key, allowed)}", *where, key)
-        if not is_number(scale := spec.get("scale", 1)) or not isinstance(unit := spec.get("unit", ""), str):
+        scale, unit = spec.get("scale", 1), spec.get("unit", "")
+        if not is_number(scale) or not isinstance(unit, str):
             raise SpaceError(f"cost {name!r}: expected a number as scale and a text as unit", *where)
         parts: dict[str | None, Any] = {}
-        for key in spec:
-            if key not in ("scale", "unit"):
+        for key in ("once", *self.depths):
+            if key in spec:
                 depth = None if key == "once" else key
                 try:
                     parts[depth] = self.formula(spec[key], depth)
@@ -312,7 +314,7 @@ class DeclaredSpace(Structure):
             for depth, formula in parts.items():
                 values = self._sum(columns, formula, depth)
                 found = found + (values if depth is None else values.sum(axis=1))
-            return scale * found
+            return float(scale) * found
 
         return Cost(name, total, self, unit)
 

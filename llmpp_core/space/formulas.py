@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from simpleeval import SimpleEval
+from simpleeval import SimpleEval  # type: ignore[import-untyped]
 
 from llmpp_core.space.choice import Choice, meant, show
 
@@ -49,7 +49,7 @@ class Evaluator(SimpleEval):
 
     def __init__(self, names: Mapping[str, Any]):
         super().__init__(operators=OPERATORS, functions={}, names=dict(names))
-        self.nodes = {node: self.nodes[node] for node in NODES}
+        self.nodes: Any = {node: self.nodes[node] for node in NODES}
         self.ATTR_INDEX_FALLBACK = False
 
 
@@ -100,7 +100,7 @@ class Formula:
 
     def _checked(self, node: ast.AST) -> ast.expr:
         """Return the node with numbers as floats and values of categories as their positions."""
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
             try:
                 return ast.Constant(np.float64(node.value))
             except OverflowError:
@@ -140,7 +140,7 @@ class Formula:
             raise ValueError(self._refused[name])
         if name not in self._known:
             # What is derived, such as width_before, would make the list long.
-            plain = [known for known in self._known if not known.endswith(("_first", "_last", "_before"))]
+            plain = [key for key in (*self._known, *self._refused) if not key.endswith(("_first", "_last", "_before"))]
             raise ValueError(f"unknown name {name!r}; choices and constants are {', '.join(plain)}{meant(name, self._known)}")
         self._found[name] = None
         return self._known[name]
