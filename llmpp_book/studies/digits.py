@@ -165,20 +165,23 @@ def splits(n: int, rng: np.random.Generator, of: Known, size: int = 10) -> np.nd
 
 def _regression(learner: Any) -> Callable[[Known, np.ndarray, int], int]:
     def choose(of: Known, ten: np.ndarray, seed: int) -> int:
-        return of.best(_predicted(learner, of, ten))
+        return of.best(predicted(learner, of, ten))
 
     return choose
 
 
-def _predicted(learner: RegressorMixin, of: Known, ten: np.ndarray) -> np.ndarray:
+def predicted(learner: RegressorMixin, of: Known, ten: np.ndarray) -> np.ndarray:
+    """Return what a regression on the averaged features, fitted to ten networks, predicts for all; shape (n,)."""
     return make_pipeline(StandardScaler(), learner).fit(of.features[ten], of.seen[ten]).predict(of.features)
 
 
-def _ridge() -> RidgeCV:
+def ridge() -> RidgeCV:
+    """Return a ridge regression that chooses its penalty by leave-one-out."""
     return RidgeCV(np.logspace(-3, 3, 13))
 
 
-def _process() -> GaussianProcessRegressor:
+def process() -> GaussianProcessRegressor:
+    """Return a Gaussian process over standardised features."""
     # A fixed, smooth prior over some ten standardised features, as in chapter 3: ten points do not determine a kernel.
     return GaussianProcessRegressor(10.0 * RBF(12.0) + WhiteKernel(0.1), optimizer=None, normalize_y=True)
 
@@ -204,13 +207,13 @@ def _search(of: Known, schedule: Sequence[tuple[np.ndarray, int]], seed: int) ->
 def _distilled(of: Known, ten: np.ndarray, seed: int) -> int:
     labelled = np.random.default_rng(seed).choice(len(of.networks), LABELS, replace=False)
     recipe = StudentRecipe(**{field.name: getattr(DistilledPredictor(), field.name) for field in fields(StudentRecipe)})
-    labels, rising = _predicted(_ridge(), of, ten)[labelled], np.ones(of.features.shape[1], dtype=bool)
+    labels, rising = predicted(ridge(), of, ten)[labelled], np.ones(of.features.shape[1], dtype=bool)
     student, *_ = train(of.features[labelled], labels, recipe, rising, np.random.default_rng(seed))
     return _search(of, [(student.predict(of.features).mean(axis=0), 2 * ITERATIONS)], seed)[0]
 
 
 def _halves(of: Known, ten: np.ndarray, seed: int) -> tuple[int, int]:
-    return _search(of, [(_predicted(_ridge(), of, ten), ITERATIONS), (of.short, ITERATIONS)], seed)
+    return _search(of, [(predicted(ridge(), of, ten), ITERATIONS), (of.short, ITERATIONS)], seed)
 
 
 def _more_trained(of: Known, ten: np.ndarray, seed: int) -> int:
@@ -226,8 +229,8 @@ WAYS: dict[str, Callable[[Known, np.ndarray, int], int]] = {
     "at random": _random,
     "most parameters": lambda of, ten, seed: of.best(of.parameters),
     "best of the ten": lambda of, ten, seed: _best_of(of, ten),
-    "ridge regression": _regression(_ridge()),
-    "Gaussian process": _regression(_process()),
+    "ridge regression": _regression(ridge()),
+    "Gaussian process": _regression(process()),
     "gradient boosting": _regression(GradientBoostingRegressor(n_estimators=50, random_state=0)),
     "student of the ridge regression, searched": _distilled,
     "HS-NAS: ridge regression, then short trainings": lambda of, ten, seed: _halves(of, ten, seed)[0],

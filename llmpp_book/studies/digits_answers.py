@@ -1,0 +1,71 @@
+"""What a language model's recorded answers about networks that read digits are worth: as predictions, and as choices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import t as student
+
+from llmpp_book.studies import digits
+from llmpp_book.studies.answers import answers
+from llmpp_core.metrics import Interval, kendall_tau, mean_absolute_error
+from llmpp_core.predictors.distill import DistilledPredictor
+
+
+def predictions(of: digits.Known, model: str, experiment: str = "digits-test") -> pd.DataFrame:
+    """Return what the model and its rivals predict, one row per ten and network asked about.
+
+    Columns: split, the ten; row, of the network among all; true, the mean of the seeds that nobody saw; "language model", "ridge
+    regression" and "Gaussian process", all from the same ten; and "model and ridge", their mean.
+    """
+    asked = answers(experiment, model)
+    order = {network: row for row, network in enumerate(of.networks)}
+    tens = digits.splits(int(asked["split"].max()) + 1, np.random.default_rng(0), of)
+    rows = asked["architecture"].map(order).to_numpy()
+    frame = pd.DataFrame({"split": asked["split"], "row": rows, "true": of.held_out[rows], "language model": asked["predicted"]})
+    for name, learner in (("ridge regression", digits.ridge()), ("Gaussian process", digits.process())):
+        by_ten = [digits.predicted(learner, of, ten) for ten in tens]
+        frame[name] = [by_ten[split][row] for split, row in zip(frame["split"], frame["row"], strict=True)]
+    return frame.assign(**{"model and ridge": frame[["language model", "ridge regression"]].mean(axis=1)})
+
+
+def agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return MAE and tau of each predictor of `predictions`, means over the tens, and paired differences from the ridge regression.
+
+    Columns MAE and tau hold numbers, "MAE difference" and "tau difference" an `Interval` each (`paired`).
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in frame.columns[3:]:
+        parts = [part.dropna(subset=[name]) for _, part in frame.groupby("split")]
+        errors = [mean_absolute_error(part["true"], part[name]) for part in parts]
+        found[name] = {"MAE": errors, "tau": [kendall_tau(part["true"], part[name]) for part in parts]}
+    against = found["ridge regression"]
+    return pd.DataFrame.from_dict(
+        {
+            name: {measure: float(np.mean(values)) for measure, values in both.items()}
+            | {f"{measure} difference": paired(values, against[measure]) for measure, values in both.items()}
+            for name, both in found.items()
+        },
+        orient="index",
+    )
+
+
+def choices(of: digits.Known, frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Return the row that each way chooses, one row per ten: among the networks asked about, and by a student of the answers among all."""
+    chosen = []
+    for _, part in frame.groupby("split"):
+        best = {f"{name}, of those asked about": int(part["row"].to_numpy()[part[name].argmax()]) for name in frame.columns[3:]}
+        known = part.dropna(subset=["language model"])
+        learner = DistilledPredictor(space=digits.space(), random_state=seed)
+        learner.fit([of.networks[row] for row in known["row"]], known["language model"].to_numpy())
+        best["student of the language model, of all"] = of.best(learner.predict(of.networks))
+        chosen.append(best)
+    return pd.DataFrame(chosen)
+
+
+def paired(ours: ArrayLike, theirs: ArrayLike) -> Interval:
+    """Return the mean difference over tens with its 95 % interval of Student's t; a difference from itself is 0."""
+    gaps = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    half = float(student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5) if gaps.any() else 0.0
+    return Interval(float(gaps.mean()), float(gaps.mean()) - half, float(gaps.mean()) + half)
