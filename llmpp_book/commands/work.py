@@ -179,11 +179,21 @@ def _searches(args: argparse.Namespace) -> int:
 
 @blame_input()
 def _digits(args: argparse.Namespace) -> int:
-    """Train every network of a small space on scikit-learn's handwritten digits. Uses one core; goes on where it stopped."""
+    """Train every network of a small space on scikit-learn's handwritten digits. Then lets ways of choosing choose.
+
+    Uses one core; goes on where it stopped.
+    """
+    import numpy as np
+
     from llmpp_book.studies import digits
     from llmpp_book.studies.digits_training import measure
 
-    complete = measure(digits.networks(), args.results or digits.RESULTS, seconds=60 * args.minutes, progress=True)
+    results, stop = args.results or digits.RESULTS, time.monotonic() + 60 * args.minutes
+    complete = measure(digits.networks(), results, seconds=60 * args.minutes, progress=True)
+    if complete:
+        of = digits.known(digits.scores(results=results))
+        tens = digits.splits(digits.TENS, np.random.default_rng(0), of)
+        complete = digits.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 

@@ -6,6 +6,9 @@ Regret is measured on the mean of the other seeds, so that no choice is rewarded
 
 from __future__ import annotations
 
+import hashlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -39,6 +42,8 @@ from llmpp_core.space.network import Network
 
 #: Where the tables are, in a checkout of this project.
 RESULTS = repository.RESULTS / "digits"
+#: Tens of trained networks from which every way chooses.
+TENS = 200
 #: Networks that a student learns from, and the sizes of an evolutionary search: with each predictor it has half of the iterations.
 LABELS, ITERATIONS, SIZES = 300, 10, {"population": 25, "parents": 5, "mutants": 10, "crossovers": 10}
 
@@ -240,7 +245,36 @@ WAYS: dict[str, Callable[[Known, np.ndarray, int], int]] = {
 
 def choices(of: Known, tens: np.ndarray, ways: Mapping[str, Callable[[Known, np.ndarray, int], int]] = WAYS) -> pd.DataFrame:
     """Return the row that each way chooses from each ten; one row per ten, one column per way."""
-    return pd.DataFrame([{name: way(of, ten, seed) for name, way in ways.items()} for seed, ten in enumerate(tens)])
+    return pd.DataFrame([_chosen(of, ten, seed, ways) for seed, ten in enumerate(tens)])
+
+
+def _chosen(of: Known, ten: np.ndarray, seed: int, ways: Mapping[str, Callable[[Known, np.ndarray, int], int]] = WAYS) -> dict[str, int]:
+    return {name: int(way(of, ten, seed)) for name, way in ways.items()}
+
+
+def recorded_choices(of: Known, tens: np.ndarray, results: Path = RESULTS) -> pd.DataFrame:
+    """Return what `choices` does, as `record_choices` has kept it; ValueError where it did not, or for other networks or tens."""
+    rows = _choices_table(of, results).rows()
+    found = {tuple(row["rows"]): row["chosen"] for row in rows}
+    if missing := [number for number, ten in enumerate(tens) if tuple(ten.tolist()) not in found]:
+        raise ValueError(f"{results}: no choices from ten {missing[0]} of {len(tens)}; llmpp digits makes them{repository.HINT}")
+    return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens])
+
+
+def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds: float = math.inf, progress: bool = False) -> bool:
+    """Let every way choose from each ten, keep what it chooses, go on where that was stopped, and return whether all is there."""
+    stop = time.monotonic() + seconds
+
+    def work(ten: np.ndarray, seed: int) -> dict[str, Any] | None:
+        return {"chosen": _chosen(of, ten, seed)} if time.monotonic() < stop else None
+
+    jobs = [({"ten": number, "rows": ten.tolist()}, (ten, number)) for number, ten in enumerate(tens)]
+    return len(_choices_table(of, results).run(work, jobs, progress="choices" if progress else None)) == len(tens)
+
+
+def _choices_table(of: Known, results: Path) -> Table:
+    seen = hashlib.sha256(np.round([of.seen, of.short, of.parameters], 4).tobytes()).hexdigest()
+    return Table(results / "choices.jsonl", {"scores_sha256": seen, "ways": list(WAYS)})
 
 
 def regrets(

@@ -38,8 +38,7 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     found: dict[str, dict[str, list[float]]] = {}
     for name in frame.columns[3:]:
         parts = [part.dropna(subset=[name]) for _, part in frame.groupby("split")]
-        errors = [mean_absolute_error(part["true"], part[name]) for part in parts]
-        found[name] = {"MAE": errors, "tau": [kendall_tau(part["true"], part[name]) for part in parts]}
+        found[name] = {"MAE": errors(frame, name), "tau": [kendall_tau(part["true"], part[name]) for part in parts]}
     against = found["ridge regression"]
     return pd.DataFrame.from_dict(
         {
@@ -49,6 +48,11 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
         },
         orient="index",
     )
+
+
+def errors(frame: pd.DataFrame, name: str) -> list[float]:
+    """Return the mean absolute error of a predictor of `predictions` for each ten."""
+    return [mean_absolute_error(*part[["true", name]].dropna().to_numpy().T) for _, part in frame.groupby("split")]
 
 
 def choices(of: digits.Known, frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
