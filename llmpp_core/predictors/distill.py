@@ -174,12 +174,14 @@ class DistilledPredictor(ArchitectureRegressor):
                 raise ValueError(f"{what}, and at most {MOST_UNREADABLE:.0%} may be: ask the teacher in a form that it keeps to")
             warnings.warn(f"{what}; the student learns from the other {len(y) - lost}", stacklevel=2)
         labelled = [arch for arch, has_label in zip(archs, known, strict=True) if has_label]
+        # Whether these are networks of the space, its features tell.
+        rows = {name: self._rows(name, archs)[known] for name in names}
         warn_if_weak(labelled, y[known])
         results = {}
         with _one_thread():
             for name in names:
                 rising = np.concatenate([part.rising for part in self._parts(name)])
-                results[name] = train(self._rows(name, labelled), y[known], recipe, rising, np.random.default_rng(self.random_state))
+                results[name] = train(rows[name], y[known], recipe, rising, np.random.default_rng(self.random_state))
         self.features_ = min(results, key=lambda name: results[name][2])
         self.network_, self.stopped_at_, _ = results[self.features_]
         self.held_out_rmse_ = {name: rmse for name, (_, _, rmse) in results.items() if self.ensemble > 1}
