@@ -8,7 +8,7 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -162,7 +162,7 @@ class DistilledPredictor(ArchitectureRegressor):
         """
         recipe = StudentRecipe(**{field.name: getattr(self, field.name) for field in fields(StudentRecipe)})
         names = self._feature_sets()
-        archs = as_list(archs, kind=Hashable)
+        archs = as_list(archs)
         y = as_scores(labels, len(archs), "labels", missing=True)
         known = ~np.isnan(y)
         least = max(2, self.ensemble)
@@ -174,14 +174,12 @@ class DistilledPredictor(ArchitectureRegressor):
                 raise ValueError(f"{what}, and at most {MOST_UNREADABLE:.0%} may be: ask the teacher in a form that it keeps to")
             warnings.warn(f"{what}; the student learns from the other {len(y) - lost}", stacklevel=2)
         labelled = [arch for arch, has_label in zip(archs, known, strict=True) if has_label]
-        # Whether these are networks of the space, its features tell.
-        rows = {name: self._rows(name, archs)[known] for name in names}
         warn_if_weak(labelled, y[known])
         results = {}
         with _one_thread():
             for name in names:
                 rising = np.concatenate([part.rising for part in self._parts(name)])
-                results[name] = train(rows[name], y[known], recipe, rising, np.random.default_rng(self.random_state))
+                results[name] = train(self._rows(name, labelled), y[known], recipe, rising, np.random.default_rng(self.random_state))
         self.features_ = min(results, key=lambda name: results[name][2])
         self.network_, self.stopped_at_, _ = results[self.features_]
         self.held_out_rmse_ = {name: rmse for name, (_, _, rmse) in results.items() if self.ensemble > 1}
@@ -222,7 +220,7 @@ class DistilledPredictor(ArchitectureRegressor):
         return self.space.feature_set(name)
 
     def _rows(self, name: str, archs: Sequence[Any]) -> np.ndarray:
-        archs = as_list(archs, kind=Hashable)
+        archs = as_list(archs)
         if len(archs) == 0:
             return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])
