@@ -51,13 +51,13 @@ class ByOneScores(Scores):
 
 
 class ByOneGenes(Genes):
-    """Variation that builds one architecture after the other, as `SearchSpace.mutate` and `crossover` do, from the same draws."""
+    """Variation that builds one architecture after the other, from the same draws."""
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return self._build(self._random(n, rng))
+        return self._build(self.random(n, rng))
 
     def mutate(self, rows: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-        draws, random = rng.random(rows.shape, dtype=np.float32), self._random(len(rows), rng)
+        draws, random = rng.random(rows.shape, dtype=np.float32), self.random(len(rows), rng)
         return self._build(np.where((draw < probability) | (row < 0), new, row) for row, draw, new in zip(rows, draws, random, strict=True))
 
     def crossover(self, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -68,7 +68,7 @@ class ByOneGenes(Genes):
         return self._build(children)
 
     def _build(self, rows: Iterable[np.ndarray]) -> np.ndarray:
-        return self.encode([self.space._decode(row.tolist()) for row in rows])
+        return self.encode([self.space.build(np.array(row)[None])[0] for row in rows])
 
 
 @contextmanager
