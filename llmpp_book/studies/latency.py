@@ -174,6 +174,20 @@ def transfer_summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(summary)
 
 
+def all_transfers(frames: Mapping[str, pd.DataFrame], second: bool = False, draws: int = DRAWS) -> pd.DataFrame:
+    """Return `transfer_summary` of every table from the other device that the rule names first, or `second`.
+
+    Columns table and source come first, then full, the share that all 1,600 measurements reach.
+    """
+    summaries = {}
+    for table in frames:
+        source = other_devices(table)[int(second)]
+        rows = transfer(frames, table, source, draws=draws)
+        full = rows.loc[rows["measurements"] == 0, "within"].mean()
+        summaries[table, source, full] = transfer_summary(rows)
+    return pd.concat(summaries, names=["table", "source", "full"]).droplevel(-1).reset_index()
+
+
 def recorded() -> pd.DataFrame:
     """Return what ``benchmarks/latency.py`` measured: the columns of `compare`, table, method, and where each row is from."""
     return pd.read_csv(RESULTS)
