@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,6 +189,6 @@ def all_transfers(frames: Mapping[str, pd.DataFrame], second: bool = False, draw
     return pd.concat(summaries, names=["table", "source", "full"]).droplevel(-1).reset_index()
 
 
-def recorded() -> pd.DataFrame:
-    """Return what ``benchmarks/latency.py`` measured: the columns of `compare`, table, method, and where each row is from."""
-    return pd.read_csv(RESULTS)
+def recorded(path: Path = RESULTS) -> pd.DataFrame:
+    """Return what ``benchmarks/latency.py`` measured, `RESULTS` or `TRANSFER_RESULTS`, and where each row is from."""
+    return pd.read_csv(path)
