@@ -129,6 +129,7 @@ class SearchJob(Job):
     #: File of the cheap predictor, and what says which architectures are within the limit.
     distilled: Path
     latency: LatencyPredictor
+    iterations: int = 30
 
     def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any]:
         cheap = DistilledPredictor.load(self.distilled)
@@ -141,9 +142,9 @@ class SearchJob(Job):
         run: Search
         if self.schedule == "random":
             # As many candidates as the evolutionary search scores at most: 125, then 100 in each iteration.
-            run = RandomSearch(task.space, costly, limited, evaluations=125 + 29 * 100, seed=self.seed, names=[COSTLY])
+            run = RandomSearch(task.space, costly, limited, evaluations=125 + 100 * (self.iterations - 1), seed=self.seed, names=[COSTLY])
         else:
-            entries, names = schedule(self.schedule, cheap, costly), {id(cheap): CHEAP, id(costly): COSTLY}
+            entries, names = schedule(self.schedule, cheap, costly, self.iterations), {id(cheap): CHEAP, id(costly): COSTLY}
             named = [names[id(predictor)] for predictor in predictors_of(entries)]
             run = EvolutionarySearch(task.space, entries, limited, seed=self.seed, names=named)
         began, records, saved = time.perf_counter(), list[Record](), [0.0]
