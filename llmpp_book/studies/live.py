@@ -52,8 +52,8 @@ class Size:
     iterations: int
 
 
-#: Minutes on one processor core, minutes on a GPU, and all that the records have of these schedules.
-SIZES = {"tiny": Size(0.1, 10, 2, 2, 3, 4), "small": Size(0.25, 12, 2, 3, 3, 10), "whole": Size(1.0, 48, 3, 7, 5, 30)}
+#: Some ten minutes of one processor core, more for a GPU, and all that the records have of these schedules.
+SIZES = {"tiny": Size(0.25, 10, 2, 2, 3, 4), "small": Size(0.5, 12, 2, 3, 3, 10), "whole": Size(1.0, 48, 3, 7, 5, 30)}
 
 
 def chosen_device(device: str) -> str:
