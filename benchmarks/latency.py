@@ -2,12 +2,13 @@
 
 ``python benchmarks/latency.py`` takes about half an hour on one core, nearly all of it for the MLP. It can be interrupted: what is
 done is kept in a JSONL file below _build and not done again. At the end everything goes to results/latency_predictors.csv.
+``--transfer`` compares instead what a few measurements of one device and the table of another tell, in a minute, and writes
+results/latency_transfer.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from importlib.metadata import version
 from itertools import product
@@ -17,9 +18,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from llmpp_book.studies.latency import JOBS, MLP, OWN, RESULTS, compare, predictors
+from llmpp_book.studies.latency import JOBS, MLP, OWN, RESULTS, TRANSFER_RESULTS, all_transfers, compare, predictors
 from llmpp_core import upstream
-from llmpp_core.jobs.files import alone, append_rows, read_rows
+from llmpp_core.jobs.files import alone, append_rows, read_rows, replace_file
 from llmpp_core.jobs.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,17 +61,29 @@ def summary(rows: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--transfer", action="store_true", help="compare transfer between devices only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.transfer:
+        keep(TRANSFER_RESULTS, pd.concat([all_transfers(read_tables(), second).assign(**provenance()) for second in (False, True)]), "%.4g")
+        return
     with alone(PARTIAL):
         measure()
+
+
+def read_tables() -> dict[str, pd.DataFrame]:
+    return {name: upstream.latency_table(name) for name in upstream.LATENCY_TABLES}
+
+
+def keep(path: Path, frame: pd.DataFrame, numbers: str) -> None:
+    replace_file(path, frame.to_csv(index=False, float_format=numbers).encode())
 
 
 def measure() -> None:
     rows = read_rows(PARTIAL)
     known = {(row["table"], row["method"], row["seed"], row["measurements"]) for row in rows}
     origin = provenance()
-    tables = {name: upstream.latency_table(name) for name in upstream.LATENCY_TABLES}
+    tables = read_tables()
     for (seed, measurements), name in tqdm(list(product(JOBS, tables))):
         for method, predictor in predictors(name).items():
             if (name, method, seed, measurements) in known:
@@ -80,13 +93,7 @@ def measure() -> None:
             append_rows(PARTIAL, [row])
             rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["table", "measurements", "seed", "method"], ignore_index=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    temporary = RESULTS.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        frame.to_csv(file, index=False, float_format="%.6g")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(RESULTS)
+    keep(RESULTS, frame, "%.6g")
     PARTIAL.unlink()
     print(summary(frame))
 

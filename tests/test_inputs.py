@@ -133,6 +133,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "SupernetPredictor.predict": predicted(supernet),
     "ZeroCostPredictor.predict": predicted(proxy),
     "LatencyPrior.learn": lambda archs, scores: LatencyPrior.learn([(archs, scores)]).mean,
+    "LatencyPrior.from_device": lambda archs, scores: LatencyPrior.from_device(archs, scores).mean,
     "latency_terms": lambda archs, scores: latency_terms(archs),
     "choose_measurements": lambda archs, scores: choose_measurements(archs, 5, LatencyPrior.ignorant(latency_terms(ARCHS))),
     "MeasuredLatency": remembered,

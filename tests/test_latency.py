@@ -25,6 +25,7 @@ from llmpp_core.latency.predictor import (
     latency_errors,
     latency_terms,
     split_rows,
+    spread_measurements,
 )
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.space.search_space import HAT_WMT
@@ -146,6 +147,48 @@ def test_a_multiple_of_another_device_needs_two_measurements_and_with_many_other
     other = LatencyPrior.learn([(ARCHS, 5 + TERMS @ costs) for costs in (COSTS[::-1], np.roll(COSTS, 3))])
     misled = LatencyPredictor(other).fit(ARCHS[:200], LATENCY[:200])
     assert misled.predict(ARCHS[200:]) == pytest.approx(LATENCY[200:], rel=0.01)
+
+
+def test_a_known_device_leaves_level_layers_and_scale_to_the_measurements(rng: np.random.Generator) -> None:
+    """Three numbers are new on the new device; four measurements tell them, with or without a table that has the layers wrong."""
+    layers = TERMS[:, 5]
+    new = 40 + 90 * layers + 0.3 * LATENCY
+    few = spread_measurements(LATENCY, 5, rng)
+    measured = [ARCHS[i] for i in few]
+    alone, known, level = (
+        LatencyPredictor(prior).fit(measured, new[few])
+        for prior in (None, LatencyPrior.from_device(ARCHS, LATENCY), LatencyPrior.learn([(ARCHS, LATENCY)]))
+    )
+    assert known.predict(ARCHS) == pytest.approx(new, rel=0.01)
+    assert rmse(known, new) < 0.2 * min(rmse(alone, new), rmse(level, new))
+
+
+def test_measurements_are_spread_over_what_is_expected(rng: np.random.Generator) -> None:
+    ranks = LATENCY.argsort().argsort()
+    assert [int(ranks[i]) // 30 for i in spread_measurements(LATENCY, 10, rng)] == list(range(10))
+    for n, expected, reason in (
+        (0, LATENCY, "n: expected 1 to 300, the number of candidates, got 0"),
+        (301, LATENCY, "n: expected 1 to 300, the number of candidates, got 301"),
+        (1, [1.0, np.inf], "expected.1.: expected a finite number, got inf"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            spread_measurements(expected, n, rng)
+
+
+def test_the_comparison_of_devices_tells_a_better_one() -> None:
+    """Of a table that is three times another, one scale tells all; each number of measurements has its own paired interval."""
+    frame = pd.DataFrame(HATFeatures().transform(ARCHS), columns=list(HAT_FEATURE_NAMES)).assign(latency_ms=LATENCY)
+    frames = {"wmt14ende_cpu_xeon": frame, "wmt14ende_gpu_titanxp": frame.assign(latency_ms=3 * LATENCY)}
+    rows = study.transfer(frames, "wmt14ende_gpu_titanxp", "wmt14ende_cpu_xeon", few=(3,), draws=3)
+    summary = study.transfer_summary(rows).set_index(["choice", "method"])
+    assert rows[rows["measurements"] == 0]["within"].eq(100).all(), "all measurements tell all"
+    for choice in study.CHOICES:
+        assert (summary.loc[choice].loc[[study.SCALED, study.TRANSFER], "within"] == 100).all()
+        alone = summary.loc[choice, study.ALONE]
+        assert (alone[["gain", "gain_low", "gain_high"]] == 0).all()
+        assert summary.loc[(choice, study.TRANSFER), "gain"] == pytest.approx(100 - alone["within"])
+    assert study.other_devices("wmt14enfr_cpu_xeon") == ["wmt14enfr_gpu_titanxp", "wmt14enfr_cpu_raspberrypi"]
+    assert study.other_devices("wmt19ende_gpu_titanxp")[0] == "wmt14ende_cpu_xeon"
 
 
 def test_measurements_are_chosen_where_they_say_most(rng: np.random.Generator) -> None:

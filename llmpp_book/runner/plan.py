@@ -116,7 +116,7 @@ def plan(
     given = check_parameters(chosen, profile, given)
     found, absent = find_data({group for notebook in chosen for group in notebook.needs}, say)
     project = Project(paths.root, notebooks)
-    device = "cpu" if profile == "smoke" else provenance.gpu() or "cpu"
+    device = "cpu" if profile == "smoke" or given.get("device") == "cpu" else provenance.gpu() or "cpu"
     jobs: dict[str, Job] = {}
     for notebook in chosen:
         values = {**notebook.defaults, "profile": profile, **given}

@@ -6,30 +6,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 from sklearn.base import clone
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from llmpp_book import repository
 from llmpp_core.latency.hat_mlp import LATENCY_UNITS, LatencyMLP
-from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, latency_errors, split_rows
+from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, latency_errors, split_rows, spread_measurements
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
 from llmpp_core.upstream import TFS_TASKS
 
 RESULTS = repository.RESULTS / "latency_predictors.csv"
+TRANSFER_RESULTS = repository.RESULTS / "latency_transfer.csv"
 
 #: The comparisons of the record, pairs of a split's seed and a number of measurements: five splits, the first also with fewer.
 JOBS = [*((seed, 1600) for seed in range(5)), *((0, measurements) for measurements in (20, 100, 400))]
 
 #: Names of the two predictors that are compared, and of two simpler ones.
 OWN, MLP, POLYNOMIAL, DEPTH = "LatencyPredictor", "HAT's MLP", "polynomial ridge", "mean per decoder depth"
+
+#: What is compared on few measurements of a new device, and what the last two know of it beside: the table of another device.
+ALONE, LINE, SCALED, TRANSFER = "measurements alone", "line over decoder depth", "other device, scaled", "other device as prior"
+#: How the measured architectures are chosen, and how many.
+CHOICES, FEW = ("random", "spread"), (5, 10, 20)
+#: Draws of the measured and of the test architectures.
+DRAWS = 20
+# The other device is the first of these that is not the new one itself; a second is kept for comparison.
+_KNOWN = ("cpu_xeon", "gpu_titanxp", "cpu_raspberrypi")
 
 _TASKS = {"iwslt14deen": "IWSLT'14 De-En", **TFS_TASKS}
 _DEVICES = {"gpu_titanxp": "TITAN Xp", "cpu_xeon": "Xeon", "cpu_raspberrypi": "Raspberry Pi"}
@@ -100,6 +113,82 @@ def prior_without(frames: dict[str, pd.DataFrame], table: str, *, new_device: bo
     return LatencyPrior.learn((frames[name], frames[name]["latency_ms"]) for name in others)
 
 
-def recorded() -> pd.DataFrame:
-    """Return what ``benchmarks/latency.py`` measured: the columns of `compare`, table, method, and where each row is from."""
-    return pd.read_csv(RESULTS)
+def other_devices(table: str) -> list[str]:
+    """Return the tables that may tell of a table's device, the first by rule: WMT'14's of other devices, of the same task if they can."""
+    task = table.partition("_")[0] if table.startswith("wmt14") else "wmt14ende"
+    return [f"{task}_{known}" for known in _KNOWN if known != device(table)]
+
+
+def transfer(frames: Mapping[str, pd.DataFrame], table: str, source: str, few: Iterable[int] = FEW, draws: int = DRAWS) -> pd.DataFrame:
+    """Return how well few measurements of a new device tell its latencies, with the table of another device as `source` or alone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per number of measurements (0 for all 1,600 of the split), choice, method and draw, the seed of the split; and within,
+        the share of the test architectures whose prediction is within 10 % of the measured latency, in percent.
+    """
+    frame, known = frames[table], frames[source]
+    pair = known[list(HAT_FEATURE_NAMES)], known["latency_ms"]
+    expected = LatencyPredictor(statistic="typical").fit(*pair)
+    alone = LatencyPredictor(statistic="typical")
+    scale_only = replace(LatencyPrior.learn([pair]), unexplained=(1e-4,))
+    predictors = {
+        ALONE: alone,
+        LINE: make_pipeline(HATFeatures(), FunctionTransformer(_depth), LinearRegression()),
+        SCALED: LatencyPredictor(scale_only, "typical"),
+        TRANSFER: LatencyPredictor(LatencyPrior.from_device(*pair), "typical"),
+    }
+    rows = []
+    for draw in range(draws):
+        candidates = split_rows(len(frame), np.random.default_rng(draw))[0]
+        latency = expected.predict(frame.iloc[candidates][list(HAT_FEATURE_NAMES)])
+        jobs: list[tuple[int, str, str, Any, Any]] = [(0, CHOICES[0], ALONE, alone, None)]
+        for n in few:
+            spread = spread_measurements(latency, n, np.random.default_rng([draw, n]))
+            for choice, which in zip(CHOICES, (list(range(n)), spread), strict=True):
+                jobs += [(n, choice, method, predictor, which) for method, predictor in predictors.items()]
+        for n, choice, method, predictor, which in jobs:
+            result = trial(frame, predictor, draw, which)
+            within = 100 * float(np.mean(np.abs(result.predicted / result.true - 1) <= 0.1))
+            rows.append({"measurements": n, "choice": choice, "method": method, "draw": draw, "within": within})
+    return pd.DataFrame(rows)
+
+
+def transfer_summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of `transfer` over draws, and what it gains on the measurements alone, with a 95 % interval of the paired difference.
+
+    One row per number of measurements, choice and method: within, gain, gain_low, gain_high, and the same of the gain on the line,
+    over_line; in percent and percentage points.
+    """
+    summary = []
+    for (n, choice), part in rows[rows["measurements"] > 0].groupby(["measurements", "choice"]):
+        wide = part.pivot(index="draw", columns="method", values="within")
+        for method in (ALONE, LINE, SCALED, TRANSFER):
+            row = {"measurements": n, "choice": choice, "method": method, "within": wide[method].mean()}
+            for name, rival in (("gain", ALONE), ("over_line", LINE)):
+                difference = wide[method] - wide[rival]
+                # Two methods that never differ have a difference of zero for sure; the test knows no interval for that.
+                low, high = ttest_1samp(difference, 0).confidence_interval() if difference.any() else (0.0, 0.0)
+                row |= {name: difference.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+            summary.append(row)
+    return pd.DataFrame(summary)
+
+
+def all_transfers(frames: Mapping[str, pd.DataFrame], second: bool = False, draws: int = DRAWS) -> pd.DataFrame:
+    """Return `transfer_summary` of every table from the other device that the rule names first, or `second`.
+
+    Columns table and source come first, then full, the share that all 1,600 measurements reach.
+    """
+    summaries = {}
+    for table in frames:
+        source = other_devices(table)[int(second)]
+        rows = transfer(frames, table, source, draws=draws)
+        full = rows.loc[rows["measurements"] == 0, "within"].mean()
+        summaries[table, source, full] = transfer_summary(rows)
+    return pd.concat(summaries, names=["table", "source", "full"]).droplevel(-1).reset_index()
+
+
+def recorded(path: Path = RESULTS) -> pd.DataFrame:
+    """Return what ``benchmarks/latency.py`` measured, `RESULTS` or `TRANSFER_RESULTS`, and where each row is from."""
+    return pd.read_csv(path)

@@ -148,7 +148,9 @@ class SearchJob(Job):
     distilled: Path
     latency: LatencyPredictor
     #: A Gaussian process fitted to the demonstrations, which tells how uncertain it is.
-    process: Any
+    process: Any = None
+    #: Of the schedules of an evolutionary search.
+    iterations: int = 30
 
     def _search(self, task: Task, cheap: Any, costly: Any, limited: Limit) -> Iterator[Record]:
         """Yield the records of the search, one after the other where there are two."""
@@ -169,7 +171,7 @@ class SearchJob(Job):
             adaptive = Adaptive(self.process, costly, rule=Uncertainty())
             yield from EvolutionarySearch(space, [adaptive], limited, seed=seed, names=[PROCESS, COSTLY])
         else:
-            entries, names = schedule(self.schedule, cheap, costly), {id(cheap): CHEAP, id(costly): COSTLY}
+            entries, names = schedule(self.schedule, cheap, costly, self.iterations), {id(cheap): CHEAP, id(costly): COSTLY}
             named = [names[id(predictor)] for predictor in predictors_of(entries)]
             yield from EvolutionarySearch(space, entries, limited, seed=seed, names=named)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +32,8 @@ _UNEXPLAINED = (0.003, 0.01, 0.03, 0.1)
 # Degrees of freedom of the noise (Student's t): a device that is slow for a while makes far outliers.
 _FREEDOM = 4
 _ROUNDS = 20
+# Where the design of a prior has its constant and what a decoder layer costs as such.
+_CONSTANT, _LAYER = 0, 6
 
 
 def feature_rows(archs: Rows) -> np.ndarray:
@@ -97,6 +99,16 @@ class LatencyPrior:
             average = model.intercept_ + center @ model.coef_
             costs.append(np.append(1.0, model.coef_ * scale / average))
         return cls(center, scale, np.mean(costs, axis=0), np.array(costs) - np.mean(costs, axis=0))
+
+    @classmethod
+    def from_device(cls, archs: Rows, latency: ArrayLike) -> Self:
+        """Learn from the table of one other device, latencies in ms; raises ValueError as `LatencyPredictor.fit`.
+
+        What a new device takes at no depth, what a decoder layer costs it as such, and the scale of all other costs are left to the
+        measurements. The proportions of these other costs are expected to be those of the known device.
+        """
+        prior = cls.learn([(archs, latency)])
+        return replace(prior, deviations=np.eye(len(prior.mean))[[_CONSTANT, _LAYER]])
 
     @classmethod
     def ignorant(cls, terms: np.ndarray) -> Self:
@@ -253,6 +265,34 @@ def choose_measurements(archs: Rows, n: int, prior: LatencyPrior) -> list[int]:
         chosen.append(best)
         covariance = covariance - np.outer(covariance[:, best], covariance[best]) / covariance[best, best]
     return chosen
+
+
+def spread_measurements(expected: ArrayLike, n: int, rng: np.random.Generator) -> list[int]:
+    """Choose n candidates to measure on a new device, spread over what is expected of them: one at random from each n-th, fast to slow.
+
+    Parameters
+    ----------
+    expected : array_like of shape (candidates,)
+        Latencies in any unit, such as another device's.
+    n : int
+        How many to choose.
+    rng : numpy.random.Generator
+        Draws within each n-th.
+
+    Returns
+    -------
+    list of int
+        Positions in `expected`, fast to slow.
+
+    Raises
+    ------
+    ValueError
+        If a latency is not finite, or n is not from 1 to the number of candidates.
+    """
+    latency = as_scores(expected, name="expected")
+    if not 1 <= n <= len(latency):
+        raise ValueError(f"n: expected 1 to {len(latency)}, the number of candidates, got {n}")
+    return [int(as_generator(rng).choice(part)) for part in np.array_split(np.argsort(latency, kind="stable"), n)]
 
 
 def split_rows(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
