@@ -18,6 +18,7 @@ from .nets.training import sandwich as sandwich
 from .nets.training import train as train
 from .nets.training import uniform as uniform
 from .nets.transformer import Transformer as Transformer
+from .pipeline.stages import search_pipeline as search_pipeline
 from .predictors.baselines import CalibratedPredictor as CalibratedPredictor
 from .predictors.baselines import TablePredictor as TablePredictor
 from .predictors.baselines import baselines as baselines

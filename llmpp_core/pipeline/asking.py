@@ -1,0 +1,168 @@
+"""Asking a language model, or a recording of one, about networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from llmpp_core.llm.answers import Answer
+from llmpp_core.llm.client import Client, MissingAnswers
+from llmpp_core.llm.prompts import Efficiency, Prompt, PromptTask, build_prompt
+from llmpp_core.llm.recordings import Recording, Row, read_recording, write_recording
+from llmpp_core.llm.settings import Price, Settings
+from llmpp_core.pipeline.inputs import Inputs
+
+# Of more trained networks, so many of the best and so many others are shown.
+_BEST, _OTHERS = 5, 5
+
+
+class Asking:
+    """A language model, what it is asked, and what it has answered.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    client : Client
+    """
+
+    def __init__(self, inputs: Inputs, client: Client):
+        self.inputs, self.client, self.name = inputs, client, client.settings.model
+        self._answers: dict[str, tuple[Answer, int]] = {}
+
+    @classmethod
+    def of(cls, inputs: Inputs, recordings: Sequence[Path]) -> Self | None:
+        """Return what the run asks, None if nothing; `recordings` are of earlier rounds. Raises ValueError for wrong settings."""
+        run = inputs.run
+        if run["model.recording"]:
+            recording = read_recording(run.path(run["model.recording"]))
+            known = {key: row.stored for key, row in recording.rows.items()}
+            return cls(inputs, Client(recording.settings, recordings=known, mode="replay"))
+        if not run["model.name"]:
+            return None
+        at = f"{run.at('model')}: model."
+        try:
+            price = Price(**run["model.price"]) if run["model.price"] else None
+            limits = {"price": price, "budget": run["model.budget"] if price else None, "token_cap": run["model.token_cap"]}
+            settings = Settings(run["model.name"], run["model.base_url"], key_variable=run["model.key_variable"], **limits)
+            if not settings.is_loopback and settings.key_variable is None:
+                settings = replace(settings, key_variable="OPENAI_API_KEY")
+            settings.require_limit()
+        except ValueError as error:
+            raise ValueError(f"{at}{error}") from None
+        if not settings.is_free and settings.budget == 0:
+            raise ValueError(f"{at}budget is 0, so nothing may be asked; give the most to spend, or write model: none")
+        known = {key: row.stored for path in recordings for key, row in read_recording(path).rows.items()}
+        return cls(inputs, Client(settings, recordings=known))
+
+    @cached_property
+    def task(self) -> PromptTask:
+        """What the prompts say."""
+        run, space = self.inputs.run, self.inputs.space
+        told = run["told"] or next(iter(space.costs), None)
+        cost = self.inputs.costs.get(told) if told else None
+        efficiency = None
+        if cost is not None:
+            text = f"its cost in {cost.unit}" if cost.unit else "its cost"
+            efficiency = Efficiency(cost.name, text, lambda network: float(cost.value([network])[0]), 3)
+        low, high = run["score.low"], run["score.high"]
+        text = run["score.text"] or f"a number between {low:g} and {high:g}"
+        task = PromptTask(
+            space.name,
+            run["task.description"],
+            self.inputs.score_name,
+            text,
+            low,
+            high,
+            higher_is_better=self.inputs.sign > 0,
+            decimals=self.inputs.decimals,
+            examples=tuple((left, right) for left, right in run["task.examples"]),
+            space=space,
+            efficiency=efficiency,
+        )
+        return task.anonymous() if run["model.nameless"] else task
+
+    def _shown(self, without: int | None = None) -> list[tuple[Any, float]]:
+        """Return the networks that are shown, with their scores: all up to ten, else the best and others spread over the scores."""
+        scores = self.inputs.scores
+        order = [int(i) for i in np.argsort(-scores, kind="stable") if i != without]
+        if len(order) > _BEST + _OTHERS:
+            rest = order[_BEST:]
+            order = order[:_BEST] + [rest[round(i)] for i in np.linspace(0, len(rest) - 1, _OTHERS)]
+        return [(self.inputs.trained.networks[i], float(scores[i])) for i in sorted(order)]
+
+    def _left_out_prompts(self) -> list[Prompt]:
+        networks, form = self.inputs.trained.networks, self.inputs.run["model.form"]
+        return [build_prompt(self.task, self._shown(i), [network], form=form) for i, network in enumerate(networks)]
+
+    def _label_prompts(self, networks: Sequence[Any]) -> list[Prompt]:
+        form, size = self.inputs.run["model.form"], self.inputs.run["model.batch"]
+        size = 1 if form == "single" else size
+        groups = [networks[i : i + size] for i in range(0, len(networks), size)]
+        return [build_prompt(self.task, self._shown(), group, form=form) for group in groups]
+
+    def estimate(self, networks: Sequence[Any]) -> list[str]:
+        """Return lines on what asking takes, for networks left out and for labels."""
+        samples, said, money, tokens = self.inputs.run["model.samples"], [], 0.0, 0
+        parts = {"networks left out": self._left_out_prompts(), f"{len(networks)} labels": self._label_prompts(networks)}
+        for what, prompts in parts.items():
+            found = self.client.estimate(prompts, samples)
+            money, tokens = money + (found.cost or 0.0), tokens + found.prompt_tokens + found.answer_tokens
+            said.append(f"{self.name}, {what}: {found}")
+        settings = self.client.settings
+        if settings.price and settings.budget is not None and money > settings.budget and not settings.is_free:
+            said.append(f"this exceeds model.budget {settings.budget:g} by up to {money - settings.budget:.2f} {settings.price.currency}")
+        if settings.token_cap is not None and tokens > settings.token_cap:
+            said.append(f"this exceeds model.token_cap {settings.token_cap:,} by up to {tokens - settings.token_cap:,} tokens")
+        return said
+
+    def left_out(self) -> np.ndarray:
+        """Ask about each trained network, shown the others; returns shape (n,), higher is better, nan where there is no valid number."""
+        return self._ask(self._left_out_prompts())
+
+    def labels(self, networks: Sequence[Any]) -> np.ndarray:
+        """Ask about new networks; returns shape (n,), higher is better, nan where there is no valid number."""
+        return self._ask(self._label_prompts(networks))
+
+    def _ask(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        samples = self.inputs.run["model.samples"]
+        try:
+            answers = self.client.ask(prompts, samples)
+        except MissingAnswers as error:
+            raise ValueError(f"{self.inputs.run.at('model.recording')}: model.recording: {error}") from None
+        medians = []
+        for given in answers:
+            self._answers.update((answer.key, (answer, sample)) for sample, answer in enumerate(given))
+            values = np.ma.masked_invalid([answer.values for answer in given])
+            medians.append(np.ma.median(values, axis=0).filled(np.nan))
+        return np.concatenate(medians)
+
+    def record(self, path: Path) -> None:
+        """Write all answers so far as a recording, which a run can name in place of the model."""
+        found = read_recording(path) if path.exists() else Recording(path, self.inputs.space.name, self.client.settings)
+        for key, (_, sample) in self._answers.items():
+            if (stored := self.client.lookup(key)) is not None:
+                found.rows[key] = Row({"key": key}, sample, stored)
+        write_recording(found)
+
+    def counts(self) -> dict[str, Any]:
+        """Return what was answered so far, and the tokens of it as the server counts them."""
+        answers = [answer for answer, _ in self._answers.values()]
+        sent, received = (sum(getattr(answer, f"{kind}_tokens") or 0 for answer in answers) for kind in ("prompt", "answer"))
+        price = self.client.settings.price
+        money = None if price is None else [price.of(sent, received), price.currency]
+        bad = {status: sum(answer.status == status for answer in answers) for status in ("invalid", "failed")}
+        return {"answers": len(answers), **bad, "sent": sent, "received": received, "money": money}
+
+    def described(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a report says of the model."""
+        money, settings = counts["money"], self.client.settings
+        paid = "free" if settings.is_free else "of unknown price" if money is None else f"{money[0]:.2f} {money[1]}"
+        endpoint = settings.identity()["endpoint"].partition("://")
+        bad = counts["invalid"] + counts["failed"]
+        about = {"name": self.name, "endpoint": endpoint[2] or endpoint[0], "answers": counts["answers"], "invalid": bad}
+        return about | {"tokens": f"{counts['sent']:,} sent, {counts['received']:,} received", "money": paid}

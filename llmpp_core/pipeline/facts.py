@@ -1,0 +1,95 @@
+"""What a report says of a round, in JSON types and in the words and directions of the user."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.pipeline import propose
+from llmpp_core.pipeline.inputs import Inputs
+from llmpp_core.search.pareto import pareto_front
+
+# Small dots of a figure.
+_DOTS = 400
+
+
+def proposals(inputs: Inputs, chosen: Sequence[tuple[np.ndarray, str]], predictor: propose.Blend, left_out: Any, wider: float) -> list[dict[str, Any]]:
+    """Return what is said of each chosen row of genes, with the reason for it."""
+    rows = np.array([row for row, _ in chosen], dtype=np.int8).reshape(len(chosen), len(inputs.genes))
+    table, trained = inputs.genes.table(rows), propose.trained_rows(inputs)
+    networks, found = list(table), []
+    ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 3))
+    costs = {cost.name: cost.value(table) for cost in inputs.costs.values()}
+    near = propose.distances(rows, trained)
+    for i, (network, (_, kind)) in enumerate(zip(networks, chosen, strict=True)):
+        score, low, high = ends[i].tolist()
+        row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high, "widened": wider}
+        row["network"] = propose.described(inputs, network)
+        row["key"] = inputs.key(network)
+        named = [(cost, float(costs[cost.name][i])) for cost in inputs.costs.values()]
+        row["costs"] = [{"name": cost.name, "value": value, "unit": cost.unit, "limit": cost.limit} for cost, value in named]
+        nearest = int(np.argmin(near[i]))
+        row["nearest"] = {"where": inputs.trained.where[nearest], "distance": float(near[i, nearest])}
+        row["beyond"] = propose.beyond(inputs, network)
+        found.append(row)
+    return found
+
+
+def front(inputs: Inputs, records: Sequence[Any] | None, listed: Sequence[Mapping[str, Any]]) -> str:
+    """Return CSV text: the networks of a search that no other beats in score and every cost; without a search, those proposed."""
+    names = [limit.name for limit in inputs.limits]
+    if records is not None and names:
+        table = pareto_front(records, inputs.space)
+        rows = [
+            [inputs.sign * row.score, *(row[name] for name in names), propose.described(inputs, row.architecture)] for _, row in table.iterrows()
+        ]
+    else:
+        rows = [[row["score"], *(cost["value"] for cost in row["costs"] if cost["name"] in names), row["network"]] for row in listed]
+    columns = list(dict.fromkeys(name for row in rows for name in row[-1]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([f"predicted {inputs.score_name}", *names, *columns])
+    for *values, network in rows:
+        writer.writerow([*(f"{value:.6g}" for value in values), *(cell(network.get(name)) for name in columns)])
+    return text.getvalue()
+
+
+def cell(value: Any) -> str:
+    """Return a value as a cell of a table that can be read again."""
+    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def lines(inputs: Inputs, listed: Sequence[Mapping[str, Any]]) -> str:
+    """Return the proposed networks as CSV, with a question mark where the score goes."""
+    names = list(dict.fromkeys(name for row in listed for name in row["network"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*(inputs.run["columns"].get(name, name) for name in names), inputs.run["score.column"]])
+    writer.writerows([*(cell(row["network"].get(name)) for name in names), "?"] for row in listed)
+    return text.getvalue()
+
+
+def fronts(inputs: Inputs, seen: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points of a figure for every cost."""
+    found = []
+    few = np.arange(0)
+    if seen is not None and len(seen[0]):
+        few = np.unique(np.linspace(0, len(seen[0]) - 1, _DOTS).astype(int))
+    for cost in inputs.costs.values():
+        points: list[tuple[float, float]] = []
+        if seen is not None and len(few):
+            costs = cost.value(inputs.genes.table(seen[0][few]))
+            points = list(zip(costs.tolist(), (inputs.sign * seen[1][few]).tolist(), strict=True))
+        trained = list(zip(cost.value(inputs.trained.networks).tolist(), inputs.trained.scores, strict=True))
+        proposed = [(next(c["value"] for c in row["costs"] if c["name"] == cost.name), row["score"]) for row in listed]
+        found.append({"name": cost.name, "unit": cost.unit, "seen": points, "trained": trained, "proposed": proposed})
+    return found
+
+
+def text_of(network: Mapping[str, Any]) -> str:
+    """Return a network in one line."""
+    return ", ".join(f"{name} {value}" for name, value in propose.in_words(dict(network)).items())

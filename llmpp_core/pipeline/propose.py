@@ -1,0 +1,192 @@
+"""Which networks to train next: the best predicted, others that differ from them, and one that is worth a look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llmpp_core.pipeline.evidence import Regression, jackknife_plus
+from llmpp_core.pipeline.inputs import Inputs
+from llmpp_core.search.feasible import Feasible
+from llmpp_core.space.regressor import ArchitectureRegressor
+
+_PLACES = ("best", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+# Random networks among which a spread is chosen.
+_POOL = 2000
+# An interval of 80 % is so many standard deviations wide on each side.
+_WIDTH = 1.2816
+
+
+def place(i: int) -> str:
+    """Return the name of the i-th place."""
+    return _PLACES[i] if i < len(_PLACES) else f"place-{i + 1}"
+
+
+class Blend(ArchitectureRegressor):
+    """The predictor in use: a regression, a student of a language model, or the mean of both; whichever is not None.
+
+    Parameters
+    ----------
+    regression : Regression, optional
+    student : DistilledPredictor, optional
+    """
+
+    def __init__(self, regression: Regression | None, student: Any = None):
+        self.regression = regression
+        self.student = student
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict(self, networks: Sequence[Any]) -> np.ndarray:
+        """Return an array of shape (n,), higher is better."""
+        return np.mean([part.predict(networks) for part in (self.regression, self.student) if part is not None], axis=0)
+
+    def folds(self, networks: Sequence[Any], n: int) -> np.ndarray:
+        """Return what it says without each of n networks, shape (n, m); the student stays as it is, since its labels would cost anew."""
+        parts = [] if self.regression is None else [self.regression.fold_predictions(networks)]
+        if self.student is not None:
+            parts.append(np.tile(self.student.predict(networks), (n, 1)))
+        return np.mean(parts, axis=0)
+
+    def deviation(self, networks: Sequence[Any]) -> np.ndarray:
+        """Return about how unsure it is, as standard deviations of shape (n,): by the jackknife, and by the members of the student."""
+        parts = []
+        if self.regression is not None:
+            folds = self.regression.fold_predictions(networks)
+            parts.append(np.sqrt(len(folds) - 1) * folds.std(axis=0))
+        if self.student is not None:
+            parts.append(self.student.predict(networks, return_std=True)[1])
+        return np.sqrt(np.sum(np.square(parts), axis=0)) / len(parts)
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return for each pair the share of genes that differ, of those that either network has, shape (len(a), len(b))."""
+    different = (a[:, None] != b[None]).sum(axis=2)
+    return different / np.maximum(((a[:, None] >= 0) | (b[None] >= 0)).sum(axis=2), 1)
+
+
+def trained_rows(inputs: Inputs) -> np.ndarray:
+    """Return genomes of the trained networks; -2 where a value is not one of those that may be proposed."""
+    rows = np.full((len(inputs.trained.networks), len(inputs.genes)), -1, dtype=np.int8)
+    for i, network in enumerate(inputs.trained.networks):
+        try:
+            rows[i] = inputs.genes.encode([network])[0]
+        except ValueError:
+            for gene, (name, layer) in enumerate(inputs.space.genes):
+                value = network.get(name)
+                value = value if layer is None or value is None else value[layer] if layer < len(value) else None
+                values = next(choice.values for choice in inputs.space.choices if choice.name == name)
+                rows[i, gene] = -1 if value is None else values.index(value) if value in values else -2
+    return rows
+
+
+def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, mean: np.ndarray, hopeful: np.ndarray) -> list[tuple[int, str]]:
+    """Choose from candidates: positions and why.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray of shape (n, genes)
+        Candidates, none of which is trained.
+    order : numpy.ndarray of shape (n,)
+        Positions from the best to the worst.
+    mean, hopeful : numpy.ndarray of shape (n,)
+        Predicted scores, and those with one standard deviation on top.
+    """
+    n, least = min(inputs.run["propose.n"], len(rows)), inputs.run["propose.distance"]
+    chosen: list[tuple[int, str]] = []
+
+    def take(ranked: np.ndarray, wanted: int, why: str) -> None:
+        far = least
+        while len(chosen) < wanted:
+            taken = [i for i, _ in chosen]
+            near = distances(rows[ranked], rows[taken]).min(axis=1) if taken else np.ones(len(ranked))
+            fits = [i for i, distance in zip(ranked, near, strict=True) if distance >= far and i not in taken]
+            if fits:
+                chosen.append((int(fits[0]), why if chosen else "highest predicted"))
+            else:
+                far = far / 2 if far > 1e-3 else 0.0
+
+    take(order, n - 1 if n >= 5 else n, "high, and different from those above")
+    take(np.argsort(-hopeful, kind="stable"), n, "scout: highest if things go well")
+    return chosen
+
+
+def spread_out(inputs: Inputs) -> np.ndarray:
+    """Return rows within the limits that are far from what is trained and from each other, shape (m, genes)."""
+    trained = trained_rows(inputs)
+    known = {row.tobytes() for row in trained}
+    pool, _ = Feasible(inputs.genes, inputs.limits).initial(_POOL, np.random.default_rng(inputs.run["search.seed"]))
+    pool = pool[[row.tobytes() not in known for row in pool]]
+    near, chosen = distances(pool, trained).min(axis=1, initial=1.0), list[int]()
+    while len(chosen) < min(inputs.run["propose.n"], len(pool)):
+        near[chosen] = -1.0
+        chosen.append(int(np.argmax(near)))
+        near = np.minimum(near, distances(pool, pool[chosen[-1:]])[:, 0])
+    return pool[chosen]
+
+
+def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out: Sequence[float | None], wider: float) -> np.ndarray:
+    """Return scores and the ends of their 80 % intervals, shape (m, 3), as the user has scores; `wider` stretches the intervals."""
+    known = [i for i, value in enumerate(left_out) if value is not None]
+    residuals = np.abs([left_out[i] - inputs.scores[i] for i in known])
+    mean, folds = predictor.predict(networks), predictor.folds(networks, len(inputs.scores))[known]
+    low, high = jackknife_plus(folds, residuals)
+    ends = np.stack([np.minimum(low, mean), np.maximum(high, mean)])
+    ends = mean + wider * (ends - mean)
+    if inputs.sign < 0:
+        ends = -ends[::-1]
+    return np.column_stack([inputs.sign * mean, *ends])
+
+
+def widening(promises: Sequence[dict[str, Any]]) -> float:
+    """Return by how much intervals are to be stretched: the root mean square miss of earlier promises in standard deviations, at least 1."""
+    misses = [
+        (row["measured"] - row["score"]) / max((row["high"] - row["low"]) / (2 * _WIDTH * row["widened"]), 1e-12)
+        for row in promises
+        if row["measured"] is not None
+    ]
+    return max(1.0, float(np.sqrt(np.mean(np.square(misses))))) if misses else 1.0
+
+
+def beyond(inputs: Inputs, network: Any) -> list[str]:
+    """Return in which numbers a network goes beyond all trained ones."""
+    said = []
+    for choice in inputs.space.choices:
+        if choice.numbers is None:
+            continue
+        seen = [v for other in inputs.trained.networks for v in _values(inputs, other, choice.name)]
+        here = _values(inputs, network, choice.name)
+        if here and seen and max(here) > max(seen):
+            said.append(f"{choice.name} {max(here):g} > {max(seen):g}")
+        if here and seen and min(here) < min(seen):
+            said.append(f"{choice.name} {min(here):g} < {min(seen):g}")
+    return said
+
+
+def _values(inputs: Inputs, network: Any, name: str) -> list[float]:
+    value = described(inputs, network).get(name, [])
+    return [item for item in (value if isinstance(value, list) else [value]) if not isinstance(item, str)]
+
+
+def described(inputs: Inputs, network: Any) -> dict[str, Any]:
+    """Return a network as names and JSON values, what is not there left out."""
+    from json import loads
+
+    return {name: loads(value) for name, _, value in (line.partition(": ") for line in inputs.space.lines(network))}
+
+
+def in_words(network: dict[str, Any]) -> dict[str, str]:
+    """Return values as short texts, runs of equal ones as "512 x3"."""
+    texts = {}
+    for name, value in network.items():
+        runs: list[list[Any]] = []
+        for item in value if isinstance(value, list) else [value]:
+            if runs and runs[-1][0] == item:
+                runs[-1][1] += 1
+            else:
+                runs.append([item, 1])
+        texts[name] = ", ".join(f"{item} x{count}" if count > 1 else str(item) for item, count in runs)
+    return texts
