@@ -79,7 +79,7 @@ def _fit(demonstrations: tuple[tuple[Architecture, float], ...]) -> Any:
     archs, scores = [arch for arch, _ in demonstrations], np.array([score for _, score in demonstrations])
     if len(set(archs)) < 3:
         return lambda queries: np.full(len(queries), scores.mean())
-    features = make_union(HATFeatures(), CostFeatures(), DepthFeatures(log=True))
+    features = make_union(HATFeatures(), CostFeatures(qkv_dim=512), DepthFeatures(log=True))
     return make_pipeline(features, StandardScaler(), RidgeCV(alphas=_ALPHAS)).fit(archs, scores).predict
 
 

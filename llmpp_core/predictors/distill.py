@@ -8,7 +8,7 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +24,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from llmpp_core.jobs.files import load_tensors, save_tensors, understood
 from llmpp_core.predictors.student import Network, StudentRecipe, train
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, OfficialFeatures
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space.regressor import ArchitectureRegressor
 from llmpp_core.space.search_space import HAT_WMT, SearchSpace
@@ -42,25 +41,6 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-
-def _costs(space: SearchSpace) -> list[Any]:
-    return [CostFeatures(qkv_dim=space.qkv_dim), DepthFeatures(log=True)]
-
-
-def _layers(space: SearchSpace) -> list[Any]:
-    return [LayerFeatures(max(space.encoder_layers), max(space.decoder_layers))]
-
-
-#: Feature sets by name, each a function from the search space to the transformers whose columns make up a row. "official" is
-#: the paper's; "costs" the logarithms of parameters, FLOPs and decoder depth; "averages" those and HAT's ten; "layers" every
-#: choice in every layer; "all" the last two together.
-FEATURE_SETS: dict[str, Callable[[SearchSpace], list[Any]]] = {
-    "official": lambda space: [OfficialFeatures()],
-    "costs": _costs,
-    "averages": lambda space: [HATFeatures(), *_costs(space)],
-    "layers": _layers,
-    "all": lambda space: [*_layers(space), HATFeatures(), *_costs(space)],
-}
 
 #: Shares of labels that may be nan: up to the first without a word, as of any teacher; above the second not at all.
 WARN_UNREADABLE, MOST_UNREADABLE = 0.05, 0.5
@@ -197,7 +177,7 @@ class DistilledPredictor(ArchitectureRegressor):
         results = {}
         with _one_thread():
             for name in names:
-                rising = np.array(["heads" not in column for part in self._parts(name) for column in part.get_feature_names_out()])
+                rising = np.concatenate([part.rising for part in self._parts(name)])
                 results[name] = train(self._rows(name, labelled), y[known], recipe, rising, np.random.default_rng(self.random_state))
         self.features_ = min(results, key=lambda name: results[name][2])
         self.network_, self.stopped_at_, _ = results[self.features_]
@@ -224,15 +204,16 @@ class DistilledPredictor(ArchitectureRegressor):
 
     def _feature_sets(self) -> list[str]:
         names = [self.features] if isinstance(self.features, str) else list(self.features)
-        unknown = [name for name in names if name not in FEATURE_SETS]
-        if unknown or not names:
-            raise ValueError(f"features: expected names out of {', '.join(FEATURE_SETS)}, got {self.features!r}")
+        if not names:
+            raise ValueError("features: expected at least one name, got none")
+        for name in names:
+            self.space.feature_set(name)
         if len(names) > 1 and self.ensemble < 2:
             raise ValueError("features: a choice among several needs held-out labels, so an ensemble of at least 2")
         return names
 
     def _parts(self, name: str) -> list[Any]:
-        return FEATURE_SETS[name](self.space)
+        return self.space.feature_set(name)
 
     def _rows(self, name: str, archs: Sequence[Architecture]) -> np.ndarray:
         archs = as_list(archs)

@@ -19,8 +19,8 @@ import yaml
 #: Cross-attention span -> number of encoder layers attended to: -1 is the last one, 1 the last two, 2 the last three.
 SPAN_LAYERS = {-1: 1, 1: 2, 2: 3}
 
-# HAT's names, in the order of the paper's prompts, and the attribute of Architecture each one stands for.
-_HAT_NAMES = {
+#: HAT's names, in the order of the paper's prompts, and the attribute of Architecture each one stands for.
+HAT_NAMES = {
     "encoder-embed-dim-subtransformer": "encoder_embed_dim",
     "encoder-layer-num-subtransformer": "encoder_layers",
     "encoder-ffn-embed-dim-all-subtransformer": "encoder_ffn_dims",
@@ -110,7 +110,7 @@ class Architecture:
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(f"not valid YAML: {_one_line(error)}") from None
         if not isinstance(mapping, dict):
-            raise ValueError(f"expected a YAML mapping of the keys {', '.join(_HAT_NAMES)}; got {type(mapping).__name__}")
+            raise ValueError(f"expected a YAML mapping of the keys {', '.join(HAT_NAMES)}; got {type(mapping).__name__}")
         if len(mapping) < len(keys):
             raise ValueError(f"{_one_line(next(key for key in keys if keys.count(key) > 1))} is given twice")
         if odd is not None:
@@ -119,7 +119,7 @@ class Architecture:
 
     def to_hat_dict(self) -> dict[str, int | list[int]]:
         """Return the architecture under HAT's ten names, as JSON holds it."""
-        values = {name: getattr(self, attribute) for name, attribute in _HAT_NAMES.items()}
+        values = {name: getattr(self, attribute) for name, attribute in HAT_NAMES.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_prompt_lines(self) -> list[str]:
@@ -148,16 +148,16 @@ class Architecture:
     @classmethod
     def from_hat_dict(cls, mapping: dict[Any, Any]) -> Architecture:
         """Read what `to_hat_dict` gives; raises ValueError naming the key that is missing, unknown or of the wrong length."""
-        missing = [name for name in _HAT_NAMES if name not in mapping]
-        unknown = [_one_line(name) for name in mapping if name not in _HAT_NAMES]
+        missing = [name for name in HAT_NAMES if name not in mapping]
+        unknown = [_one_line(name) for name in mapping if name not in HAT_NAMES]
         if missing or unknown:
             problems = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-            raise ValueError(f"architecture keys: {'; '.join(problems)}; allowed are exactly {', '.join(_HAT_NAMES)}")
-        values = {attribute: mapping[name] for name, attribute in _HAT_NAMES.items()}
+            raise ValueError(f"architecture keys: {'; '.join(problems)}; allowed are exactly {', '.join(HAT_NAMES)}")
+        values = {attribute: mapping[name] for name, attribute in HAT_NAMES.items()}
         for stack, lists in (("encoder", ENCODER_LISTS), ("decoder", DECODER_LISTS)):
             count = f"{stack}-layer-num-subtransformer"
             layers = as_integer(count, values.pop(f"{stack}_layers"))
-            for name, attribute in _HAT_NAMES.items():
+            for name, attribute in HAT_NAMES.items():
                 entries = values.get(attribute)
                 if attribute in lists and isinstance(entries, list) and len(entries) != layers:
                     raise ValueError(f"{name} has {len(entries)} entries but {count} is {layers}: give one entry per layer")

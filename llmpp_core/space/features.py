@@ -6,7 +6,7 @@ Each takes a sequence of n `Architecture` and returns a float array with one row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 
-from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
 from llmpp_core.space.cost import flop_counts, parameter_counts
 from llmpp_core.space.genes import columns_of
 from llmpp_core.space.inputs import readable_again
@@ -34,15 +34,23 @@ HAT_FEATURE_NAMES = (
 )
 
 # What is chosen in each layer, by the names of `ArchitectureTable.values`.
-_LAYER_LISTS = {"encoder": ("ffn_dims", "heads"), "decoder": ("ffn_dims", "self_heads", "cross_heads", "cross_layers")}
+_LAYER_LISTS = {"encoder": ("ffn_dims", "heads"), "decoder": ("ffn_dims", "self_heads", "cross_heads", "cross_spans")}
+# Spans by number of encoder layers attended to; 0 for none.
+_SPANS = np.zeros(max(SPAN_LAYERS.values()) + 1, dtype=int)
+_SPANS[list(SPAN_LAYERS.values())] = list(SPAN_LAYERS)
 
 
-class _ArchitectureTransformer(TransformerMixin, BaseEstimator):
+class ArchitectureTransformer(TransformerMixin, BaseEstimator):
     """What the transformers share: they are stateless and their input is a sequence of objects, not a matrix."""
 
     def fit(self, archs: Sequence[Architecture], y: Any = None) -> Self:
         """Do nothing; present for scikit-learn's contract."""
         return self
+
+    @property
+    def rising(self) -> np.ndarray:
+        """Where a larger number means a larger network: everywhere but in numbers of heads, shape (columns,), bool."""
+        return np.array(["heads" not in name for name in self.get_feature_names_out()])
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -52,7 +60,7 @@ class _ArchitectureTransformer(TransformerMixin, BaseEstimator):
         return tags
 
 
-class HATFeatures(_ArchitectureTransformer):
+class HATFeatures(ArchitectureTransformer):
     """HAT's ten averaged features, in the units of its latency tables.
 
     The last one is the mean number of encoder layers that the decoder layers attend to (1 to 3). Rows that already are
@@ -93,14 +101,14 @@ def _hat_rows(known: Any) -> np.ndarray:
 _OFFICIAL_DIVISORS = (640.0, 6.0, 3072.0, 8.0, 640.0, 6.0, 3072.0, 8.0, 8.0, 3.0)
 
 
-class OfficialFeatures(_ArchitectureTransformer):
+class OfficialFeatures(ArchitectureTransformer):
     """The ten features of the paper's student: HAT's scaled to at most 1, but the last is (1 + mean span) / 3 with spans -1, 1, 2."""
 
     def transform(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n, 10)."""
         archs = readable_again(archs)
         rows, known = HATFeatures().transform(archs), columns_of(archs)
-        rows[:, -1] = 1 + known.values("decoder_cross_spans").sum(axis=1) / known.values("decoder_layers")
+        rows[:, -1] = 1 + _SPANS[known.values("decoder_cross_spans")].sum(axis=1) / known.values("decoder_layers")
         return rows / _OFFICIAL_DIVISORS
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -108,7 +116,7 @@ class OfficialFeatures(_ArchitectureTransformer):
         return np.array([*HAT_FEATURE_NAMES[:-1], "decoder_cross_span_mean"], dtype=object)
 
 
-class LayerFeatures(_ArchitectureTransformer):
+class LayerFeatures(ArchitectureTransformer):
     """Every choice of every layer, zeros where a layer is absent.
 
     Parameters
@@ -146,7 +154,7 @@ class LayerFeatures(_ArchitectureTransformer):
         return np.array(names, dtype=object)
 
 
-class CostFeatures(_ArchitectureTransformer):
+class CostFeatures(ArchitectureTransformer):
     """Natural logarithms of parameters and FLOPs, embeddings and output projection left out.
 
     Parameters
@@ -157,7 +165,7 @@ class CostFeatures(_ArchitectureTransformer):
         As in `llmpp_core.space.cost.count_flops`.
     """
 
-    def __init__(self, parameters: bool = True, flops: bool = True, qkv_dim: int = 512, length: int = 30):
+    def __init__(self, parameters: bool = True, flops: bool = True, *, qkv_dim: int, length: int = 30):
         self.parameters = parameters
         self.flops = flops
         self.qkv_dim = qkv_dim
@@ -179,7 +187,7 @@ class CostFeatures(_ArchitectureTransformer):
         return np.array(["log_parameters"] * self.parameters + ["log_flops"] * self.flops, dtype=object)
 
 
-class DepthFeatures(_ArchitectureTransformer):
+class DepthFeatures(ArchitectureTransformer):
     """Number of decoder layers.
 
     Parameters
@@ -201,7 +209,7 @@ class DepthFeatures(_ArchitectureTransformer):
         return np.array(["log_decoder_layers" if self.log else "decoder_layers"], dtype=object)
 
 
-class ScoreFeatures(_ArchitectureTransformer):
+class ScoreFeatures(ArchitectureTransformer):
     """Scores recorded elsewhere, such as the BLEU that supernets give, looked up by architecture.
 
     Parameters
@@ -226,3 +234,23 @@ class ScoreFeatures(_ArchitectureTransformer):
         """Return one name per score, such as ``score_0``."""
         width = len(next(iter(self.scores.values()), ()))
         return np.array([f"score_{i}" for i in range(width)], dtype=object)
+
+
+def _costs(space: Any) -> list[Any]:
+    return [CostFeatures(qkv_dim=space.qkv_dim), DepthFeatures(log=True)]
+
+
+def _layers(space: Any) -> list[Any]:
+    return [LayerFeatures(max(space.encoder_layers), max(space.decoder_layers))]
+
+
+#: Feature sets of HAT's spaces by name, each a function from the space to the transformers whose columns make up a row. "official" is
+#: the paper's; "costs" the logarithms of parameters, FLOPs and decoder depth; "averages" those and HAT's ten; "layers" every
+#: choice in every layer; "all" the last two together.
+HAT_FEATURE_SETS: dict[str, Callable[[Any], list[Any]]] = {
+    "official": lambda space: [OfficialFeatures()],
+    "costs": _costs,
+    "averages": lambda space: [HATFeatures(), *_costs(space)],
+    "layers": _layers,
+    "all": lambda space: [*_layers(space), HATFeatures(), *_costs(space)],
+}

@@ -1,11 +1,12 @@
-"""Genomes of a search space as rows of integers, so that sampling, variation, costs and features work on many at once.
+"""Genomes of a space as rows of integers, so that sampling, variation, costs and features work on many at once.
 
-A row holds, for every gene of `SearchSpace.genes`, the position of its value among the allowed ones, and -1 where the
-architecture has no such layer. So equal rows are equal architectures.
+A row holds, for every gene of the space, the position of its value among the allowed ones, and -1 where the network does not make
+that choice, as in a layer that it lacks. So equal rows are equal networks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,16 +15,15 @@ from typing import Any, overload
 import numpy as np
 
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
-from llmpp_core.space.search_space import SearchSpace
+from llmpp_core.space.choice import MOST_VALUES, Space
 
 # A genome is written as one character per gene: a dot for -1.
 _ALPHABET = ".0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TO_TEXT = np.array(list(_ALPHABET)).view(np.uint32)
 _FROM_TEXT = np.full(_TO_TEXT.max() + 2, -2, dtype=np.int8)
 _FROM_TEXT[_TO_TEXT] = np.arange(-1, len(_ALPHABET) - 1)
-# Span by number of encoder layers read; 0 for none.
-_SPANS = np.zeros(max(SPAN_LAYERS.values()) + 1, dtype=int)
-_SPANS[list(SPAN_LAYERS.values())] = list(SPAN_LAYERS)
+#: Most networks that are listed.
+MOST_LISTED = 1_000_000
 
 
 class Genes:
@@ -31,34 +31,33 @@ class Genes:
 
     Parameters
     ----------
-    space : SearchSpace
-        At most 62 allowed values per choice.
+    space : Space
+        Any that keeps the contract of `llmpp_core.space.choice`.
 
     Attributes
     ----------
     cardinalities : numpy.ndarray of shape (genes,)
         Number of allowed values of each gene.
+    columns : dict of str to slice
+        The genes of each choice, in their order.
     """
 
-    def __init__(self, space: SearchSpace):
+    def __init__(self, space: Space):
         self.space = space
+        self.choices = {choice.name: choice for choice in space.choices}
         names = [name for name, _ in space.genes]
-        self.cardinalities = np.array([len(getattr(space, name)) for name in names])
-        if self.cardinalities.max() >= len(_ALPHABET):
-            raise ValueError(f"{space.name}: at most {len(_ALPHABET) - 1} allowed values per choice, got {self.cardinalities.max()}")
-        # The genes of a choice lie side by side.
+        self.cardinalities = np.array([len(self.choices[name].values) for name in names])
+        if self.cardinalities.max() > MOST_VALUES:
+            raise ValueError(f"{space.name}: at most {MOST_VALUES} allowed values per choice, got {self.cardinalities.max()}")
         starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
         self.columns = {names[start]: slice(start, stop) for start, stop in pairwise([*starts, len(names)])}
-        # Values by gene and position, the last of them 0 for -1; of spans, how many encoder layers they read.
-        self._values = np.zeros((len(names), self.cardinalities.max() + 1), dtype=int)
-        for i, name in enumerate(names):
-            allowed = getattr(space, name)
-            self._values[i, : len(allowed)] = [SPAN_LAYERS[v] for v in allowed] if name == "decoder_cross_spans" else allowed
-        self._encoder_depth, self._decoder_depth = self.columns["encoder_layers"].start, self.columns["decoder_layers"].start
-        layer = np.array([-1 if i is None else i for _, i in space.genes])
-        encoder = np.array([name.startswith("encoder") for name in names])
-        # Which genes count, by the positions of the two depths.
-        self._active = np.array([[layer < np.where(encoder, e, d) for d in space.decoder_layers] for e in space.encoder_layers])
+        self._starts = np.array([self.columns[name].start for name in names])
+        # Numbers by gene and position, the last of them 0 for -1; those of a category are not looked at.
+        numbers = [self.choices[name].numbers or (0,) for name in names]
+        whole = all(isinstance(number, int) for row in numbers for number in row)
+        self._numbers = np.zeros((len(names), self.cardinalities.max() + 1), dtype=int if whole else float)
+        for i, row in enumerate(numbers):
+            self._numbers[i, : len(row)] = row
         changes = [(gene, value) for gene, count in enumerate(self.cardinalities) for value in range(count)]
         self._changes = np.array(changes).T
 
@@ -66,36 +65,38 @@ class Genes:
         return len(self.cardinalities)
 
     def canonical(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows with -1 in the genes of absent layers."""
-        return np.where(self.active(rows), rows, np.int8(-1))
-
-    def active(self, rows: np.ndarray) -> np.ndarray:
-        """Return which genes count, shape (n, genes)."""
-        return self._active[rows[:, self._encoder_depth], rows[:, self._decoder_depth]]
+        """Return rows with -1 in the genes that do not count."""
+        return np.where(self.space.active(rows), rows, np.int8(-1))
 
     def complete(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows in which absent layers have the values of the last one present."""
-        full = rows.copy()
-        for columns in self.columns.values():
-            values = rows[:, columns]
-            last = (values >= 0).sum(axis=1, keepdims=True) - 1
-            full[:, columns] = np.take_along_axis(values, np.minimum(np.arange(values.shape[1]), last), axis=1)
-        return full
+        """Return rows in which absent layers have the values of the last one before them, and other absent choices the first value."""
+        last = np.maximum.accumulate(np.where(rows >= 0, np.arange(len(self)), -1), axis=1)
+        filled = np.take_along_axis(rows, np.maximum(last, 0), axis=1)
+        return np.where(last >= self._starts, filled, np.int8(0))
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw rows by drawing every gene uniformly, as `SearchSpace.sample` does."""
-        return self.canonical(self._random(n, rng))
+        """Draw rows by drawing every gene uniformly; again where rules of the space are broken."""
+        rows = self.canonical(self.random(n, rng))
+        while (kept := self.space.allowed(rows)) is not None and not kept.all():
+            rows = np.vstack([rows[kept], self.canonical(self.random(int((~kept).sum()), rng))])
+        return rows
 
     def mutate(self, rows: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-        """Resample each gene with the given probability; layers that a row lacked start at random values."""
+        """Resample each gene with the given probability; what a row lacked starts at random values. Rows that would break rules stay."""
         resampled = (rng.random(rows.shape, dtype=np.float32) < probability) | (rows < 0)
-        return self.canonical(np.where(resampled, self._random(len(rows), rng), rows))
+        return self._kept(self.canonical(np.where(resampled, self.random(len(rows), rng), rows)), rows)
 
     def crossover(self, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Take each gene from either row with equal chance; a layer that only one of them has comes from it."""
+        """Take each gene from either row with equal chance; what only one of them has comes from it. Where rules are broken, return `a`."""
         first = rng.integers(2, size=a.shape, dtype=bool)
         child = np.where(first, a, b)
-        return self.canonical(np.where(child < 0, np.where(first, b, a), child))
+        child = np.where(child < 0, np.where(first, b, a), child)
+        active = self.space.active(child)
+        # A condition on two choices may hold in a child of parents in neither of which it does.
+        while (lost := active & (child < 0)).any():
+            child = np.where(lost, self.random(len(child), rng), child)
+            active = self.space.active(child)
+        return self._kept(np.where(active, child, np.int8(-1)), a)
 
     def neighbours(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return all rows that differ in one choice; a layer that is added copies the one before.
@@ -111,28 +112,57 @@ class Genes:
         origins, changes = np.nonzero(kept)
         changed = self.complete(rows)[origins]
         changed[np.arange(len(changed)), gene[changes]] = value[changes]
-        return self.canonical(changed), origins, gene[changes]
+        changed, genes = self.canonical(changed), gene[changes]
+        keeps = self.space.allowed(changed)
+        return (changed, origins, genes) if keeps is None else (changed[keeps], origins[keeps], genes[keeps])
 
-    def encode(self, archs: Sequence[Architecture]) -> np.ndarray:
-        """Return the rows of architectures; raises ValueError for one outside the space."""
-        if isinstance(archs, ArchitectureTable) and archs.genes.space == self.space:
-            return archs.rows
-        archs = list(archs)
-        rows = np.full((len(archs), len(self)), -1, dtype=np.int8)
-        for i, arch in enumerate(archs):
-            self.space.validate(arch)
-            for name, columns in self.columns.items():
-                value = getattr(arch, name)
-                values = value if isinstance(value, tuple) else (value,)
-                rows[i, columns.start : columns.start + len(values)] = [getattr(self.space, name).index(v) for v in values]
+    def patterns(self, gates: Iterable[str], most: int = MOST_LISTED) -> np.ndarray:
+        """Return rows with every combination of some choices, parents before what depends on them; all other genes are -1.
+
+        Raises ValueError if there are more than `most`.
+        """
+        rows = np.full((1, len(self)), -1, dtype=np.int8)
+        for name in gates:
+            for gene in range(self.columns[name].start, self.columns[name].stop):
+                rows = self.branched(rows, gene)
+                if len(rows) > most:
+                    raise ValueError(f"{self.space.name} holds more than {most:,} networks, too many to list")
         return rows
 
+    def branched(self, rows: np.ndarray, gene: int) -> np.ndarray:
+        """Return rows with every value of a gene, where it counts."""
+        makes = self.space.active(rows)[:, gene]
+        return np.vstack([rows[~makes], self._times(rows[makes], gene)])
+
+    def everything(self, most: int = MOST_LISTED) -> np.ndarray:
+        """Return the rows of all networks; raises ValueError if there are more than `most`, before rules are asked."""
+        rows = self.patterns(self.space.gates, most)
+        free = self.space.active(rows) & (rows < 0)
+        if sum(math.prod(self.cardinalities[genes].tolist()) for genes in free) > most:
+            raise ValueError(f"{self.space.name} holds more than {most:,} networks, too many to list")
+        parts = []
+        for row, genes in zip(rows, free, strict=True):
+            part = row[None]
+            for gene in np.flatnonzero(genes):
+                part = self._times(part, gene)
+            parts.append(part)
+        rows = np.vstack(parts)
+        kept = self.space.allowed(rows)
+        return rows if kept is None else rows[kept]
+
+    def encode(self, archs: Sequence[Any]) -> np.ndarray:
+        """Return the rows of networks; raises ValueError for one outside the space."""
+        if isinstance(archs, ArchitectureTable) and archs.space == self.space:
+            return archs.rows
+        rows = [self.space.row(arch) for arch in archs]
+        return np.array(rows, dtype=np.int8).reshape(len(rows), len(self))
+
     def table(self, rows: np.ndarray) -> ArchitectureTable:
-        """Return rows as a sequence of architectures."""
+        """Return rows as a sequence of networks."""
         return ArchitectureTable(self, rows)
 
     def to_text(self, rows: np.ndarray) -> list[str]:
-        """Return each row as a string of one character per gene, a dot where a layer is absent."""
+        """Return each row as a string of one character per gene, a dot where there is none."""
         return _TO_TEXT[rows + 1].view(f"U{len(self)}").ravel().tolist()
 
     def from_text(self, genomes: Iterable[str]) -> np.ndarray:
@@ -145,17 +175,29 @@ class Genes:
         rows = _FROM_TEXT[np.minimum(codes, len(_FROM_TEXT) - 1)]
         known: np.ndarray = np.all((rows >= -1) & (rows < self.cardinalities), axis=1)
         # Unknown depths are looked up as some other: such rows are refused anyway.
-        fits = known & ((rows >= 0) == self.active(np.where(known[:, None], rows, 0))).all(axis=1)
+        fits = known & ((rows >= 0) == self.space.active(np.where(known[:, None], rows, 0))).all(axis=1)
         if not fits.all():
             raise ValueError(f"genome {listed[int(np.argmin(fits))]!r} is not one of {self.space.name}")
         return rows
 
-    def _random(self, n: int, rng: np.random.Generator) -> np.ndarray:
+    def random(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw every gene uniformly, those included that do not count."""
         return (rng.random((n, len(self)), dtype=np.float32) * self.cardinalities).astype(np.int8)
 
+    def _kept(self, children: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        kept = self.space.allowed(children)
+        return children if kept is None else np.where(kept[:, None], children, parents)
 
-class ArchitectureTable(Sequence[Architecture]):
-    """Architectures of one space, built only when looked at; `llmpp_core.space.features` and `cost` read the columns instead.
+    def _times(self, rows: np.ndarray, gene: int) -> np.ndarray:
+        """Return rows with every value of a gene."""
+        count = self.cardinalities[gene]
+        repeated = np.repeat(rows, count, axis=0)
+        repeated[:, gene] = np.tile(np.arange(count), len(rows))
+        return repeated
+
+
+class ArchitectureTable(Sequence[Any]):
+    """Networks of one space, built only when looked at; features and costs read the columns instead.
 
     Parameters
     ----------
@@ -166,55 +208,52 @@ class ArchitectureTable(Sequence[Architecture]):
     def __init__(self, genes: Genes, rows: np.ndarray):
         self.genes = genes
         self.rows = rows
-        self._built: list[Architecture] | None = None
+        self._built: list[Any] | None = None
+
+    @property
+    def space(self) -> Space:
+        """The space of the networks."""
+        return self.genes.space
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @overload
-    def __getitem__(self, index: int) -> Architecture: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
     def __getitem__(self, index: slice) -> ArchitectureTable: ...
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return ArchitectureTable(self.genes, self.rows[index])
         if self._built is None:
-            return ArchitectureTable(self.genes, self.rows[index][None])._build()[0]
+            return self.space.build(self.rows[index][None])[0]
         return self._built[index]
 
-    def __iter__(self) -> Iterator[Architecture]:
+    def __iter__(self) -> Iterator[Any]:
         if self._built is None:
-            self._built = self._build()
+            self._built = self.space.build(self.rows)
         return iter(self._built)
 
-    def values(self, name: str) -> np.ndarray:
-        """Return a field of all architectures: shape (n,), or (n, layers) with 0 for layers that one does not have.
+    def positions(self, name: str) -> np.ndarray:
+        """Return the positions of a choice among its values, -1 where it is not made, shape (n, layers); (n, 1) if made once."""
+        return self.rows[:, self.genes.columns[name]]
 
-        Besides the fields there is "decoder_cross_layers", how many encoder layers each decoder layer attends to.
+    def values(self, name: str) -> np.ndarray:
+        """Return the numbers of a choice: shape (n,), or (n, layers) where it is made per layer, and 0 where it is not made.
+
+        Of HAT's spans these are the numbers of encoder layers attended to.
         """
-        columns = self.genes.columns["decoder_cross_spans" if name == "decoder_cross_layers" else name]
+        columns = self.genes.columns[name]
         found = self._matrix[:, columns]
-        if name == "decoder_cross_spans":
-            found = _SPANS[found]
-        return found[:, 0] if self.genes.space.genes[columns.start][1] is None else found
+        return found[:, 0] if self.space.genes[columns.start][1] is None else found
 
     @cached_property
     def _matrix(self) -> np.ndarray:
-        return self.genes._values[np.arange(len(self.genes)), self.rows]
-
-    def _build(self) -> list[Architecture]:
-        depths = {stack: self.values(f"{stack}_layers").tolist() for stack in ("encoder", "decoder")}
-        fields = []
-        for name in Architecture.__slots__:
-            values = self.values(name).tolist()
-            if not name.endswith("embed_dim"):
-                values = [tuple(row[:depth]) for row, depth in zip(values, depths[name[:7]], strict=True)]
-            fields.append(values)
-        return [_assemble(values) for values in zip(*fields, strict=True)]
+        return self.genes._numbers[np.arange(len(self.genes)), self.rows]
 
 
 class _Listed:
-    """Columns of architectures of any spaces, as `ArchitectureTable` has those of one."""
+    """Columns of HAT's architectures of any spaces, as `ArchitectureTable` has those of one."""
 
     def __init__(self, archs: Sequence[Architecture]):
         self.archs = archs
@@ -222,22 +261,13 @@ class _Listed:
     def values(self, name: str) -> np.ndarray:
         if name.endswith(("embed_dim", "coder_layers")):
             return np.array([getattr(arch, name) for arch in self.archs], dtype=int)
-        reads = name == "decoder_cross_layers"
-        rows = [getattr(arch, "decoder_cross_spans" if reads else name) for arch in self.archs]
+        rows = [getattr(arch, name) for arch in self.archs]
         found = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=int)
         for i, row in enumerate(rows):
-            found[i, : len(row)] = [SPAN_LAYERS[span] for span in row] if reads else row
+            found[i, : len(row)] = [SPAN_LAYERS[span] for span in row] if name == "decoder_cross_spans" else row
         return found
 
 
 def columns_of(archs: Sequence[Architecture]) -> ArchitectureTable | _Listed:
-    """Return what has the columns of architectures, see `ArchitectureTable.values`."""
+    """Return what has the columns of HAT's architectures, see `ArchitectureTable.values`."""
     return archs if isinstance(archs, ArchitectureTable) else _Listed(archs)
-
-
-def _assemble(values: Iterable[Any]) -> Architecture:
-    """Make an Architecture of values that need no check, since they come out of a space; five times as fast."""
-    arch = object.__new__(Architecture)
-    for name, value in zip(Architecture.__slots__, values, strict=True):
-        object.__setattr__(arch, name, value)
-    return arch

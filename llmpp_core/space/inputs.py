@@ -53,11 +53,11 @@ def as_list(values: Any, name: str = "archs", kind: type = Architecture) -> Sequ
     return items
 
 
-def readable_again(archs: Any) -> Sequence[Any]:
+def readable_again(archs: Any, kind: type = Architecture) -> Sequence[Any]:
     """Return `as_list`, but refuse what can be read only once, since pipelines hand the same object to several transformers."""
     if isinstance(archs, Iterator):
         raise ValueError(f"archs: a {type(archs).__name__} can be read only once, and a pipeline reads several times; give a list")
-    return as_list(archs)
+    return as_list(archs, kind=kind)
 
 
 def as_scores(values: Any, n: int | None = None, name: str = "scores", *, missing: bool = False) -> np.ndarray:

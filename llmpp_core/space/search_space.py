@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from llmpp_core.space.architecture import DECODER_LISTS, ENCODER_LISTS, SPAN_LAYERS, Architecture, as_integer, as_integers
+from llmpp_core.space.architecture import (
+    DECODER_LISTS,
+    ENCODER_LISTS,
+    HAT_NAMES,
+    SPAN_LAYERS,
+    Architecture,
+    as_integer,
+    as_integers,
+)
+from llmpp_core.space.choice import Choice, paragraph
+from llmpp_core.space.cost import Cost, Costs, flop_counts, parameter_counts
+from llmpp_core.space.features import HAT_FEATURE_SETS
+
+# What prompts say of each choice, under HAT's names.
+_TEXTS = {
+    "encoder_embed_dim": "is the width of the encoder's embeddings and layer outputs",
+    "encoder_layers": "is the number of encoder layers",
+    "encoder_ffn_dims": "lists the inner width of the feed-forward block of each encoder layer, first layer first",
+    "encoder_heads": "lists the number of self-attention heads of each encoder layer",
+    "decoder_embed_dim": "is the width of the decoder's embeddings and layer outputs",
+    "decoder_layers": "is the number of decoder layers",
+    "decoder_ffn_dims": "lists the inner width of the feed-forward block of each decoder layer, first layer first",
+    "decoder_self_heads": "lists the number of self-attention heads of each decoder layer",
+    "decoder_cross_heads": "lists the number of heads with which each decoder layer attends to the encoder",
+    "decoder_cross_spans": "lists which encoder layers each decoder layer attends to: "
+    "-1 means the last one, 1 the last two, 2 the last three",
+}
 
 
 def as_generator(rng: object) -> np.random.Generator:
@@ -162,14 +190,14 @@ class SearchSpace:
 
     def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float = 0.3) -> Architecture:
         """Resample each gene of `arch` with the given probability; layers it lacked start at random values."""
-        row = np.array(self._encode(arch))
+        row = np.array(self.row(arch))
         random = as_generator(rng).integers(self._cardinalities())
         resampled = (rng.random(len(row)) < probability) | (row < 0)
         return self._decode(np.where(resampled, random, row).tolist())
 
     def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
         """Take each gene from `a` or `b` with equal chance; a layer only one parent has comes from that parent."""
-        rows = np.array([self._encode(a), self._encode(b)])
+        rows = np.array([self.row(a), self.row(b)])
         pick = as_generator(rng).integers(2, size=rows.shape[1])
         child = np.choose(pick, rows)
         return self._decode(np.where(child < 0, np.choose(1 - pick, rows), child).tolist())
@@ -177,8 +205,57 @@ class SearchSpace:
     def _cardinalities(self) -> np.ndarray:
         return np.array([len(getattr(self, name)) for name, _ in self.genes])
 
-    def _encode(self, arch: Architecture) -> list[int]:
-        """Return the index of each gene's value, -1 for the genes of layers that `arch` does not have."""
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The ten hyperparameters, in the order of the paper's prompts."""
+        found = []
+        for name in HAT_NAMES.values():
+            values = getattr(self, name)
+            stack = name[:7] if name in ENCODER_LISTS + DECODER_LISTS else None
+            numbers = tuple(SPAN_LAYERS[v] for v in values) if name == "decoder_cross_spans" else values
+            order = "none" if name.endswith("heads") else "more"
+            found.append(Choice(name, values, numbers, order, stack and f"{stack}_layers", text=_TEXTS[name]))
+        return tuple(found)
+
+    #: Choices that others depend on, and the one that samples are balanced over.
+    gates = ("encoder_layers", "decoder_layers")
+    stratum = "decoder_layers"
+    backbone = "the Transformer of Vaswani et al. (2017)"
+    anonymous = ("a task that maps one sequence to another", "an encoder-decoder network with attention")
+
+    @cached_property
+    def costs(self) -> Costs:
+        """FLOPs over 30 source and 30 target tokens without the output projection, and parameters without the embeddings."""
+        counts = {"FLOPs": partial(flop_counts, qkv_dim=self.qkv_dim), "parameters": partial(parameter_counts, qkv_dim=self.qkv_dim)}
+        return Costs(self, [Cost(name, count, self) for name, count in counts.items()])
+
+    @cached_property
+    def _active(self) -> np.ndarray:
+        layer = np.array([-1 if i is None else i for _, i in self.genes])
+        encoder = np.array([name.startswith("encoder") for name, _ in self.genes])
+        return np.array([[layer < np.where(encoder, e, d) for d in self.decoder_layers] for e in self.encoder_layers])
+
+    def active(self, rows: np.ndarray) -> np.ndarray:
+        """Return which genes count, by the positions of the two depths, shape (n, genes)."""
+        encoder, decoder = (self.genes.index((name, None)) for name in self.gates)
+        return self._active[rows[:, encoder], rows[:, decoder]]
+
+    def allowed(self, rows: np.ndarray) -> None:
+        """Return None: there are no rules beyond the allowed values."""
+
+    def build(self, rows: np.ndarray) -> list[Architecture]:
+        """Return the architectures of rows."""
+        places = {name: [i for i, (choice, _) in enumerate(self.genes) if choice == name] for name in dict(self.genes)}
+        depths = {gate[:7]: np.take(getattr(self, gate), rows[:, places[gate][0]]).tolist() for gate in self.gates}
+        listed = []
+        for name in Architecture.__slots__:
+            values = np.take(getattr(self, name), rows[:, places[name]]).tolist()
+            once = name.endswith("embed_dim")
+            listed.append([v for (v,) in values] if once else [tuple(v[:n]) for v, n in zip(values, depths[name[:7]], strict=True)])
+        return [_assemble(values) for values in zip(*listed, strict=True)]
+
+    def row(self, arch: Architecture) -> list[int]:
+        """Return the position of each gene's value, -1 for layers that `arch` does not have; raises ValueError if it is not of here."""
         self.validate(arch)
         row = []
         for name, layer in self.genes:
@@ -187,6 +264,32 @@ class SearchSpace:
                 value = value[layer] if layer < len(value) else None
             row.append(-1 if value is None else getattr(self, name).index(value))
         return row
+
+    def lines(self, arch: Architecture) -> list[str]:
+        """Return the ten lines of a prompt."""
+        return arch.to_prompt_lines()
+
+    def read(self, source: str | Iterable[str] | Mapping[str, Any]) -> Architecture:
+        """Return the architecture that ten lines, or a mapping of HAT's names, describe; raises ValueError for a key that is wrong."""
+        return Architecture.from_hat_dict(dict(source)) if isinstance(source, Mapping) else Architecture.from_prompt_lines(source)
+
+    def describe(self) -> str:
+        """Return the paragraph of a prompt on the ten hyperparameters."""
+        return paragraph([f"{name} {_TEXTS[choice]}" for name, choice in HAT_NAMES.items()])
+
+    def feature_set(self, name: str) -> list[Any]:
+        """Return the transformers of `llmpp_core.space.features.HAT_FEATURE_SETS`; raises ValueError for another name."""
+        if name not in HAT_FEATURE_SETS:
+            raise ValueError(f"features: expected names out of {', '.join(HAT_FEATURE_SETS)}, got {name!r}")
+        return HAT_FEATURE_SETS[name](self)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields, as checkpoints hold them."""
+        return {item.name: getattr(self, item.name) for item in fields(SearchSpace) if item.init}
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 that files of searches hold."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def _decode(self, row: Sequence[int]) -> Architecture:
         values: dict[str, Any] = {}
@@ -256,3 +359,11 @@ TINY = SearchSpace(
 
 #: The ready-made spaces by name.
 SPACES = {space.name: space for space in (HAT_WMT, HAT_IWSLT, SMALL, TINY)}
+
+
+def _assemble(values: Iterable[Any]) -> Architecture:
+    """Make an Architecture of values that need no check, since they come out of a space; five times as fast."""
+    arch = object.__new__(Architecture)
+    for name, value in zip(Architecture.__slots__, values, strict=True):
+        object.__setattr__(arch, name, value)
+    return arch
