@@ -39,10 +39,13 @@ from .search.schedule import schedule as schedule
 from .space.architecture import Architecture as Architecture
 from .space.cost import count_flops as count_flops
 from .space.cost import count_parameters as count_parameters
+from .space.declared import DeclaredSpace as DeclaredSpace
 from .space.features import CostFeatures as CostFeatures
 from .space.features import DepthFeatures as DepthFeatures
 from .space.features import HATFeatures as HATFeatures
 from .space.features import LayerFeatures as LayerFeatures
+from .space.grammar import read_space as read_space
+from .space.network import Network as Network
 from .space.search_space import HAT_IWSLT as HAT_IWSLT
 from .space.search_space import HAT_WMT as HAT_WMT
 from .space.search_space import SMALL as SMALL

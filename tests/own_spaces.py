@@ -30,7 +30,7 @@ blocks,channels,kernel,pool,hidden,hidden_width,accuracy
 1,16,5,mean,no,-,82.4
 2,8 16,3 3,max,no,,89.0
 2,16 16,3 5,mean,yes,16,91.2
-2,[32; 32],5;5,max,yes,32,94.7
+2,"[32, 32]",5;5,max,yes,32,94.7
 2,8;8,3,mean,yes,16,86.5
 3,8 16 32,3 3 3,max,no,,94.1
 3,32 32 32,5 3 3,max,yes,32,97.3

@@ -16,6 +16,7 @@ from llmpp_core.llm.prompts import Efficiency, Prompt, PromptTask, build_prompt
 from llmpp_core.llm.recordings import Recording, Row, read_recording, write_recording
 from llmpp_core.llm.settings import Price, Settings
 from llmpp_core.pipeline.inputs import Inputs
+from llmpp_core.pipeline.problems import Problems
 
 # Of more trained networks, so many of the best and so many others are shown.
 _BEST, _OTHERS = 5, 5
@@ -39,7 +40,11 @@ class Asking:
         """Return what the run asks, None if nothing; `recordings` are of earlier rounds. Raises ValueError for wrong settings."""
         run = inputs.run
         if run["model.recording"]:
-            recording = read_recording(run.path(run["model.recording"]))
+            with Problems().named(run.at("model.recording")):
+                try:
+                    recording = read_recording(run.path(run["model.recording"]))
+                except OSError as error:
+                    raise ValueError(f"model.recording: {run['model.recording']}: {error.strerror or error}") from None
             known = {key: row.stored for key, row in recording.rows.items()}
             return cls(inputs, Client(recording.settings, recordings=known, mode="replay"))
         if not run["model.name"]:
@@ -65,10 +70,7 @@ class Asking:
         run, space = self.inputs.run, self.inputs.space
         told = run["told"] or next(iter(space.costs), None)
         cost = self.inputs.costs.get(told) if told else None
-        efficiency = None
-        if cost is not None:
-            text = f"its cost in {cost.unit}" if cost.unit else "its cost"
-            efficiency = Efficiency(cost.name, text, lambda network: float(cost.value([network])[0]), 3)
+        efficiency = Efficiency.of(self.inputs.costs[told].value) if told else None
         low, high = run["score.low"], run["score.high"]
         text = run["score.text"] or f"a number between {low:g} and {high:g}"
         task = PromptTask(

@@ -24,7 +24,7 @@ def proposals(inputs: Inputs, chosen: Sequence[tuple[np.ndarray, str]], predicto
     networks, found = list(table), []
     ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 3))
     costs = {cost.name: cost.value(table) for cost in inputs.costs.values()}
-    near = propose.distances(rows, trained)
+    near = propose.distances(inputs, rows, trained)
     for i, (network, (_, kind)) in enumerate(zip(networks, chosen, strict=True)):
         score, low, high = ends[i].tolist()
         row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high, "widened": wider}

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from llmpp_core.pipeline.evidence import Regression
 from llmpp_core.pipeline.problems import Problems
 from llmpp_core.pipeline.run_file import Run, listed
-from llmpp_core.pipeline.trained import Trained, read_trained
+from llmpp_core.pipeline.trained import Trained, names_of, read_trained
 from llmpp_core.search.limits import Limit, feasible_row
 from llmpp_core.space.choice import meant
 from llmpp_core.space.cost import Cost
@@ -109,8 +109,8 @@ def read_inputs(run: Run) -> Inputs:
     columns = {column for cost in run["costs"].values() if (column := cost.get("column"))}
     options = {name: run[name] for name in ("columns", "repeats", "inactive", "longer_lists")}
     with problems.named(run.at("columns")):
-        if unknown := [name for name in run["columns"] if name not in {choice.name for choice in space.choices}]:
-            names = [choice.name for choice in space.choices]
+        if unknown := [name for name in run["columns"] if name not in names_of(space)]:
+            names = names_of(space)
             raise ValueError(f"columns: no choice {unknown[0]!r}{meant(unknown[0], names)}; choices are {listed(names)}")
     trained = read_trained(files[: len(run["trained"])], space, run["score.column"], costs=sorted(columns), **options)
     _check_range(run, trained, problems)

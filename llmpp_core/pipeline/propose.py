@@ -62,10 +62,22 @@ class Blend(ArchitectureRegressor):
         return np.sqrt(np.sum(np.square(parts), axis=0)) / len(parts)
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return for each pair the share of genes that differ, of those that either network has, shape (len(a), len(b))."""
+def distances(inputs: Inputs, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return for each pair the share of genes that differ, of those that either network has, shape (len(a), len(b)).
+
+    The order of layers does not count: the predictors, which see averages, cannot tell it either.
+    """
+    a, b = (_unordered(inputs, rows) for rows in (a, b))
     different = (a[:, None] != b[None]).sum(axis=2)
-    return different / np.maximum(((a[:, None] >= 0) | (b[None] >= 0)).sum(axis=2), 1)
+    return different / np.maximum(((a[:, None] != -1) | (b[None] != -1)).sum(axis=2), 1)
+
+
+def _unordered(inputs: Inputs, rows: np.ndarray) -> np.ndarray:
+    """Return rows with the values of each choice that is made per layer in order of size."""
+    rows = rows.copy()
+    for columns in inputs.genes.columns.values():
+        rows[:, columns] = -np.sort(-rows[:, columns], axis=1)
+    return rows
 
 
 def trained_rows(inputs: Inputs) -> np.ndarray:
@@ -102,15 +114,15 @@ def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, mean: np.ndarray
         far = least
         while len(chosen) < wanted:
             taken = [i for i, _ in chosen]
-            near = distances(rows[ranked], rows[taken]).min(axis=1) if taken else np.ones(len(ranked))
+            near = distances(inputs, rows[ranked], rows[taken]).min(axis=1) if taken else np.ones(len(ranked))
             fits = [i for i, distance in zip(ranked, near, strict=True) if distance >= far and i not in taken]
             if fits:
-                chosen.append((int(fits[0]), why if chosen else "highest predicted"))
+                chosen.append((int(fits[0]), why if chosen else "best predicted"))
             else:
                 far = far / 2 if far > 1e-3 else 0.0
 
-    take(order, n - 1 if n >= 5 else n, "high, and different from those above")
-    take(np.argsort(-hopeful, kind="stable"), n, "scout: highest if things go well")
+    take(order, n - 1 if n >= 5 else n, "good, and different from those above")
+    take(np.argsort(-hopeful, kind="stable"), n, "scout: best if things go well")
     return chosen
 
 
@@ -120,11 +132,11 @@ def spread_out(inputs: Inputs) -> np.ndarray:
     known = {row.tobytes() for row in trained}
     pool, _ = Feasible(inputs.genes, inputs.limits).initial(_POOL, np.random.default_rng(inputs.run["search.seed"]))
     pool = pool[[row.tobytes() not in known for row in pool]]
-    near, chosen = distances(pool, trained).min(axis=1, initial=1.0), list[int]()
+    near, chosen = distances(inputs, pool, trained).min(axis=1, initial=1.0), list[int]()
     while len(chosen) < min(inputs.run["propose.n"], len(pool)):
         near[chosen] = -1.0
         chosen.append(int(np.argmax(near)))
-        near = np.minimum(near, distances(pool, pool[chosen[-1:]])[:, 0])
+        near = np.minimum(near, distances(inputs, pool, pool[chosen[-1:]])[:, 0])
     return pool[chosen]
 
 

@@ -81,9 +81,8 @@ def _evidence(facts: Mapping[str, Any]) -> str:
     ]
     used = next(i for i, row in enumerate(found["table"]) if row["predictor"] == found["used"])
     head = ["left out, predicted by", "RMSE", "relative to the mean", "80 % interval", "MAE", "networks"]
-    known = [(score, guess) for score, guess in zip(found["scores"], found["left_out"][found["used"]], strict=True) if guess is not None]
     name = facts["score"]["name"]
-    drawn = plot([("one", known)], [], f"{name}, measured", f"{name}, predicted", "Each dot is a network predicted without knowing it.", square=True)
+    drawn = plot([("one", facts["left_out"])], [], f"{name}, measured", f"{name}, predicted", "Each dot is a network predicted without knowing it.", square=True)
     parts = [element("p", f"{found['why'].capitalize()}."), table(head, rows, range(1, 6), used), drawn]
     if found["doubts"]:
         parts.append(element("p", "Reasons for doubt:") + items(found["doubts"]))

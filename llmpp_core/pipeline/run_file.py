@@ -11,7 +11,7 @@ from typing import Any
 
 from llmpp_core.pipeline.problems import Problems
 from llmpp_core.space.choice import is_number, meant
-from llmpp_core.space.yaml import read_yaml
+from llmpp_core.space.grammar import Tree
 
 REQUIRED = object()
 Check = Callable[[Any], Any]
@@ -43,7 +43,7 @@ def _one_of(*allowed: str) -> Check:
 def _number(low: float = -math.inf, high: float = math.inf, whole: bool = False) -> Check:
     def check(value: Any) -> Any:
         if not is_number(value) or not low <= value <= high or (whole and value != int(value)):
-            span = "" if low == -math.inf else f" from {low:g}" if high == math.inf else f" {low:g} to {high:g}"
+            span = "" if low == -math.inf else f" from {low:g}" if high == math.inf else f" from {low:g} to {high:g}"
             raise ValueError(f"expected {'a whole number' if whole else 'a number'}{span}, got {value!r}")
         return int(value) if whole else float(value)
 
@@ -169,16 +169,14 @@ class Run:
     fields: Mapping[str, Any]
     file: str
     base: Path
-    lines: Mapping[tuple[Any, ...], int]
+    tree: Tree | None
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
 
     def at(self, name: str) -> str:
         """Return where a field is, for errors: file, line and name."""
-        path = tuple(name.split("."))
-        line = next((self.lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.lines), None)
-        return f"{self.file}:{line}" if line else self.file
+        return self.tree.at(name.split(".")) if self.tree else self.file
 
     def path(self, text: str) -> Path:
         """Return a path of the file, which begins where the file is."""
@@ -203,22 +201,20 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
     ValueError
         All that is wrong, one line each, naming the line of the file.
     """
-    lines: Mapping[tuple[Any, ...], int] = {}
-    if isinstance(run, Mapping):
-        given, file, base = run, "run", Path()
-    else:
+    given, tree, file, base = run, None, "run", Path()
+    if not isinstance(run, Mapping):
         path = Path(run)
         try:
-            given, lines = read_yaml(path.read_text(encoding="utf-8"), path.name)
+            tree = Tree(path.read_text(encoding="utf-8-sig"), path.name)
         except OSError as error:
             raise ValueError(f"{path}: {'no such file' if not path.exists() else error.strerror or error}") from None
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not UTF-8 text") from None
-        file, base = path.name, path.parent
+        given, file, base = tree.value, path.name, path.parent
     if not isinstance(given, Mapping):
         raise ValueError(f"{file}:1: expected fields such as space, trained and score, got {given!r}")
     problems, flat = Problems(), dict[str, Any]()
-    found = Run({}, file, base, lines)
+    found = Run({}, file, base, tree)
     for name, value in given.items():
         if name == "model" and value in ("none", None):
             continue
@@ -246,7 +242,7 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
         else:
             fields[name] = default
     if len(fields) == len(FIELDS):
-        found = Run(fields, file, base, lines)
+        found = Run(fields, file, base, tree)
         _check_together(found, problems)
     problems.check()
     return found

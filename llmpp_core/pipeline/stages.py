@@ -113,6 +113,8 @@ class Pipeline:
     def __init__(self, inputs: Inputs, folder: str | Path | None, say: Callable[[str], Any]):
         self.inputs, self.fields, self.say = inputs, inputs.run, say
         self.folder = Path(folder) if folder is not None else inputs.run.folder
+        # Wrong settings are told before anything is written.
+        self.asking = Asking.of(inputs, sorted(self.folder.glob("round-*/answers.jsonl")))
         self.round = 1
         self.answers: dict[str, Any] | None = None
 
@@ -142,7 +144,7 @@ class Pipeline:
         """Check what is there against what is asked, find the round, and write down what is asked."""
         lock, inputs = self.folder / "run.lock.yml", self.inputs
         asked = {name: value for name, value in self.fields.fields.items() if name not in FREE}
-        asked = json.loads(json.dumps({**asked, "space": self._space_record()}))
+        asked = json.loads(json.dumps({**asked, "space": inputs.space.to_record()}))
         if lock.exists():
             before = yaml.safe_load(lock.read_text(encoding="utf-8"))["fields"]
             if different := differences(before, asked):
@@ -166,9 +168,6 @@ class Pipeline:
         self.depends = _digest([asked, trained])
         self._write("check.json", {"depends": self.depends, "trained": trained, "warnings": inputs.warnings, "ignored": inputs.trained.ignored})
 
-    def _space_record(self) -> Any:
-        return {"name": self.inputs.space.name, "fingerprint": self.inputs.space.fingerprint()}
-
     def _rounds(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while (path := self.folder / f"round-{len(found) + 1}" / "check.json").exists():
@@ -191,11 +190,6 @@ class Pipeline:
     def regression(self) -> Regression:
         """The regression on the trained networks."""
         return Regression(self.inputs.space).fit(self.inputs.trained.networks, self.inputs.scores)
-
-    @cached_property
-    def asking(self) -> Asking | None:
-        """What asks the language model, if there is one."""
-        return Asking.of(self.inputs, sorted(self.folder.glob("round-*/answers.jsonl")))
 
     def _evidence(self) -> dict[str, Any]:
         if (known := self._known("evidence.json", self.depends)) is not None:
@@ -319,6 +313,11 @@ class Pipeline:
             "files": self.fields["trained"],
             "ignored": inputs.trained.ignored,
             "evidence": evidence,
+            "left_out": [
+                (score, inputs.sign * guess)
+                for score, guess in zip(inputs.trained.scores, evidence["left_out"][evidence["used"]], strict=True)
+                if guess is not None
+            ],
             "model": None if self.asking is None else self.asking.described(self.answers or evidence["answers"]),
             "student": None if student is None else self._about(student),
             "search": None
