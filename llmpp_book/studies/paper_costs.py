@@ -123,16 +123,16 @@ class Preparation:
 PREPARATION = Preparation(pairs_per_s=7515, vocabulary_s=55, memory_gib=1.1, bytes_per_pair=936)
 
 
-def training_flops(archs: Sequence[Architecture], tokens: float, vocab_size: int, qkv_dim: int = 512, length: int = 30) -> float:
+def training_flops(archs: Sequence[Architecture], tokens: float, vocab_size: int, qkv_dim: int, length: int = 30) -> float:
     """Return 3 x FLOPs(one sentence pair) x tokens / length, FLOPs being the mean of `archs` with the output projection.
 
     `archs` are one, or those that a supernet draws; `tokens` are target tokens, and there are about as many source tokens.
     """
-    mean = np.mean([count_flops(arch, vocab_size, length, qkv_dim) for arch in as_list(archs)])
+    mean = np.mean([count_flops(arch, vocab_size, length, qkv_dim=qkv_dim) for arch in as_list(archs)])
     return float(PASSES * mean * tokens / length)
 
 
-def training_memory(arch: Architecture, vocab_size: int, tokens: int, qkv_dim: int = 512) -> float:
+def training_memory(arch: Architecture, vocab_size: int, tokens: int, qkv_dim: int) -> float:
     """Return bytes: 16 P + 10 T V + 2 T A, of a training with 16-bit activations.
 
     P are parameters with embeddings, each with its gradient and Adam's two moments in float32. T tokens on either side keep V logits

@@ -35,9 +35,11 @@ def _wmt_task(corpus: str, task: PaperTask) -> PromptTask:
         high=100.0,
         examples=example_pairs(corpus.partition(".")[2]),
         # As in the official prompts: with the output projection, whose size is the vocabulary of the upstream records.
+        space=HAT_WMT,
         efficiency=Efficiency(
+            "GFLOPS",
             description="the billions of floating-point operations of one forward pass over a sentence pair",
-            value=lambda arch: count_flops(arch, task.subwords) / 1e9,
+            value=lambda arch: count_flops(arch, task.subwords, qkv_dim=HAT_WMT.qkv_dim) / 1e9,
         ),
     )
 

@@ -12,9 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.logprobs import Distribution, read_distribution
-from llmpp_core.llm.prompts import FULL, Prompt, PromptTask, build_prompt, check_choices, choose_demonstrations
+from llmpp_core.llm.prompts import FULL, Prompt, PromptTask, build_prompt, check_choices, choose_demonstrations, networks_of
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.inputs import Described, as_list, as_scores, warn_if_weak
+from llmpp_core.space.inputs import as_scores, warn_if_weak
 from llmpp_core.space.regressor import ArchitectureRegressor
 
 
@@ -74,11 +74,11 @@ class LLMPredictor(ArchitectureRegressor):
         Raises ValueError if a setting is not allowed, or a score is not finite or outside the range of the task; names its row.
         """
         self._check_settings()
-        archs = as_list(archs, kind=Described)
+        archs = networks_of(self.task.space, archs)
         y = as_scores(scores, len(archs))
         self.task.check_scores(y)
         n = len(archs) if self.demonstrations is None else self.demonstrations
-        chosen = choose_demonstrations(archs, n, self.choice, np.random.default_rng(self.seed))
+        chosen = choose_demonstrations(archs, n, self.choice, np.random.default_rng(self.seed), space=self.task.space)
         self.demonstrations_ = [(archs[i], float(y[i])) for i in chosen]
         warn_if_weak([archs[i] for i in chosen], y[chosen])
         decimals = self.task.decimals
@@ -107,7 +107,7 @@ class LLMPredictor(ArchitectureRegressor):
         """
         check_is_fitted(self)
         self._check_settings()
-        archs = as_list(archs, kind=Described)
+        archs = networks_of(self.task.space, archs)
         expected = bool(self.client.settings.extra.get("logprobs"))
         size = 1 if self.form == "single" else self.batch_size
         if expected and (self.samples, size) != (1, 1):

@@ -7,18 +7,18 @@ demonstrations) in words of our own; `LEVELS` names the paper's cumulative ablat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 
-from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.cost import count_flops
-from llmpp_core.space.inputs import Described, as_list
+from llmpp_core.space.choice import Space
+from llmpp_core.space.cost import Cost
+from llmpp_core.space.inputs import as_list
 from llmpp_core.space.search_space import as_generator
 
 _INSTRUCTIONS = ("task", "examples", "backbone", "efficiency", "relation")
@@ -36,11 +36,6 @@ FULL = "relation"
 FORMS = ("single", "batched", "json")
 
 
-def gflops(arch: Architecture) -> float:
-    """Return the GFLOPs of one forward pass over 30 source and 30 target tokens, without the output projection."""
-    return count_flops(arch) / 1e9
-
-
 def _check_words(part: Any, *phrases: str) -> None:
     """Raise ValueError unless `decimals` can be, and the phrases are, one line each: answers are found by the lines of the prompt."""
     decimals = part.decimals
@@ -52,17 +47,33 @@ def _check_words(part: Any, *phrases: str) -> None:
             raise ValueError(f"{name}: expected one line of text, got {phrase!r}")
 
 
+def two_digits(value: float) -> int:
+    """Return how many decimals two significant digits of a number need."""
+    return max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
+
+
+def _of_one(cost: Cost, network: Any) -> float:
+    return float(cost([network])[0])
+
+
 @dataclass(frozen=True)
 class Efficiency:
     """The cost that is told beside the hyperparameters."""
 
-    name: str = "GFLOPS"  #: Name of its line in the prompt.
-    description: str = "the billions of floating-point operations of one forward pass"  #: Completes "is given as <name>, ...".
-    value: Callable[[Architecture], float] = gflops  #: The cost of an architecture.
+    name: str  #: Name of its line in the prompt.
+    description: str  #: Completes "is given as <name>, ...".
+    value: Callable[[Any], float]  #: The cost of a network.
     decimals: int = 1  #: Digits after the point.
 
     def __post_init__(self) -> None:
         _check_words(self, "name", "description")
+
+    @classmethod
+    def of(cls, cost: Cost) -> Efficiency:
+        """Return a cost of a space as prompts tell it, with two significant digits of the cheapest network."""
+        cheapest = float(cost([cost.space.smallest()])[0])
+        unit = f"in {cost.unit}, " if cost.unit else ""
+        return cls(cost.name, f"{unit}lower is cheaper", partial(_of_one, cost), two_digits(cheapest))
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,12 @@ class PromptTask:
     decimals: int = 2  #: Digits after the point of scores.
     #: Short pairs of input and output that show the task; the files ``examples.*.txt`` hold sentences of our own, taken from no corpus.
     examples: tuple[tuple[str, str], ...] = ()
-    backbone: str = "the Transformer of Vaswani et al. (2017)"  #: Completes "All networks share one backbone, ...".
-    efficiency: Efficiency = field(default_factory=Efficiency)  #: The cost told beside each architecture.
+    backbone: str = ""  #: Completes "All networks share one backbone, ..."; what the space says by default.
+    space: Space = field(kw_only=True)  #: The networks: says what hyperparameters they have, and what lines describe one.
+    efficiency: Efficiency | None = field(kw_only=True)  #: The cost told beside each network; None tells none.
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone", self.backbone or self.space.backbone)
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"low and high: expected a finite range, got {self.low} to {self.high}")
         _check_words(self, "description", "metric", "metric_description", "backbone")
@@ -108,11 +121,11 @@ class PromptTask:
         return replace(
             self,
             name=f"{self.name} (anonymous)",
-            description="a task that maps one sequence to another",
+            description=self.space.anonymous[0],
             metric="score",
             metric_description=f"a quality between {self.low:g} and {self.high:g}",
             examples=(),
-            backbone="an encoder-decoder network with attention",
+            backbone=self.space.anonymous[1],
         )
 
 
@@ -165,30 +178,35 @@ def check_choices(level: str, form: str) -> None:
 
 def build_prompt(
     task: PromptTask,
-    demonstrations: Sequence[tuple[Architecture, float]],
-    archs: Sequence[Architecture],
+    demonstrations: Sequence[tuple[Any, float]],
+    archs: Sequence[Any],
     level: str = FULL,
     form: str = "single",
 ) -> Prompt:
     """Compose the prompt that asks for the scores of some architectures; the form "single" asks about exactly one.
 
     Demonstrations are trained architectures and their scores (higher is better), in the order they are shown. The sentence that fixes the
-    form of the answer is part of every level. Raises ValueError for an unknown level or form, no demonstration, or no architecture.
+    form of the answer is part of every level. Raises ValueError for an unknown level or form, no demonstration, or what is no architecture
+    of the task's space.
     """
     check_choices(level, form)
-    demonstrations, archs = list(demonstrations), as_list(archs, kind=Described)
+    demonstrations, archs = list(demonstrations), networks_of(task.space, archs)
     if not demonstrations:
         raise ValueError("demonstrations: expected at least one, got none")
     if not archs or (form == "single" and len(archs) > 1):
         raise ValueError(f"archs: expected {'exactly' if form == 'single' else 'at least'} one for the form {form!r}, got {len(archs)}")
+    told = [task.efficiency.name] if task.efficiency else []
     words = vars(task) | {
         "direction": "higher is better" if task.higher_is_better else "lower is better",
         "pairs": "\n".join(f"input: {left}\noutput: {right}" for left, right in task.examples),
-        "efficiency": task.efficiency.name,
-        "efficiency_description": task.efficiency.description,
+        "efficiency": "".join(told),
+        "efficiency_description": task.efficiency.description if task.efficiency else "",
+        "related": f"hyperparameters, {task.metric} and {told[0]}" if told else f"hyperparameters and {task.metric}",
+        "hyperparameters": task.space.describe(),
         "n": len(archs),
     }
-    parts = [part for part in LEVELS[level] if part != "examples" or task.examples]
+    absent = ["examples"] * (not task.examples) + ["efficiency"] * (not told)
+    parts = [part for part in LEVELS[level] if part not in absent]
     sections = [_template(part).substitute(words) for part in (*parts, f"answer_{form}")]
     for i, (arch, score) in enumerate(demonstrations, 1):
         sections.append(f"Example {i}\n{_describe(task, arch)}\n{task.metric}: {task.sign * score:.{task.decimals}f}")
@@ -199,21 +217,38 @@ def build_prompt(
     return Prompt("\n\n".join(sections) + "\n\n", "\n\n".join(queries), form, len(archs), task.low, task.high, task.sign, task.metric)
 
 
-def _describe(task: PromptTask, arch: Architecture) -> str:
-    cost = f"{task.efficiency.name}: {task.efficiency.value(arch):.{task.efficiency.decimals}f}"
-    return "\n".join([*arch.to_prompt_lines(), cost])
+def _describe(task: PromptTask, arch: Any) -> str:
+    cost = task.efficiency
+    told = [f"{cost.name}: {cost.value(arch):.{cost.decimals}f}"] if cost else []
+    return "\n".join([*task.space.lines(arch), *told])
 
 
-def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "first", rng: np.random.Generator | None = None) -> list[int]:
+def networks_of(space: Space, archs: Any) -> Sequence[Any]:
+    """Return what a user gives as a sequence; raises ValueError naming the row, counted from 0, of what is no network of the space."""
+    listed = as_list(archs, kind=object)
+    for row, arch in enumerate(listed):
+        try:
+            space.lines(arch)
+        except ValueError as error:
+            raise ValueError(f"archs[{row}]: {error}") from None
+    return listed
+
+
+def choose_demonstrations(
+    archs: Sequence[Any], n: int, how: str = "first", rng: np.random.Generator | None = None, *, space: Space
+) -> list[int]:
     """Choose which trained architectures to show, and in which order; returns their `n` positions.
 
     Parameters
     ----------
     how : {"first", "random", "spread"}
-        In the given order; at random, which needs `rng`; or spread out, each the candidate farthest from those chosen before in decoder
-        depth and log FLOPs, both scaled to [0, 1], beginning with the cheapest.
+        In the given order; at random, which needs `rng`; or spread out, each the candidate farthest from those chosen before in the
+        stratum of the space and the logarithm of its first cost, such as decoder depth and FLOPs, both scaled to [0, 1], beginning
+        with the cheapest. Without costs the mean of what grows with a network takes their place.
+    space : Space
+        Theirs.
     """
-    archs = as_list(archs, kind=Described)
+    archs = networks_of(space, archs)
     if not len(archs):
         raise ValueError("archs: expected at least one to choose demonstrations from, got none")
     if not 1 <= n <= len(archs):
@@ -226,7 +261,7 @@ def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "fir
         return [int(i) for i in as_generator(rng).permutation(len(archs))[:n]]
     if how != "spread":
         raise ValueError(f"unknown choice of demonstrations {how!r}; allowed are first, random, spread")
-    points = np.array([[arch.decoder_layers, math.log(count_flops(arch))] for arch in archs])
+    points = np.column_stack([_strata(space, archs), _sizes(space, archs)])
     points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-12)
     chosen = [int(np.argmin(points[:, 1]))]
     distance = np.full(len(archs), np.inf)
@@ -235,3 +270,19 @@ def choose_demonstrations(archs: Sequence[Architecture], n: int, how: str = "fir
         distance[chosen] = -1.0
         chosen.append(int(np.argmax(distance)))
     return chosen
+
+
+def _strata(space: Space, archs: Sequence[Any]) -> np.ndarray:
+    choice = next((choice for choice in space.choices if choice.name == space.stratum), None)
+    if choice is None:
+        return np.zeros(len(archs))
+    values = [arch.get(choice.name) if isinstance(arch, Mapping) else getattr(arch, choice.name) for arch in archs]
+    numbers = choice.numbers if choice.numbers is not None else range(len(choice.values))
+    return np.array([0.0 if v is None else numbers[choice.values.index(v)] if v in choice.values else v for v in values], dtype=float)
+
+
+def _sizes(space: Space, archs: Sequence[Any]) -> np.ndarray:
+    for cost in space.costs.values():
+        return np.log(cost(archs))
+    rising = np.hstack([part.transform(archs)[:, part.rising] for part in space.feature_set("averages")])
+    return (rising / np.maximum(np.ptp(rising, axis=0), 1e-12)).sum(axis=1)

@@ -159,7 +159,7 @@ def _best_rate(u: np.ndarray, y: np.ndarray) -> float:
     return float(best.x) if best.fun < loss(0.0) else 0.0
 
 
-def baselines(qkv_dim: int = 512) -> dict[str, Any]:
+def baselines(qkv_dim: int) -> dict[str, Any]:
     """Return unfitted predictors that see architectures and demonstrations only; `qkv_dim` is that of their space.
 
     Costs and depth enter as logarithms, since quality saturates. The four named "HAT + costs" read the same twelve features and
@@ -183,7 +183,7 @@ def baselines(qkv_dim: int = 512) -> dict[str, Any]:
     }
 
 
-def supernet_family(records: pd.DataFrame, qkv_dim: int = 512) -> dict[str, Pipeline]:
+def supernet_family(records: pd.DataFrame, qkv_dim: int) -> dict[str, Pipeline]:
     """Return twelve unfitted ridge regressions on supernet scores: four ways to read them, with and without depth and size.
 
     Parameters
@@ -220,7 +220,7 @@ def supernet_family(records: pd.DataFrame, qkv_dim: int = 512) -> dict[str, Pipe
 OWN_CHOICE = "supernet ensemble + depth"
 
 
-def supernet_predictors(records: pd.DataFrame, qkv_dim: int = 512) -> dict[str, Any]:
+def supernet_predictors(records: pd.DataFrame, qkv_dim: int) -> dict[str, Any]:
     """Return unfitted predictors that read the scores which trained supernets give, of these architectures alone.
 
     Parameters

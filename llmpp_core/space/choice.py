@@ -56,8 +56,8 @@ class Choice:
     """
 
     name: str
-    values: tuple[Any, ...]
-    numbers: tuple[float, ...] | None = None
+    values: Sequence[Any]
+    numbers: Sequence[float] | None = None
     order: str = ""
     per: str | None = None
     when: str | None = None
@@ -149,8 +149,9 @@ class Choice:
 class Space(Protocol):
     """A finite space of networks. Rows are genomes: for each gene the position of its value, and -1 where the network has none."""
 
-    #: Shown in tables and errors.
-    name: str
+    @property
+    def name(self) -> str:
+        """Shown in tables and errors."""
 
     @property
     def choices(self) -> tuple[Choice, ...]:

@@ -293,7 +293,8 @@ class DeclaredSpace(Structure):
         for key in spec:
             if key not in allowed:
                 raise SpaceError(f"cost {name!r}: unknown {key!r}; allowed are {', '.join(allowed)}{meant(key, allowed)}", *where, key)
-        if not is_number(scale := spec.get("scale", 1)) or not isinstance(unit := spec.get("unit", ""), str):
+        scale, unit = spec.get("scale", 1), spec.get("unit", "")
+        if not is_number(scale) or not isinstance(unit, str):
             raise SpaceError(f"cost {name!r}: expected a number as scale and a text as unit", *where)
         parts: dict[str | None, Any] = {}
         for key in spec:
@@ -312,7 +313,7 @@ class DeclaredSpace(Structure):
             for depth, formula in parts.items():
                 values = self._sum(columns, formula, depth)
                 found = found + (values if depth is None else values.sum(axis=1))
-            return scale * found
+            return float(scale) * found
 
         return Cost(name, total, self, unit)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from simpleeval import SimpleEval
+from simpleeval import SimpleEval  # type: ignore[import-untyped]
 
 from llmpp_core.space.choice import Choice, meant, show
 
@@ -49,7 +49,8 @@ class Evaluator(SimpleEval):
 
     def __init__(self, names: Mapping[str, Any]):
         super().__init__(operators=OPERATORS, functions={}, names=dict(names))
-        self.nodes = {node: self.nodes[node] for node in NODES}
+        known = self.nodes
+        self.nodes = {node: known[node] for node in NODES}
         self.ATTR_INDEX_FALLBACK = False
 
 
@@ -100,7 +101,7 @@ class Formula:
 
     def _checked(self, node: ast.AST) -> ast.expr:
         """Return the node with numbers as floats and values of categories as their positions."""
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
             try:
                 return ast.Constant(np.float64(node.value))
             except OverflowError:

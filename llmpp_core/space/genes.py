@@ -143,7 +143,7 @@ class Genes:
         parts = []
         for row, genes in zip(rows, free, strict=True):
             part = row[None]
-            for gene in np.flatnonzero(genes):
+            for gene in np.flatnonzero(genes).tolist():
                 part = self._times(part, gene)
             parts.append(part)
         rows = np.vstack(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
@@ -26,7 +26,7 @@ _CHOICE_KEYS = ("values", "range", "steps", "log", "per", "when", "means", "orde
 class _Loader(yaml.SafeLoader):
     """Only true, false, null, decimal integers and floats are other than text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -107,9 +107,9 @@ class Tree:
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.rpartition(":")[2], node.value
-    return {"int": int, "float": lambda t: float(t.replace(".inf", "inf").replace(".nan", "nan"))}.get(
-        kind, lambda t: t == "true" if kind == "bool" else None if kind == "null" else t
-    )(text)
+    if kind in ("int", "float"):
+        return int(text) if kind == "int" else float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    return {"bool": text == "true", "null": None}.get(kind, text)
 
 
 def read_space(source: str | Path | Mapping[str, Any]) -> DeclaredSpace:
@@ -148,13 +148,9 @@ def _space(given: Any) -> DeclaredSpace:
     for key in ("space", "choices"):
         if key not in given:
             raise SpaceError(f"{key!r} is missing; keys are {', '.join(_KEYS)}")
-    for key, kind, what in (
-        ("choices", Mapping, "a mapping of names"),
-        ("constants", Mapping, "a mapping of names"),
-        ("costs", Mapping, "a mapping"),
-    ):
-        if not isinstance(given.get(key) or {}, kind):
-            raise SpaceError(f"{key}: expected {what}, got {given[key]!r}", key)
+    for key in ("choices", "constants", "costs"):
+        if not isinstance(given.get(key) or {}, Mapping):
+            raise SpaceError(f"{key}: expected a mapping of names, got {given[key]!r}", key)
     rules = given.get("rules") or []
     if not isinstance(rules, list):
         raise SpaceError(f"rules: expected a list of formulas, got {rules!r}", "rules")
@@ -195,9 +191,9 @@ def _choice(name: Any, given: Any) -> Choice:
     for key in keys:
         if key in spec and key != "before" and not isinstance(spec[key], str) and not (key == "when" and is_number(spec[key])):
             raise SpaceError(f"{name!r}: {key}: expected text, got {spec[key]!r}", *where, key)
-    given = {key: spec[key] for key in keys if key in spec}
+    named: dict[str, Any] = {key: spec[key] for key in keys if key in spec}
     try:
-        return Choice(name, tuple(values), numbers=spec.get("means"), bounds=bounds and tuple(bounds), **given)
+        return Choice(name, values, numbers=spec.get("means"), bounds=bounds and tuple(bounds), **named)
     except ValueError as error:
         raise SpaceError(str(error), *where) from None
 
@@ -231,4 +227,5 @@ def space_from_record(record: Mapping[str, Any]) -> Any:
     """
     if record.get("kind") == "declared":
         return read_space(record)
-    return SearchSpace(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return SearchSpace(**values)

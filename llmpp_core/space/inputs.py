@@ -5,20 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.genes import ArchitectureTable
-
-
-@runtime_checkable
-class Described(Protocol):
-    """What can stand in a prompt: an `Architecture`, or a network of another kind that describes itself."""
-
-    def to_prompt_lines(self) -> list[str]:
-        """Return the lines that describe it."""
 
 
 def as_list(values: Any, name: str = "archs", kind: type = Architecture) -> Sequence[Any]:

@@ -39,13 +39,13 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
     for name, given, other in (("inactive", inactive, "drop"), ("longer_lists", longer_lists, "cut")):
         if given not in ("error", other):
             raise ValueError(f"{name}: expected error or {other}, got {given!r}")
-    given = _by_choice(space, source if isinstance(source, Mapping) else _entries(source))
-    layers = _depths_of_lists(space, given)
+    values_of = _by_choice(space, source if isinstance(source, Mapping) else _entries(source))
+    layers = _depths_of_lists(space, values_of)
     values: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
     for name in space.order:
         choice = space.by_name[name]
-        value, count = given.get(name), 1
+        value, count = values_of.get(name), 1
         if name in layers and value is None:
             value = layers[name]
         if choice.per:
@@ -60,7 +60,7 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
             continue
         if value is None:
             raise ValueError(f"{name} is missing; allowed are {choice.allowed()}")
-        listed = []
+        listed: list[Any] = []
         for layer, (v, makes) in enumerate(zip(value if choice.per else [value], made, strict=True)):
             where = f"{name}[{layer}]" if choice.per else name
             if not makes:

@@ -76,7 +76,7 @@ class SearchSpace:
     decoder_self_heads: tuple[int, ...]
     decoder_cross_heads: tuple[int, ...]
     decoder_cross_spans: tuple[int, ...] = (-1, 1, 2)
-    qkv_dim: int = 512
+    qkv_dim: int = field(kw_only=True)
     # One (choice, layer) pair per gene, layer None where the choice is made once; derived, so it is not compared.
     genes: tuple[tuple[str, int | None], ...] = field(init=False, repr=False, compare=False)
 
@@ -266,7 +266,8 @@ class SearchSpace:
         return row
 
     def lines(self, arch: Architecture) -> list[str]:
-        """Return the ten lines of a prompt."""
+        """Return the ten lines of a prompt; raises ValueError for an architecture of another space."""
+        self.validate(arch)
         return arch.to_prompt_lines()
 
     def read(self, source: str | Iterable[str] | Mapping[str, Any]) -> Architecture:
@@ -314,6 +315,7 @@ def _hat(name: str, ffn: tuple[int, ...], heads: tuple[int, ...]) -> SearchSpace
         decoder_ffn_dims=ffn,
         decoder_self_heads=heads,
         decoder_cross_heads=heads,
+        qkv_dim=512,
     )
 
 

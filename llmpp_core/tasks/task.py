@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import sacrebleu
 
-from llmpp_core.llm.prompts import Efficiency, PromptTask
+from llmpp_core.llm.prompts import Efficiency, PromptTask, two_digits
 from llmpp_core.nets.training import Recipe
 from llmpp_core.nets.transformer import MAX_LENGTH
 from llmpp_core.space.architecture import Architecture
@@ -169,8 +168,7 @@ class Task:
 
         rows = np.random.default_rng(0).choice(len(train), min(5 * examples, len(train)), replace=False).tolist()
         pairs = sorted(((train.src[row], train.tgt[row]) for row in rows), key=lambda pair: len(pair[0]) + len(pair[1]))
-        # Two significant digits of the cheapest architecture.
-        decimals = max(1, 1 - math.floor(math.log10(gflops(self.space.smallest()))))
+        decimals = max(1, two_digits(gflops(self.space.smallest())))
         cost = "the billions of floating-point operations of one forward pass over a sentence pair"
         return PromptTask(
             self.title,
@@ -180,7 +178,8 @@ class Task:
             low=0.0,
             high=100.0,
             examples=tuple(pairs[:examples]),
-            efficiency=Efficiency(description=cost, value=gflops, decimals=decimals),
+            space=self.space,
+            efficiency=Efficiency("GFLOPS", cost, gflops, decimals),
         )
 
 
