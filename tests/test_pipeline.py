@@ -16,6 +16,7 @@ import pytest
 import yaml
 from killing import run_killed
 from own_spaces import changed, digits, example, offline, perplexity
+from playwright.sync_api import Browser
 
 from llmpp_book.__main__ import main
 from llmpp_core import OfflineEndpoint, read_space, search_pipeline
@@ -155,8 +156,8 @@ def test_a_model_and_a_recording_of_it(tmp_path: Path, url: str, capsys: pytest.
 def test_a_budget_that_ends_and_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def answer(body: dict[str, Any], number: int) -> Any:
         text = body["messages"][0]["content"]
-        keys = re.findall(r"^Test architecture(?: (\d+))?$", text, flags=re.MULTILINE)
-        reply = json.dumps({key: 50 + len(text) % 40 + int(key) for key in keys})
+        costs = re.findall(r"^Test architecture (\d+)\n(?:.+\n)*?MACs: (\S+)", text, flags=re.MULTILINE)
+        reply = json.dumps({key: 45 + 8 * np.log10(float(cost)) for key, cost in costs})
         return fake_llm_server.Act(body=fake_llm_server.completion(reply, prompt=text))
 
     with fake_llm_server.FakeLLM(answer) as server:
@@ -171,6 +172,28 @@ def test_a_budget_that_ends_and_is_raised(tmp_path: Path, capsys: pytest.Capture
         assert len(server.calls) == 13
         assert 0 < first < 13
     assert (tmp_path / "run-out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_in_a_browser(width: int, browser: Browser, tmp_path: Path, url: str) -> None:
+    """It asks for nothing, has no errors, and is nowhere wider than the screen; in light and in dark."""
+    run = digits(tmp_path, **offline(url), predictor="average", limits={"MACs": 3e6}, search={"iterations": 5, "population": 20})
+    search_pipeline(run)
+    for scheme in ("light", "dark"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        asked, said = list[str](), list[str]()
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.goto((tmp_path / "run-out" / "report.html").as_uri())
+        assert len(asked) == 1
+        assert said == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("svg").count() == 3
+        colours = page.evaluate("['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])")
+        dark, light = (sum(map(int, re.findall(r"\d+", colour))) for colour in (colours if scheme == "light" else colours[::-1]))
+        assert dark + 300 < light
+        page.close()
 
 
 def work(run: Path) -> None:

@@ -71,16 +71,25 @@ TABLES = {
     "list too short": (edit("2,256,1024 1024", "4,256,1024 1024"), "trained.csv:2: ffn has 2 entries, layers is 4"),
     "score no number": (edit("32.20", "nan"), "trained.csv:2: score 'perplexity' is 'nan'; expected a finite number"),
     "score left out": (edit("32.20", ""), "trained.csv:2: score 'perplexity' is ''; expected a finite number"),
-    "twice": (table(*LINES, LINES[1].replace("32.20", "32.30")), "trained.csv:12: the network of line 2, with another score (32.2, 32.3); keep one"),
+    "twice": (
+        table(*LINES, LINES[1].replace("32.20", "32.30")),
+        "trained.csv:12: the network of line 2, with another score (32.2, 32.3); keep one",
+    ),
     "too few": (table(*LINES[:3]), "2 networks, at least 3 different ones are needed"),
-    "all alike": (table(LINES[0], *(line.rpartition(",")[0] + ",25" for line in LINES[1:])), "all 10 scores are 25: nothing can be learned"),
+    "all alike": (
+        table(LINES[0], *(line.rpartition(",")[0] + ",25" for line in LINES[1:])),
+        "all 10 scores are 25: nothing can be learned",
+    ),
     "no column": (edit("width", "breadth"), "trained.csv:1: no column 'width' (choice of small GPTs); columns are layers, breadth"),
     "no score": (edit("perplexity", "loss"), "trained.csv:1: no column 'perplexity'; columns are layers, width, ffn, heads, loss"),
     "semicolons": (table(*(line.replace(",", ";") for line in LINES)), "trained.csv:1: the columns are not separated by commas"),
     "cells": (edit("32.20", "32.20,1"), "trained.csv:2: 6 cells, but 5 columns"),
     "empty": (table(""), "trained.csv:1: the file is empty"),
     "not UTF-8": (lambda folder: (folder / "trained.csv").write_bytes(b"\xff\xfe"), "trained.csv: not UTF-8 text"),
-    "space": (edit("per: layers", "per: layer", "space.yml"), "space.yml:7: choice 'ffn': per 'layer' is no choice; did you mean 'layers'?"),
+    "space": (
+        edit("per: layers", "per: layer", "space.yml"),
+        "space.yml:7: choice 'ffn': per 'layer' is no choice; did you mean 'layers'?",
+    ),
     "cost": (edit("vocab*width", "vocab*widht", "space.yml"), "unknown name 'widht'; choices and constants are"),
     "no YAML": (lambda folder: (folder / "run.yml").write_text("space: [\n"), "run.yml:"),
     "no fields": (lambda folder: (folder / "run.yml").write_text("3\n"), "run.yml:1: expected fields such as space, trained and score"),
@@ -151,5 +160,5 @@ def test_forms_of_tables(tmp_path: Path) -> None:
     assert len(mean.networks) == 11
     with pytest.raises(ValueError, match=r"more.jsonl:2: hidden_width is 32 but hidden == 'yes' does not hold"):
         read_trained([tmp_path / "trained.csv", tmp_path / "more.jsonl"], space, "accuracy", repeats="mean")
-    with pytest.raises(ValueError, match=r"run.yml:\d+: columns: no choice 'chanels'; did you mean 'channels'"):
-        search_pipeline(example(tmp_path / "a", columns={"chanels": "x"}))
+    with pytest.raises(ValueError, match=r"run.yml:\d+: columns: no choice 'widht'; did you mean 'width'"):
+        search_pipeline(example(tmp_path / "a", columns={"widht": "x"}))

@@ -29,7 +29,7 @@ def _search(args: argparse.Namespace) -> int:
 
     try:
         if args.dry_run:
-            print("\n".join(plan(args.file)))
+            print("\n".join(plan(args.file, args.folder)))
             return 0
         found = search_pipeline(args.file, folder=args.folder, restart=args.restart, say=lambda line: print(line, file=sys.stderr))
     except ValueError as error:
@@ -40,7 +40,11 @@ def _search(args: argparse.Namespace) -> int:
         return STOPPED
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"round {found.round}, predicted by the {found.predictor}" if found.confident else f"round {found.round}: no confident answer, a spread:")
+    print(
+        f"round {found.round}, predicted by the {found.predictor}"
+        if found.confident
+        else f"round {found.round}: no confident answer, a spread:"
+    )
     for network, score, (low, high), kind in zip(found.networks, found.scores, found.intervals, found.kinds, strict=True):
         print(f"  {score:.4g} ({low:.4g} to {high:.4g})  {', '.join(network.to_prompt_lines())}  [{kind}]")
     print(found.report)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from llmpp_core.llm.answers import Answer
+from llmpp_core.llm.answers import Answer, read_reply
 from llmpp_core.llm.client import Client, MissingAnswers
 from llmpp_core.llm.prompts import Efficiency, Prompt, PromptTask, build_prompt
 from llmpp_core.llm.recordings import Recording, Row, read_recording, write_recording
@@ -33,7 +33,8 @@ class Asking:
 
     def __init__(self, inputs: Inputs, client: Client):
         self.inputs, self.client, self.name = inputs, client, client.settings.model
-        self._answers: dict[str, tuple[Answer, int]] = {}
+        self.path: Path | None = None  #: Where answers are recorded.
+        self._answers: dict[str, Answer] = {}
 
     @classmethod
     def of(cls, inputs: Inputs, recordings: Sequence[Path]) -> Self | None:
@@ -62,14 +63,17 @@ class Asking:
         if not settings.is_free and settings.budget == 0:
             raise ValueError(f"{at}budget is 0, so nothing may be asked; give the most to spend, or write model: none")
         known = {key: row.stored for path in recordings for key, row in read_recording(path).rows.items()}
-        return cls(inputs, Client(settings, recordings=known))
+        client = Client(settings, recordings=known)
+        # The budget is that of the folder, however often the command is called.
+        for reply in (read_reply(stored.response) for stored in known.values()):
+            client.budget.settle((0, 0), (reply.prompt_tokens or 0, reply.answer_tokens or 0))
+        return cls(inputs, client)
 
     @cached_property
     def task(self) -> PromptTask:
         """What the prompts say."""
         run, space = self.inputs.run, self.inputs.space
         told = run["told"] or next(iter(space.costs), None)
-        cost = self.inputs.costs.get(told) if told else None
         efficiency = Efficiency.of(self.inputs.costs[told].value) if told else None
         low, high = run["score.low"], run["score.high"]
         text = run["score.text"] or f"a number between {low:g} and {high:g}"
@@ -136,24 +140,26 @@ class Asking:
             answers = self.client.ask(prompts, samples)
         except MissingAnswers as error:
             raise ValueError(f"{self.inputs.run.at('model.recording')}: model.recording: {error}") from None
-        medians = []
-        for given in answers:
-            self._answers.update((answer.key, (answer, sample)) for sample, answer in enumerate(given))
-            values = np.ma.masked_invalid([answer.values for answer in given])
-            medians.append(np.ma.median(values, axis=0).filled(np.nan))
+        finally:
+            self._record(prompts, samples)
+        self._answers.update((answer.key, answer) for given in answers for answer in given)
+        medians = [np.ma.median(np.ma.masked_invalid([answer.values for answer in given]), axis=0).filled(np.nan) for given in answers]
         return np.concatenate(medians)
 
-    def record(self, path: Path) -> None:
-        """Write all answers so far as a recording, which a run can name in place of the model."""
-        found = read_recording(path) if path.exists() else Recording(path, self.inputs.space.name, self.client.settings)
-        for key, (_, sample) in self._answers.items():
-            if (stored := self.client.lookup(key)) is not None:
-                found.rows[key] = Row({"key": key}, sample, stored)
+    def _record(self, prompts: Sequence[Prompt], samples: int) -> None:
+        """Write the answers that are there into a recording, which a run can name in place of the model."""
+        assert self.path is not None
+        known = self.path.exists()
+        found = read_recording(self.path) if known else Recording(self.path, self.inputs.space.name, self.client.settings)
+        for prompt in prompts:
+            for job in (self.client.job(prompt, sample) for sample in range(samples)):
+                if (stored := self.client.lookup(job.key)) is not None:
+                    found.rows[job.key] = Row({"key": job.key}, job.sample, stored)
         write_recording(found)
 
     def counts(self) -> dict[str, Any]:
         """Return what was answered so far, and the tokens of it as the server counts them."""
-        answers = [answer for answer, _ in self._answers.values()]
+        answers = self._answers.values()
         sent, received = (sum(getattr(answer, f"{kind}_tokens") or 0 for answer in answers) for kind in ("prompt", "answer"))
         price = self.client.settings.price
         money = None if price is None else [price.of(sent, received), price.currency]

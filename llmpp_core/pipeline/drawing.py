@@ -36,7 +36,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterab
     return f'<div class="wide"><table>{"".join(marked)}</table></div>'
 
 
-def plot(dots: Sequence[tuple[str, Points]], lines: Sequence[tuple[str, Points]], x: str, y: str, caption: str, square: bool = False) -> str:
+def plot(
+    dots: Sequence[tuple[str, Points]], lines: Sequence[tuple[str, Points]], x: str, y: str, caption: str, square: bool = False
+) -> str:
     """Return a figure with series of dots and lines, each with the name of its colour (one, two, soft); `square` adds the diagonal."""
     points = [point for _, series in [*dots, *lines] for point in series]
     if not points:

@@ -1,6 +1,7 @@
 """How well scores can be told from the trained networks, and by which predictor: each network left out in turn.
 
-Errors decide, never correlations: the mean of the others falls where the score left out is high, so left-out means correlate -1 with the truth.
+Errors decide, never correlations: the mean of the others falls where the score left out is high, so left-out means correlate -1 with
+the truth.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def compare(scores: ArrayLike, left_out: Mapping[str, ArrayLike], *, noise: floa
     Returns
     -------
     dict
-        In JSON types: "table", one row per predictor, "mean" the mean of the others first; "left_out"; "used"; "why"; "confident"; "doubts",
-        reasons against confidence; "model_adds", what the model adds over regression.
+        In JSON types: "table", one row per predictor, first "mean", the mean of the others; "left_out"; "used"; "why"; "confident";
+        "doubts", reasons against confidence; "model_adds", what the model adds over regression.
     """
     y = np.asarray(scores, dtype=float)
     found = {name: np.asarray(values, dtype=float) for name, values in left_out.items()}
@@ -114,16 +115,16 @@ def compare(scores: ArrayLike, left_out: Mapping[str, ArrayLike], *, noise: floa
     errors = {"mean": ((y.sum() - y) / (len(y) - 1) - y)[known], **errors}
     draws = np.random.default_rng(0).integers(n, size=(_RESAMPLES, n))
     resampled = {name: np.sqrt((error[draws] ** 2).mean(axis=1)) for name, error in errors.items()}
-    table = []
+    table = list[dict[str, Any]]()
     for name, error in errors.items():
         low, high = _interval(resampled[name] / np.maximum(resampled["mean"], 1e-300))
         rmse, mean = (math.sqrt(np.mean(values**2)) for values in (error, errors["mean"]))
-        row = {"predictor": name, "rmse": rmse, "relative": rmse / (mean or 1.0), "low": low, "high": high, "mae": float(np.abs(error).mean())}
-        table.append({**row, "n": n})
+        row = {"predictor": name, "rmse": rmse, "relative": rmse / (mean or 1.0), "low": low, "high": high}
+        table.append({**row, "mae": float(np.abs(error).mean()), "n": n})
     used, why = _choose(errors, wanted)
-    row = next(row for row in table if row["predictor"] == used)
-    if row["high"] >= 1:
-        span = f"{row['low']:.2f} to {row['high']:.2f} times"
+    chosen = next(row for row in table if row["predictor"] == used)
+    if chosen["high"] >= 1:
+        span = f"{chosen['low']:.2f} to {chosen['high']:.2f} times"
         doubts.append(f"the {used} is not surely better than the mean of the other networks: its error is {span} as large")
     if len(y) < _FEWEST:
         doubts.append(f"{len(y)} networks are too few to tell; {_FEWEST} or more are needed")
@@ -142,7 +143,10 @@ def _choose(errors: Mapping[str, np.ndarray], wanted: str) -> tuple[str, str]:
     for name in ("model", "regression"):
         gain = errors["average"] ** 2 - errors[name] ** 2
         if gain.mean() > _MARGIN * gain.std(ddof=1) / math.sqrt(len(gain)):
-            return name, f"the {name} is used, since its errors are lower than those of the average of both by more than half a standard error"
+            return (
+                name,
+                f"the {name} is used, since its errors are lower than those of the average of both by more than half a standard error",
+            )
     return "average", "the average of both is used, since neither is lower in error by more than half a standard error"
 
 

@@ -17,7 +17,9 @@ from llmpp_core.search.pareto import pareto_front
 _DOTS = 400
 
 
-def proposals(inputs: Inputs, chosen: Sequence[tuple[np.ndarray, str]], predictor: propose.Blend, left_out: Any, wider: float) -> list[dict[str, Any]]:
+def proposals(
+    inputs: Inputs, chosen: Sequence[tuple[np.ndarray, str]], predictor: propose.Blend, left_out: Any, wider: float
+) -> list[dict[str, Any]]:
     """Return what is said of each chosen row of genes, with the reason for it."""
     rows = np.array([row for row, _ in chosen], dtype=np.int8).reshape(len(chosen), len(inputs.genes))
     table, trained = inputs.genes.table(rows), propose.trained_rows(inputs)
@@ -45,7 +47,8 @@ def front(inputs: Inputs, records: Sequence[Any] | None, listed: Sequence[Mappin
     if records is not None and names:
         table = pareto_front(records, inputs.space)
         rows = [
-            [inputs.sign * row.score, *(row[name] for name in names), propose.described(inputs, row.architecture)] for _, row in table.iterrows()
+            [inputs.sign * row.score, *(row[name] for name in names), propose.described(inputs, row.architecture)]
+            for _, row in table.iterrows()
         ]
     else:
         rows = [[row["score"], *(cost["value"] for cost in row["costs"] if cost["name"] in names), row["network"]] for row in listed]

@@ -113,6 +113,8 @@ def read_inputs(run: Run) -> Inputs:
             names = names_of(space)
             raise ValueError(f"columns: no choice {unknown[0]!r}{meant(unknown[0], names)}; choices are {listed(names)}")
     trained = read_trained(files[: len(run["trained"])], space, run["score.column"], costs=sorted(columns), **options)
+    # By what they are: the order of lines in files decides nothing.
+    trained.sort(space.lines)
     _check_range(run, trained, problems)
     costs = {name: Price(cost) for name, cost in space.costs.items()}
     for name, given in run["costs"].items():
@@ -147,14 +149,15 @@ def _is_file(run: Run) -> bool:
 def _space(run: Run, files: list[Path]) -> Any:
     named = run["space"]
     if not isinstance(named, str):
-        return read_space(named)
+        return named if hasattr(named, "genes") else read_space(named)
     if _is_file(run):
         files.append(run.path(named))
         return read_space(run.path(named))
     if named in SPACES:
         return SPACES[named]
     if ":" in named:
-        return read_space(load(named, run.base))
+        found = load(named, run.base)
+        return found if hasattr(found, "genes") else read_space(found)
     raise ValueError(f"no file {named!r} and no space {named!r}; built in are {listed(SPACES)}")
 
 
@@ -210,7 +213,8 @@ def _warnings(found: Inputs) -> list[str]:
         said.append("the scores differ less than two trainings of one network do")
     fixed = [cost for cost in found.costs.values() if cost.value.kind == "formula"]
     if fixed and len(trained.networks) >= _FEW:
-        taus = [spearmanr(cost.value(trained.networks), found.scores)[0] for cost in fixed]
+        told = [values for cost in fixed if np.ptp(values := cost.value(trained.networks))]
+        taus = [spearmanr(values, found.scores)[0] for values in told] or [0.0]
         other = "lower" if found.sign > 0 else "higher"
         if max(taus) < -0.8:
             said.append(f"the score gets worse as every cost grows (rank correlation {max(taus):.1f}): is better: {other} meant?")

@@ -154,7 +154,7 @@ def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out
 
 
 def widening(promises: Sequence[dict[str, Any]]) -> float:
-    """Return by how much intervals are to be stretched: the root mean square miss of earlier promises in standard deviations, at least 1."""
+    """Return by how much intervals are to be stretched: the root mean squared miss of promises in standard deviations, at least 1."""
     misses = [
         (row["measured"] - row["score"]) / max((row["high"] - row["low"]) / (2 * _WIDTH * row["widened"]), 1e-12)
         for row in promises

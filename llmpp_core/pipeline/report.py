@@ -26,7 +26,9 @@ def report(facts: Mapping[str, Any]) -> str:
         "Rounds so far": _rounds,
         "How to do it again": _again,
     }
-    title = f"{facts['space']['name']}: what to train next, round {facts['round']}" + ("" if facts["confident"] else " (no confident answer)")
+    title = f"{facts['space']['name']}: what to train next, round {facts['round']}" + (
+        "" if facts["confident"] else " (no confident answer)"
+    )
     parts = [element("h1", title), _verdict(facts)]
     if facts["warnings"]:
         parts.append('<div class="warn">' + element("h3", "Warnings") + items(facts["warnings"]) + "</div>")
@@ -69,20 +71,35 @@ def _asked(facts: Mapping[str, Any]) -> str:
         ("trained", f"{len(facts['trained'])} networks from {', '.join(facts['files'])}"),
         ("columns not used", ", ".join(facts["ignored"]) or "none"),
     ]
-    rows = [(row["where"], row["text"], _score(facts, row["score"])) for row in facts["trained"]]
+    best_first = sorted(facts["trained"], key=lambda row: row["score"], reverse=score["better"] == "higher")
+    rows = [(row["where"], row["text"], _score(facts, row["score"])) for row in best_first]
     return definitions(pairs) + table(["where", "network", score["name"]], rows, [2])
 
 
 def _evidence(facts: Mapping[str, Any]) -> str:
     found = facts["evidence"]
     rows = [
-        (_NAMES[row["predictor"]], f"{row['rmse']:.3g}", f"{row['relative']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", f"{row['mae']:.3g}", row["n"])
+        (
+            _NAMES[row["predictor"]],
+            f"{row['rmse']:.3g}",
+            f"{row['relative']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}",
+            f"{row['mae']:.3g}",
+            row["n"],
+        )
         for row in found["table"]
     ]
     used = next(i for i, row in enumerate(found["table"]) if row["predictor"] == found["used"])
     head = ["left out, predicted by", "RMSE", "relative to the mean", "80 % interval", "MAE", "networks"]
     name = facts["score"]["name"]
-    drawn = plot([("one", facts["left_out"])], [], f"{name}, measured", f"{name}, predicted", "Each dot is a network predicted without knowing it.", square=True)
+    drawn = plot(
+        [("one", facts["left_out"])],
+        [],
+        f"{name}, measured",
+        f"{name}, predicted",
+        "Each dot is a network predicted without knowing it.",
+        square=True,
+    )
     parts = [element("p", f"{found['why'].capitalize()}."), table(head, rows, range(1, 6), used), drawn]
     if found["doubts"]:
         parts.append(element("p", "Reasons for doubt:") + items(found["doubts"]))
@@ -117,9 +134,10 @@ def _search(facts: Mapping[str, Any]) -> str:
     search = facts["search"]
     if search is None:
         return element("p", "None was made: without a predictor to trust there is nothing to search by.")
-    said = f"{search['evaluations']:,} networks were scored; the best was found in iteration {search['last_improvement']} of {len(search['best'])}."
+    last = f"the best was found in iteration {search['last_improvement']} of {len(search['best'])}"
     line = list(enumerate(search["best"], 1))
-    return element("p", said) + plot([], [("one", line)], "iteration", f"best {facts['score']['name']}, predicted", "The best so far.")
+    drawn = plot([], [("one", line)], "iteration", f"best {facts['score']['name']}, predicted", "The best so far.")
+    return element("p", f"{search['evaluations']:,} networks were scored; {last}.") + drawn
 
 
 def _front(facts: Mapping[str, Any]) -> str:
@@ -144,12 +162,17 @@ def _proposals(facts: Mapping[str, Any]) -> str:
         head += element("div", _span(facts, row), "soft")
         cards.append(f'<div class="card">{head}{definitions(pairs)}</div>')
     widened = facts["widened"]
-    said = f"Intervals are jackknife+ ones, {widened:.2f} times as wide as they would be, since earlier promises missed by more." if widened > 1 else ""
+    said = (
+        f"Intervals are jackknife+ ones, {widened:.2f} times as wide as they would be, since earlier promises missed by more."
+        if widened > 1
+        else ""
+    )
     return '<div class="cards">' + "".join(cards) + "</div>" + element("p", said or "Intervals are jackknife+ ones.", "soft")
 
 
 def _next(facts: Mapping[str, Any]) -> str:
-    said = f"Train them in this order, add their scores to {facts['files'][-1]}, and run the same command again: it makes round {facts['round'] + 1}."
+    where, number = facts["files"][-1], facts["round"] + 1
+    said = f"Train them in this order, add their scores to {where}, and run the same command again: it makes round {number}."
     return element("p", said) + element("pre", facts["command"]) + element("p", "As lines of a table:") + element("pre", facts["lines"])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,149 +15,105 @@ from llmpp_core.space.choice import is_number, meant
 from llmpp_core.space.grammar import Tree
 
 REQUIRED = object()
-Check = Callable[[Any], Any]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value.splitlines()) > 1:
-        raise ValueError(f"expected one line of text, got {value!r}")
-    return value
-
-
-def _maybe_text(value: Any) -> str:
-    return "" if value == "" else _text(value)
-
-
-def _texts(value: Any) -> list[str]:
-    return [_text(item) for item in value] if isinstance(value, list) and value else [_text(value)]
-
-
-def _one_of(*allowed: str) -> Check:
-    def check(value: Any) -> Any:
-        if value not in allowed:
-            raise ValueError(f"expected {' or '.join(allowed)}, got {value!r}")
-        return value
-
-    return check
-
-
-def _number(low: float = -math.inf, high: float = math.inf, whole: bool = False) -> Check:
-    def check(value: Any) -> Any:
-        if not is_number(value) or not low <= value <= high or (whole and value != int(value)):
-            span = "" if low == -math.inf else f" from {low:g}" if high == math.inf else f" from {low:g} to {high:g}"
-            raise ValueError(f"expected {'a whole number' if whole else 'a number'}{span}, got {value!r}")
-        return int(value) if whole else float(value)
-
-    return check
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: None if value is None else check(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, got {value!r}")
-    return value
-
-
-def _names(value: Any) -> dict[str, str]:
-    return {_text(name): _text(column) for name, column in _mapping(value).items()}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected names and what they are, got {value!r}")
-    return value
-
-
-def _pairs(value: Any) -> list[list[str]]:
-    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise ValueError(f"expected pairs of texts, [[input, output], ...], got {value!r}")
-    return [[_text(part) for part in pair] for pair in value]
-
-
-def _location(value: Any) -> str:
-    if not re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", _text(value)):
-        raise ValueError(f"expected MODULE:NAME, got {value!r}")
-    return str(value)
-
-
-def _costs(value: Any) -> dict[str, dict[str, str]]:
-    found = {}
-    for name, cost in _mapping(value).items():
-        kind = set(_mapping(cost)) & {"column", "python"}
-        if len(kind) != 1 or not set(cost) <= {"column", "python", "unit"}:
-            raise ValueError(f"{name}: expected {{column: NAME, unit: TEXT}} or {{python: MODULE:FUNCTION, unit: TEXT}}, got {cost!r}")
-        found[_text(name)] = {key: _location(text) if key == "python" else _text(text) for key, text in cost.items()}
-    return found
-
-
-def _limits(value: Any) -> dict[str, list[Any]]:
-    """Return number and unit of each limit; a unit of None where none is given."""
-    found = {}
-    for name, limit in _mapping(value).items():
-        text = re.fullmatch(r"([-+.\deE]+)\s*(\S.*)", limit.strip()) if isinstance(limit, str) else None
-        try:
-            number, unit = (float(text[1]), text[2]) if text else (float(limit), None)
-        except (TypeError, ValueError):
-            number, unit = math.nan, None
-        if not math.isfinite(number) or isinstance(limit, bool):
-            raise ValueError(f"limit {name!r}: expected a number, or one with a unit such as '150 ms', got {limit!r}")
-        found[_text(name)] = [number, unit]
-    return found
-
-
-def _price(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not {"prompt", "answer", "date"} <= set(value) <= {"prompt", "answer", "date", "currency"}:
-        raise ValueError(f"expected {{prompt: P, answer: A, date: 'YYYY-MM-DD'}}, prices of a million tokens, got {value!r}")
-    return dict(value)
-
-
-_POSITIVE, _WHOLE = _number(0), _number(1, whole=True)
-#: Every field, what it is if left out, and what reads it. Names with a point are below the name before it.
-FIELDS: dict[str, tuple[Any, Check]] = {
-    "space": (REQUIRED, lambda value: value if not isinstance(value, str) else _text(value)),
-    "trained": (REQUIRED, _texts),
-    "columns": ({}, _names),
-    "repeats": ("error", _one_of("error", "mean")),
-    "inactive": ("error", _one_of("error", "drop")),
-    "longer_lists": ("error", _one_of("error", "cut")),
-    "score.column": (REQUIRED, _text),
-    "score.better": (REQUIRED, _one_of("higher", "lower")),
-    "score.low": (None, _optional(_number())),
-    "score.high": (None, _optional(_number())),
-    "score.name": (None, _optional(_text)),
-    "score.text": ("", _maybe_text),
-    "score.decimals": (None, _optional(_number(0, 6, whole=True))),
-    "score.noise": (None, _optional(_number(0))),
-    "task.description": (None, _optional(_text)),
-    "task.examples": ([], _pairs),
-    "costs": ({}, _costs),
-    "told": (None, _optional(_text)),
-    "limits": ({}, _limits),
-    "model.recording": (None, _optional(_text)),
-    "model.name": (None, _optional(_text)),
-    "model.base_url": (None, _optional(_text)),
-    "model.price": (None, _optional(_price)),
-    "model.budget": (0.0, _POSITIVE),
-    "model.token_cap": (None, _optional(_WHOLE)),
-    "model.key_variable": (None, _optional(_text)),
-    "model.form": ("json", _one_of("json", "batched", "single")),
-    "model.batch": (10, _WHOLE),
-    "model.samples": (1, _WHOLE),
-    "model.nameless": (False, _flag),
-    "labels": (400, _number(2, whole=True)),
-    "predictor": ("auto", _one_of("auto", "model", "regression", "average")),
-    "search.iterations": (30, _WHOLE),
-    "search.population": (125, _number(4, whole=True)),
-    "search.seed": (0, _number(0, whole=True)),
-    "search.costly": (None, _optional(_location)),
-    "search.switch": (15, _number(0, whole=True)),
-    "propose.n": (5, _WHOLE),
-    "propose.distance": (0.15, _number(0, 1)),
-    "folder": (None, _optional(_text)),
+#: Every field, what it is if left out, and its kind, see `_read`; names with a point are below the name before it.
+FIELDS: dict[str, tuple[Any, str]] = {
+    "space": (REQUIRED, "space"),
+    "trained": (REQUIRED, "texts"),
+    "columns": ({}, "names"),
+    "repeats": ("error", "error|mean"),
+    "inactive": ("error", "error|drop"),
+    "longer_lists": ("error", "error|cut"),
+    "score.column": (REQUIRED, "text"),
+    "score.better": (REQUIRED, "higher|lower"),
+    "score.low": (None, "number"),
+    "score.high": (None, "number"),
+    "score.name": (None, "text"),
+    "score.text": (None, "text"),
+    "score.decimals": (None, "whole number from 0 to 6"),
+    "score.noise": (None, "number from 0"),
+    "task.description": (None, "text"),
+    "task.examples": ([], "pairs"),
+    "costs": ({}, "costs"),
+    "told": (None, "text"),
+    "limits": ({}, "limits"),
+    "model.recording": (None, "text"),
+    "model.name": (None, "text"),
+    "model.base_url": (None, "text"),
+    "model.price": (None, "price"),
+    "model.budget": (0.0, "number from 0"),
+    "model.token_cap": (None, "whole number from 1"),
+    "model.key_variable": (None, "text"),
+    "model.form": ("json", "json|batched|single"),
+    "model.batch": (10, "whole number from 1"),
+    "model.samples": (1, "whole number from 1"),
+    "model.nameless": (False, "true|false"),
+    "labels": (400, "whole number from 5"),
+    "predictor": ("auto", "auto|model|regression|average"),
+    "search.iterations": (30, "whole number from 1"),
+    "search.population": (125, "whole number from 5"),
+    "search.seed": (0, "whole number from 0"),
+    "search.costly": (None, "location"),
+    "search.switch": (15, "whole number from 0"),
+    "propose.n": (5, "whole number from 1"),
+    "propose.distance": (0.15, "number from 0 to 1"),
+    "folder": (None, "text"),
 }
+#: Fields that may differ when a run goes on, since what is done does not depend on them.
+FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "folder", "trained")
+_COST = "{column: NAME, unit: TEXT} or {python: MODULE:FUNCTION, unit: TEXT}"
+_PRICE = "{prompt: P, answer: A, date: 'YYYY-MM-DD'}, the prices of a million tokens"
+
+
+def _read(kind: str, value: Any) -> Any:
+    """Return the value of a field of a kind; raises ValueError saying what is expected."""
+    if kind == "texts":
+        return [_read("text", item) for item in value] if isinstance(value, list) and value else [_read("text", value)]
+    if kind in ("names", "costs", "limits"):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected names and what they are, got {value!r}")
+        of = {"names": "text", "costs": "cost", "limits": "limit"}[kind]
+        return {_read("text", name): _read(of, item) for name, item in value.items()}
+    if kind == "pairs" and isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return [[_read("text", part) for part in pair] for pair in value]
+    if kind == "limit":
+        # A number, and its unit if it has one.
+        text = re.fullmatch(r"([-+.\deE]+)\s*(\S.*)", value.strip()) if isinstance(value, str) else None
+        with contextlib.suppress(ValueError):
+            value = float(text[1]) if text else value
+        if is_number(value):
+            return [float(value), text[2] if text else None]
+        raise ValueError(f"expected a number, or one with a unit such as '150 ms', got {value!r}")
+    if kind == "space" and not isinstance(value, str):
+        return value
+    number = re.fullmatch(r"(whole )?number(?: from (\d+))?(?: to (\d+))?", kind)
+    if number:
+        low, high = float(number[2] or -math.inf), float(number[3] or math.inf)
+        if is_number(value) and low <= value <= high and (value == int(value) or not number[1]):
+            return int(value) if number[1] else float(value)
+    elif "|" in kind:
+        said = str(value).lower() if isinstance(value, bool) else value
+        if said in kind.split("|"):
+            return value
+    elif kind == "cost":
+        if isinstance(value, Mapping) and len(set(value) & {"column", "python"}) == 1 and set(value) <= {"column", "python", "unit"}:
+            return {key: _read("location" if key == "python" else "text", text) for key, text in value.items()}
+    elif kind == "price":
+        if isinstance(value, Mapping) and {"prompt", "answer", "date"} <= set(value) <= {"prompt", "answer", "date", "currency"}:
+            return dict(value)
+    elif isinstance(value, str) and re.fullmatch(r"[\w.]+:[A-Za-z_]\w*" if kind == "location" else r".*\S.*", value):
+        return value
+    words = {
+        "text": "one line of text",
+        "space": "a file, a name or MODULE:NAME",
+        "location": "MODULE:NAME",
+        "cost": _COST,
+        "price": _PRICE,
+    }
+    words["pairs"] = "pairs of texts, [[input, output], ...]"
+    expected = words.get(kind) or (f"a {kind}" if number else " or ".join(kind.split("|")))
+    raise ValueError(f"expected {expected}, got {value!r}")
+
+
 _GROUPS = {name.partition(".")[0] for name in FIELDS if "." in name}
 #: Fields that may differ when a run goes on, since what is done does not depend on them.
 FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "folder", "trained")
@@ -201,7 +158,8 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
     ValueError
         All that is wrong, one line each, naming the line of the file.
     """
-    given, tree, file, base = run, None, "run", Path()
+    given: Any = run
+    tree, file, base = None, "run", Path()
     if not isinstance(run, Mapping):
         path = Path(run)
         try:
@@ -224,7 +182,6 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
             problems.add(f"{found.at(name)}: {name}: expected {_below(name)} below it, got {value!r}")
-            flat |= {key: None for key, (default, _) in FIELDS.items() if key.startswith(f"{name}.") and default is REQUIRED}
     for name in flat:
         if name not in FIELDS:
             group = name.partition(".")[0]
@@ -233,11 +190,11 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
             near = meant(last, known) or f"; fields are {', '.join(known)}"
             problems.add(f"{found.at(name)}: unknown field {name!r}{near}")
     fields = {}
-    for name, (default, check) in FIELDS.items():
-        if name in flat and not (default is REQUIRED and flat[name] is None):
+    for name, (default, kind) in FIELDS.items():
+        if flat.get(name) is not None:
             with problems.collect(), problems.named(f"{found.at(name)}: {name}"):
-                fields[name] = check(flat[name])
-        elif default is REQUIRED and name not in flat:
+                fields[name] = _read(kind, flat[name])
+        elif default is REQUIRED:
             problems.add(f"{found.at(name)}: {name} is missing")
         else:
             fields[name] = default

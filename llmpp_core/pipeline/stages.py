@@ -32,6 +32,8 @@ from llmpp_core.search.feasible import Feasible
 from llmpp_core.space.cost import Cost
 from llmpp_core.space.regressor import ArchitectureRegressor
 
+# A student has five members, each of which holds out another part of the labels.
+_FEWEST_LABELS = 5
 _KEPT = ("best.yml", "front.csv", "report.html")
 
 
@@ -78,23 +80,25 @@ def search_pipeline(
     return pipeline.run(restart)
 
 
-def plan(run: Mapping[str, Any] | str | Path) -> list[str]:
+def plan(run: Mapping[str, Any] | str | Path, folder: str | Path | None = None) -> list[str]:
     """Return what a run would do, and what it would ask at most, in lines; nothing is asked or written. Raises as `search_pipeline`."""
     inputs = read_inputs(read_run(run))
     fields, said = inputs.run, [*(f"warning: {warning}" for warning in inputs.warnings)]
     said.append(f"{len(inputs.trained.networks)} trained networks of {inputs.space.name}, {inputs.space.size():,} networks")
-    asking = Asking.of(inputs, [])
+    asking = Pipeline(inputs, folder, said.append).asking
     if asking is None:
         said += ["model: none, so nothing is asked; a regression is fitted to the trained networks and tested on each in turn"]
     else:
         said += asking.estimate(label_networks(inputs))
-    said.append(f"search: {fields['search.iterations']} iterations of {fields['search.population']} networks, then {fields['propose.n']} proposals")
+    said.append(
+        f"search: {fields['search.iterations']} iterations of {fields['search.population']} networks, then {fields['propose.n']} proposals"
+    )
     return said
 
 
 def label_networks(inputs: Inputs) -> list[Any]:
     """Return the networks that a language model is to label: random ones within the limits, at most half the space."""
-    wanted = min(inputs.run["labels"], max(inputs.space.size() // 2, 2))
+    wanted = min(inputs.run["labels"], max(inputs.space.size() // 2, _FEWEST_LABELS))
     rows, _ = Feasible(inputs.genes, inputs.limits).initial(wanted, np.random.default_rng([inputs.run["search.seed"], 1]))
     return list(inputs.genes.table(rows))
 
@@ -125,6 +129,9 @@ class Pipeline:
             if restart and self.folder.exists():
                 number = next(i for i in range(1, 10_000) if not self.folder.with_name(f"{self.folder.name}.old-{i}").exists())
                 self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{number}"))
+            # What a killed process has left half-written.
+            for partial in self.folder.rglob(".*.partial"):
+                partial.unlink()
             self._begin()
             evidence = self._evidence()
             student = self._student(evidence) if evidence["confident"] and evidence["used"] != "regression" else None
@@ -150,23 +157,23 @@ class Pipeline:
             if different := differences(before, asked):
                 raise ValueError(f"{self.folder}: made with other settings: {different}; use another folder or --restart")
         rounds = self._rounds()
-        trained = [{"network": inputs.key(n), "score": s} for n, s in zip(inputs.trained.networks, inputs.trained.scores, strict=True)]
-        self.round = max(len(rounds), 1)
-        if rounds and trained != rounds[-1]["trained"]:
-            now, was = ({row["network"]: row["score"] for row in part} for part in (trained, rounds[-1]["trained"]))
-            for network, score in was.items():
-                if now.get(network) != score:
-                    what = f"is {now[network]:g} now" if network in now else "is gone"
-                    said = f"the score {score:g} of the network {network.replace(chr(10), ', ')} of round {len(rounds)} {what}"
-                    raise ValueError(f"{self.folder}: {said}; use another folder or --restart")
-            self.round += len(now) > len(was)
+        now = dict(zip(map(inputs.key, inputs.trained.networks), inputs.trained.scores, strict=True))
+        was: dict[str, float] = rounds[-1]["trained"] if rounds else {}
+        for network, score in was.items():
+            if now.get(network) != score:
+                what = f"is {now[network]:g} now" if network in now else "is gone"
+                said = f"the score {score:g} of the network {', '.join(network.splitlines())} of round {len(rounds)} {what}"
+                raise ValueError(f"{self.folder}: {said}; use another folder or --restart")
+        self.round = len(rounds) + (len(now) > len(was))
         versions = {"llmpp": llmpp_core.__version__, "numpy": np.__version__}
         known = {"fields": asked, "versions": versions, "inputs": inputs.digests}
         for path in inputs.files:
             replace_file(self.folder / "inputs" / path.name, path.read_bytes())
         replace_file(lock, yaml.safe_dump(known, sort_keys=False, allow_unicode=True).encode())
-        self.depends = _digest([asked, trained])
-        self._write("check.json", {"depends": self.depends, "trained": trained, "warnings": inputs.warnings, "ignored": inputs.trained.ignored})
+        if self.asking is not None:
+            self.asking.path = self.here / "answers.jsonl"
+        self.depends = _digest([asked, now])
+        self._write("check.json", {"depends": self.depends, "trained": now, "warnings": inputs.warnings})
 
     def _rounds(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -198,7 +205,6 @@ class Pipeline:
         if self.asking is not None:
             self.say(f"asking {self.asking.name} about each of {len(self.inputs.scores)} networks, shown the others")
             left_out["model"] = self.asking.left_out()
-            self.asking.record(self.here / "answers.jsonl")
         self.say("comparing predictors on networks left out")
         found = compare(self.inputs.scores, left_out, noise=self.inputs.noise, wanted=self.fields["predictor"])
         self._write("evidence.json", {"depends": self.depends, **found, "answers": self.asking and self.asking.counts()})
@@ -210,9 +216,13 @@ class Pipeline:
         if (known := self._known("labels.json", self.depends)) is None:
             self.say(f"asking {self.asking.name} for {len(networks)} labels")
             labels = self.asking.labels(networks)
-            self.asking.record(self.here / "answers.jsonl")
             listed = [value if np.isfinite(value) else None for value in labels.tolist()]
-            known = {"depends": self.depends, "networks": [self.inputs.key(n) for n in networks], "labels": listed, "answers": self.asking.counts()}
+            known = {
+                "depends": self.depends,
+                "networks": [self.inputs.key(n) for n in networks],
+                "labels": listed,
+                "answers": self.asking.counts(),
+            }
             self._write("labels.json", known)
         self.answers = known["answers"]
         labels = np.array(known["labels"], dtype=float)
@@ -250,7 +260,9 @@ class Pipeline:
                 shown = {name: row[name] for name in ("place", "kind", "score", "low", "high")}
                 shown |= {"confidence": "80 % interval" if evidence["confident"] else "none", "network": row["network"]}
                 shown["costs"] = {cost["name"]: cost["value"] for cost in row["costs"]}
-                replace_file(self.here / "proposals" / f"{row['place']}.yml", yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).encode())
+                replace_file(
+                    self.here / "proposals" / f"{row['place']}.yml", yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).encode()
+                )
             self._write("proposals.json", known)
         return list(known["proposals"])
 
@@ -261,6 +273,8 @@ class Pipeline:
         known = {row.tobytes() for row in propose.trained_rows(self.inputs)}
         new = np.array([row.tobytes() not in known for row in rows])
         rows, scores = rows[new], scores[new]
+        if not len(rows):
+            raise ValueError(f"{self.folder}: every network that the search found within the limits is trained already")
         table = self.inputs.genes.table(rows)
         hopeful = scores + self.predictor.deviation(table)
         chosen = propose.choose(self.inputs, rows, np.argsort(-scores, kind="stable"), scores, hopeful)
@@ -292,6 +306,8 @@ class Pipeline:
         self, evidence: Mapping[str, Any], student: DistilledPredictor | None, records: list[Any] | None, rows: list[dict[str, Any]]
     ) -> Proposal:
         inputs = self.inputs
+        if len(rows) < self.fields["propose.n"]:
+            inputs.warnings.append(f"{len(rows)} networks are proposed: no more were found that are within the limits and not trained")
         replace_file(self.here / "front.csv", facts.front(inputs, records, rows).encode())
         seen = None if records is None else self._seen(records)
         bests = [] if records is None else [inputs.sign * record.score for record in records]

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ class Trained:
         different = len(set(self.scores))
         fewest = next((digits for digits in range(6) if len({f"{score:.{digits}f}" for score in self.scores}) == different), 5)
         return fewest + 1
+
+    def sort(self, key: Callable[[Any], Any]) -> None:
+        """Put the networks in the order of a key."""
+        order = sorted(range(len(self.networks)), key=lambda i: key(self.networks[i]))
+        for values in (self.networks, self.scores, self.where, *self.columns.values()):
+            values[:] = [values[i] for i in order]
 
 
 def read_trained(
@@ -97,7 +103,9 @@ def read_trained(
             found.notes.append(f"{again[0]}: the network of {_near(first, again[0])} again, with the same score; counted once")
         elif again and repeats != "mean":
             shown = ", ".join(f"{value:g}" for value in dict.fromkeys(values))
-            problems.add(f"{again[0]}: the network of {_near(first, again[0])}, with another score ({shown}); keep one or set repeats: mean")
+            problems.add(
+                f"{again[0]}: the network of {_near(first, again[0])}, with another score ({shown}); keep one or set repeats: mean"
+            )
         elif again:
             variances.append(np.var(values, ddof=1))
         found.networks.append(network)
@@ -145,10 +153,11 @@ def _check_columns(where: str, row: Mapping[str, Any], space: Any, needed: Seque
     for name in [*needed, *columns.values()]:
         if name not in row and not any(column.startswith(f"{name}_") for column in row):
             raise ValueError(f"{where}: no column {name!r}; {there}")
-    found = {re.sub(r"_\d+$", "", name) for column in row if (name := _choice_of(column, space, columns))} | set(row)
+    told = [_choice_of(column, space, columns) or "" for column in row]
+    found = {re.sub(r"_\d+$", "", name) for name in told} | set(told)
     depths = {choice.per for choice in space.choices}
     for choice in [] if isinstance(space, SearchSpace) else space.choices:
-        if choice.name not in found and choice.when is None and choice.name not in depths and choice.name not in columns:
+        if choice.name not in found and choice.when is None and choice.name not in depths:
             hint = f"write columns: {{{choice.name}: ...}}"
             raise ValueError(f"{where}: no column {choice.name!r} (choice of {space.name}); {there}; {hint}")
 
