@@ -34,7 +34,7 @@ from llmpp_core.llm.offline import MODEL, OfflineEndpoint, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.metrics import kendall_tau, mean_absolute_error
 from llmpp_core.predictors.baselines import baselines
-from llmpp_core.predictors.distill import FEATURE_SETS, OFFICIAL, DistilledPredictor
+from llmpp_core.predictors.distill import OFFICIAL, DistilledPredictor
 from llmpp_core.space.features import HATFeatures, OfficialFeatures
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import TFSSplit, tfs_splits
@@ -70,11 +70,11 @@ def students(split: TFSSplit) -> dict[str, Callable[[], Any]]:
     """Return what makes each student; the plain loop is timed on one split per task."""
     makers: dict[str, Callable[[], Any]] = {
         "ours": DistilledPredictor,
-        "ours, official features": lambda: DistilledPredictor(features="official"),
+        "ours, official features": lambda: DistilledPredictor(space=HAT_WMT, features="official"),
         "ridge regression, features of ours": lambda: make_pipeline(
-            make_union(*FEATURE_SETS["all"](HAT_WMT)), StandardScaler(), RidgeCV(np.logspace(-4, 3, 8))
+            make_union(*HAT_WMT.feature_set("all")), StandardScaler(), RidgeCV(np.logspace(-4, 3, 8))
         ),
-        "official": lambda: DistilledPredictor(**OFFICIAL),
+        "official": lambda: DistilledPredictor(space=HAT_WMT, **OFFICIAL),
     }
     return {**makers, "official, plain PyTorch": PlainOfficial} if split.seed == 123 else makers
 
@@ -85,7 +85,7 @@ def teachers(split: TFSSplit, client: Client) -> dict[str, Any]:
     rough = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
     made = {
         f"offline endpoint {MODEL}": LLMPredictor(client, WMT_TASKS[split.task], form="batched"),
-        "Gaussian process, fixed smooth kernel": baselines()["HAT + costs, Gaussian process"],
+        "Gaussian process, fixed smooth kernel": baselines(HAT_WMT.qkv_dim)["HAT + costs, Gaussian process"],
         "Gaussian process, fitted Matern kernel": make_pipeline(HATFeatures(), StandardScaler(), rough),
     }
     archs, scores = list(split.demonstrations["architecture"]), split.demonstrations["bleu"].to_numpy()
@@ -96,7 +96,7 @@ def measure(splits: list[TFSSplit]) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(SEED)
     labelled, unseen = HAT_WMT.sample_balanced(N_LABELS, rng), HAT_WMT.sample(N_UNSEEN, rng)
     depth = [arch.decoder_layers for arch in unseen]
-    DistilledPredictor(steps=20).fit(labelled[:50], np.arange(50.0))  # loads what PyTorch loads late
+    DistilledPredictor(space=HAT_WMT, steps=20).fit(labelled[:50], np.arange(50.0))  # loads what PyTorch loads late
     with tempfile.TemporaryDirectory() as folder, OfflineEndpoint() as url:
         client = Client(offline_settings(url), cache=Path(folder) / "cache.sqlite3")
         for split in splits:

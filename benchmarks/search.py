@@ -125,16 +125,16 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     archs = HAT_WMT.sample(500, rng)
-    millions = np.array([count_parameters(arch) for arch in archs]) / 1e6
+    millions = np.array([count_parameters(arch, HAT_WMT.qkv_dim) for arch in archs]) / 1e6
     depth = np.array([arch.decoder_layers for arch in archs])
     scores = 15 + np.log(depth) + 2.5 * np.log(millions) + rng.normal(0, 0.1, len(archs))
-    giga = np.array([count_flops(arch) for arch in archs]) / 1e9
+    giga = np.array([count_flops(arch, qkv_dim=HAT_WMT.qkv_dim) for arch in archs]) / 1e9
     latency = LatencyPredictor().fit(archs, (20 + 15 * depth + 5 * giga) * rng.lognormal(0, 0.02, len(archs)))
-    known = baselines()
+    known = baselines(HAT_WMT.qkv_dim)
     predictors = {
         name: known[name] for name in ("depth + parameters, ridge", "HAT + costs, ridge", "HAT + costs, Gaussian process", FOREST)
     }
-    predictors["distilled"] = DistilledPredictor()
+    predictors["distilled"] = DistilledPredictor(space=HAT_WMT)
     for predictor in predictors.values():
         predictor.fit(archs, scores)
     rows = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from hat_costs import prompt_task
 
 from llmpp_book.studies.questions import Experiment, Question, ask_test_sets
 from llmpp_core.llm.prompts import PromptTask
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import TFSSplit
 
-TASK = PromptTask("own", "a task of our own", "score", "a number", 0.0, 100.0)
+TASK = prompt_task("own", "a task of our own", "score", "a number", 0.0, 100.0)
 
 
 def own_splits() -> list[TFSSplit]:

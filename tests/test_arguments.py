@@ -69,7 +69,7 @@ def test_calibration_leaves_out_what_its_base_does_not_answer(kind: str) -> None
         lambda rng: metrics.random_splits({"t": RECORDS}, rng, 1),
         lambda rng: metrics.seed_noise(np.ones((3, 2)), rng),
         lambda rng: measurement_order(ARCHS, TINY, 1, rng),
-        lambda rng: choose_demonstrations(ARCHS, 3, "random", rng),
+        lambda rng: choose_demonstrations(ARCHS, 3, "random", rng, space=TINY),
         lambda rng: split_rows(10, rng),
     ],
 )

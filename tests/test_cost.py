@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hat_costs import count_flops, count_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmpp_core import upstream
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
-from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.search_space import HAT_WMT, SPACES
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
@@ -59,7 +59,7 @@ def test_parameters_equal_a_plain_torch_transformers(space: object, seed: int) -
     q = space.qkv_dim  # type: ignore[attr-defined]
     with torch.device("meta"):
         parameters = sum(p.numel() for p in plain_stacks(arch, q).parameters())
-    assert count_parameters(replace(arch, encoder_embed_dim=q, decoder_embed_dim=q), q) == parameters
+    assert count_parameters(replace(arch, encoder_embed_dim=q, decoder_embed_dim=q), qkv_dim=q) == parameters
 
 
 @settings(quick, max_examples=5)

@@ -20,15 +20,15 @@ from sklearn.utils import estimator_checks
 
 from llmpp_core.metrics import kendall_tau, mean_absolute_error
 from llmpp_core.predictors.baselines import baselines
-from llmpp_core.predictors.distill import FEATURE_SETS, MONOTONE, OFFICIAL, DistilledPredictor, distill
+from llmpp_core.predictors.distill import MONOTONE, OFFICIAL, DistilledPredictor, distill
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_parameters
-from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures, OfficialFeatures
+from llmpp_core.space.features import HAT_FEATURE_NAMES, HAT_FEATURE_SETS, HATFeatures, OfficialFeatures
 from llmpp_core.space.search_space import HAT_WMT, SMALL, SPACES, TINY, SearchSpace
 from llmpp_core.upstream import tfs_splits
 
 # Enough for most tests, in a tenth of a second.
-QUICK = {"features": "averages", "steps": 60}
+QUICK = {"features": "averages", "space": HAT_WMT, "steps": 60}
 
 
 class Linear:
@@ -75,13 +75,13 @@ def student(archs: list[Architecture]) -> DistilledPredictor:
 
 
 def test_learns_a_linear_teacher_almost_exactly(archs: list[Architecture], unseen: list[Architecture]) -> None:
-    student = DistilledPredictor(features="official").fit(archs, Linear().predict(archs))
+    student = DistilledPredictor(space=HAT_WMT, features="official").fit(archs, Linear().predict(archs))
     assert mean_absolute_error(Linear().predict(unseen), student.predict(unseen)) < 1e-3
 
 
 def test_learns_a_saturating_teacher_and_chooses_the_features_that_it_needs(archs: list[Architecture], unseen: list[Architecture]) -> None:
     y = Saturating().predict(archs)
-    student = DistilledPredictor().fit(archs, y)
+    student = DistilledPredictor(space=HAT_WMT).fit(archs, y)
     true = Saturating().predict(unseen)
     assert student.features_ == "all" == min(student.held_out_rmse_, key=student.held_out_rmse_.get)
     assert mean_absolute_error(true, student.predict(unseen)) < 0.04 * true.std()
@@ -89,9 +89,9 @@ def test_learns_a_saturating_teacher_and_chooses_the_features_that_it_needs(arch
 
 
 def test_held_out_error_foretells_the_error_on_new_architectures(archs: list[Architecture], unseen: list[Architecture]) -> None:
-    student = DistilledPredictor(features=tuple(FEATURE_SETS), steps=100).fit(archs, Saturating().predict(archs))
+    student = DistilledPredictor(space=HAT_WMT, features=tuple(HAT_FEATURE_SETS), steps=100).fit(archs, Saturating().predict(archs))
     for name, foretold in student.held_out_rmse_.items():
-        single = DistilledPredictor(features=name, steps=100).fit(archs, Saturating().predict(archs))
+        single = DistilledPredictor(space=HAT_WMT, features=name, steps=100).fit(archs, Saturating().predict(archs))
         found = np.sqrt(np.mean((single.predict(unseen) - Saturating().predict(unseen)) ** 2))
         # The ensemble averages members that were judged one by one.
         assert 0.3 * foretold < found < 1.4 * foretold
@@ -99,21 +99,23 @@ def test_held_out_error_foretells_the_error_on_new_architectures(archs: list[Arc
 
 def test_networks_add_to_ridge_regression_on_the_same_features(archs: list[Architecture], unseen: list[Architecture]) -> None:
     y, true = Saturating().predict(archs), Saturating().predict(unseen)
-    features = make_union(*FEATURE_SETS["all"](HAT_WMT))
+    features = make_union(*HAT_WMT.feature_set("all"))
     plain = make_pipeline(features, StandardScaler(), RidgeCV(np.logspace(-4, 3, 8))).fit(archs, y)
-    student = DistilledPredictor(features="all").fit(archs, y)
+    student = DistilledPredictor(space=HAT_WMT, features="all").fit(archs, y)
     assert mean_absolute_error(true, student.predict(unseen)) < 0.7 * mean_absolute_error(true, plain.predict(unseen))
 
 
 def test_pure_noise_is_not_learned(archs: list[Architecture], unseen: list[Architecture], rng: np.random.Generator) -> None:
-    student = DistilledPredictor().fit(archs, 25 + rng.standard_normal(len(archs)))
+    student = DistilledPredictor(space=HAT_WMT).fit(archs, 25 + rng.standard_normal(len(archs)))
     assert student.predict(unseen).std() < 0.3
 
 
 @pytest.mark.needs_data("tfs")
 def test_agrees_with_a_few_shot_teacher_from_500_labels(archs: list[Architecture], unseen: list[Architecture]) -> None:
     split = next(tfs_splits(download=False))
-    teacher = baselines()["HAT + costs, Gaussian process"].fit(list(split.demonstrations["architecture"]), split.demonstrations["bleu"])
+    teacher = baselines(HAT_WMT.qkv_dim)["HAT + costs, Gaussian process"].fit(
+        list(split.demonstrations["architecture"]), split.demonstrations["bleu"]
+    )
     student = distill(teacher, HAT_WMT, 500, np.random.default_rng(0))
     assert kendall_tau(teacher.predict(unseen), student.predict(unseen)) > 0.95
     # Demonstrations and their relatives: the protocol of chapter 3, with the student in the teacher's place.
@@ -125,7 +127,7 @@ def test_agrees_with_a_few_shot_teacher_from_500_labels(archs: list[Architecture
 def test_the_official_recipe_is_the_published_one_and_learns(archs: list[Architecture], unseen: list[Architecture]) -> None:
     assert OFFICIAL["steps"] * OFFICIAL["batch_size"] == 640_000
     settings = {**OFFICIAL, "steps": 200, "learning_rate": 1e-3}
-    student = DistilledPredictor(**settings).fit(archs, Linear().predict(archs))
+    student = DistilledPredictor(space=HAT_WMT, **settings).fit(archs, Linear().predict(archs))
     assert [tuple(w.shape) for w in student.network_.weights[::2]] == [(1, 10, 400), *[(1, 400, 400)] * 3, (1, 400, 1)]
     assert student.stopped_at_ == 200
     assert student.held_out_rmse_ == {}
@@ -149,7 +151,7 @@ def test_monotone_predictions_never_fall_when_something_grows(archs: list[Archit
 
 def test_members_disagree_more_where_there_were_no_labels(archs: list[Architecture]) -> None:
     shallow = [arch for arch in archs if arch.decoder_layers <= 2]
-    student = DistilledPredictor(features="all").fit(shallow, Saturating().predict(shallow))
+    student = DistilledPredictor(space=HAT_WMT, features="all").fit(shallow, Saturating().predict(shallow))
     mean, near = student.predict(shallow, return_std=True)
     far = student.predict([arch for arch in archs if arch.decoder_layers == 6], return_std=True)[1]
     np.testing.assert_array_equal(mean, student.predict(shallow))
@@ -175,7 +177,7 @@ def test_scikit_learn_takes_it(archs: list[Architecture]) -> None:
     student = DistilledPredictor(**QUICK, random_state=3)
     assert clone(student).get_params() == student.get_params()
     assert cross_val_score(student, archs, y, cv=3).min() > 0.99
-    search = GridSearchCV(DistilledPredictor(steps=20), {"features": ["costs", "official"]}, cv=2).fit(archs, y)
+    search = GridSearchCV(DistilledPredictor(space=HAT_WMT, steps=20), {"features": ["costs", "official"]}, cv=2).fit(archs, y)
     assert search.best_params_ == {"features": "official"}
     assert clone(student).set_params(steps=20).fit(archs, y).score(archs, y) > 0.99
 
@@ -259,7 +261,7 @@ def test_official_features_lie_in_the_unit_interval_and_use_the_spans_of_the_gen
     assert len(OfficialFeatures().get_feature_names_out()) == len(HAT_FEATURE_NAMES)
 
 
-@pytest.mark.parametrize("name", FEATURE_SETS)
+@pytest.mark.parametrize("name", HAT_FEATURE_SETS)
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_every_feature_set_serves_every_space(name: str, space: SearchSpace, rng: np.random.Generator) -> None:
     archs = space.sample(30, rng)
@@ -336,7 +338,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(student, archs, tmp_path, monke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": "hat"}, "features: expected names out of official, costs, averages, layers, all, got 'hat'"),
+        ({"features": "hat"}, "features: expected names out of official, costs, averages, layers, all, surrogate, got 'hat'"),
         ({"features": ()}, "features: expected names"),
         ({"ensemble": 1}, "features: a choice among several needs held-out labels"),
         ({"ensemble": 0}, "ensemble: expected a positive number, got 0"),
@@ -350,23 +352,23 @@ def test_a_failed_save_leaves_the_old_checkpoint(student, archs, tmp_path, monke
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str, archs: list[Architecture]) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        DistilledPredictor(**settings).fit(archs, Linear().predict(archs))
+        DistilledPredictor(space=HAT_WMT, **settings).fit(archs, Linear().predict(archs))
     assert "\n" not in str(caught.value)
 
 
 def test_labels_and_architectures_that_do_not_fit_are_refused(archs: list[Architecture], student: DistilledPredictor) -> None:
     y = Linear().predict(archs)
     with pytest.raises(ValueError, match=r"labels: expected 600 numbers, one per architecture, got shape \(599,\)"):
-        DistilledPredictor().fit(archs, y[:-1])
+        DistilledPredictor(space=HAT_WMT).fit(archs, y[:-1])
     with pytest.raises(ValueError, match=r"labels\[\d+\]: expected a finite number, or nan, got "):
-        DistilledPredictor().fit(archs, np.where(y == y[0], np.inf, y))
+        DistilledPredictor(space=HAT_WMT).fit(archs, np.where(y == y[0], np.inf, y))
     with pytest.raises(ValueError, match="labels: expected at least 5 that are not nan, got 4 of 8"):
-        DistilledPredictor().fit(archs[:8], [1.0, 2.0, 3.0, 4.0] + [np.nan] * 4)
+        DistilledPredictor(space=HAT_WMT).fit(archs[:8], [1.0, 2.0, 3.0, 4.0] + [np.nan] * 4)
     with pytest.raises(ValueError, match=r"archs\[1\]: expected an Architecture, got str"):
         student.predict([archs[0], "arch"])
     deep = replace(TINY, decoder_layers=(7,)).sample(1, np.random.default_rng(0))
     with pytest.raises(ValueError, match="7 decoder_layers"):
-        DistilledPredictor(features="layers").fit(archs, y).predict(deep)
+        DistilledPredictor(space=HAT_WMT, features="layers").fit(archs, y).predict(deep)
     single = DistilledPredictor(**{**QUICK, "ensemble": 1}).fit(archs, y)
     with pytest.raises(ValueError, match="return_std needs an ensemble of at least 2, got 1"):
         single.predict(archs, return_std=True)

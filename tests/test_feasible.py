@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from hat_costs import parameter_counts
 from searches import MINI, everything
 
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
-from llmpp_core.space.cost import parameter_counts
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import HAT_WMT, TINY
 
@@ -22,7 +22,7 @@ def of(limit: float) -> Feasible:
 @pytest.mark.parametrize("part", [0.002, 0.02, 0.5, 1.0])
 def test_what_is_drawn_is_feasible_and_different_or_all_there_is(part: float, rng: np.random.Generator) -> None:
     genes = Genes(MINI)
-    costs = np.sort(parameter_counts(genes.table(everything(MINI)), MINI.qkv_dim))
+    costs = np.sort(parameter_counts(genes.table(everything(MINI)), qkv_dim=MINI.qkv_dim))
     limit = costs[int(part * (len(costs) - 1))]
     held = int((costs <= limit).sum())
     for n in (5, 100):
@@ -71,7 +71,7 @@ def test_a_slow_limit_is_asked_only_about_what_passes_the_ones_before(rng: np.ra
 
     quick = parameter_limit(TINY, 150e3)
     rows, _ = Feasible(Genes(TINY), [quick, Limit(slow, 1, "slow")]).initial(50, rng)
-    assert (parameter_counts(asked, TINY.qkv_dim) <= 150e3).all()
+    assert (parameter_counts(asked, qkv_dim=TINY.qkv_dim) <= 150e3).all()
     # One more to see that the limits can be kept, and a few to spare in the last batch.
     assert len(rows) == 50 <= len(asked) <= 90
 

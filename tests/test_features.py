@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from hat_costs import count_flops, count_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -15,7 +16,6 @@ from sklearn.pipeline import make_pipeline, make_union
 
 from llmpp_core import upstream
 from llmpp_core.space.architecture import SPAN_LAYERS
-from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, ScoreFeatures
 from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY
 
@@ -25,9 +25,9 @@ TRANSFORMERS = [
     HATFeatures(),
     LayerFeatures(),
     LayerFeatures(encoder_layers=8, decoder_layers=7),
-    CostFeatures(),
-    CostFeatures(flops=False),
-    CostFeatures(parameters=False, length=23),
+    CostFeatures(qkv_dim=512),
+    CostFeatures(flops=False, qkv_dim=512),
+    CostFeatures(parameters=False, qkv_dim=512, length=23),
     DepthFeatures(),
     DepthFeatures(log=True),
 ]
@@ -47,7 +47,7 @@ def test_shape_names_and_statelessness(transformer: HATFeatures, rng: np.random.
 
 def test_features_join_in_a_pipeline(rng: np.random.Generator) -> None:
     archs = HAT_WMT.sample(20, rng)
-    model = make_pipeline(make_union(HATFeatures(), CostFeatures(), DepthFeatures(log=True)), Ridge())
+    model = make_pipeline(make_union(HATFeatures(), CostFeatures(qkv_dim=512), DepthFeatures(log=True)), Ridge())
     target = np.log([count_parameters(arch) for arch in archs])
     fitted = clone(model).fit(archs, target)
     assert fitted[0].transform(archs).shape == (20, 13)
@@ -117,13 +117,13 @@ def test_layer_features_refuse_a_deeper_stack() -> None:
 def test_cost_features_are_logarithms_of_costs(seed: int) -> None:
     archs = TINY.sample(5, np.random.default_rng(seed))
     rows = np.exp(CostFeatures(qkv_dim=64, length=12).transform(archs))
-    assert rows[:, 0] == pytest.approx([count_parameters(arch, 64) for arch in archs])
+    assert rows[:, 0] == pytest.approx([count_parameters(arch, qkv_dim=64) for arch in archs])
     assert rows[:, 1] == pytest.approx([count_flops(arch, length=12, qkv_dim=64) for arch in archs])
 
 
 def test_cost_features_need_a_column(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="at least one of parameters and flops"):
-        CostFeatures(parameters=False, flops=False).transform(HAT_WMT.sample(1, rng))
+        CostFeatures(parameters=False, flops=False, qkv_dim=512).transform(HAT_WMT.sample(1, rng))
 
 
 def test_depth_features_count_decoder_layers(rng: np.random.Generator) -> None:

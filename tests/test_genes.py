@@ -48,7 +48,9 @@ def test_costs_and_features_of_a_table_are_those_of_its_architectures(space: Sea
     for features in (HATFeatures(), OfficialFeatures(), LayerFeatures(), CostFeatures(qkv_dim=space.qkv_dim), DepthFeatures()):
         assert np.array_equal(features.transform(table), features.transform(archs)), features
     assert parameter_counts(table, space.qkv_dim).tolist() == [count_parameters(arch, space.qkv_dim) for arch in archs]
-    assert flop_counts(table, 1000, 23, space.qkv_dim).tolist() == [count_flops(arch, 1000, 23, space.qkv_dim) for arch in archs]
+    assert flop_counts(table, 1000, 23, qkv_dim=space.qkv_dim).tolist() == [
+        count_flops(arch, 1000, 23, qkv_dim=space.qkv_dim) for arch in archs
+    ]
 
 
 @quick

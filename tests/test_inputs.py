@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hat_costs import flop_counts, parameter_counts, prompt_task
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline, make_union
 from small_nets import VOCAB, new_supernet, reversed_pairs
@@ -23,7 +24,7 @@ from llmpp_core.latency.hat_mlp import LatencyMLP
 from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, choose_measurements, latency_errors, latency_terms
 from llmpp_core.latency.profiler import MeasuredLatency, measurement_order
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.prompts import PromptTask, build_prompt, choose_demonstrations
+from llmpp_core.llm.prompts import build_prompt, choose_demonstrations
 from llmpp_core.llm.settings import Settings
 from llmpp_core.nets.predictor import SupernetPredictor
 from llmpp_core.nets.proxies import ZeroCostPredictor
@@ -32,7 +33,6 @@ from llmpp_core.predictors.distill import DistilledPredictor
 from llmpp_core.predictors.partial_dependence import partial_dependence
 from llmpp_core.search.limits import parameter_limit
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.cost import flop_counts, parameter_counts
 from llmpp_core.space.features import (
     HAT_FEATURE_NAMES,
     CostFeatures,
@@ -46,7 +46,7 @@ from llmpp_core.space.genes import Genes
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space.search_space import TINY
 
-TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
+TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, space=TINY)
 ARCHS = TINY.sample(12, np.random.default_rng(0))
 SCORES = np.random.default_rng(1).random(12) + 20
 TABLE = dict(zip(ARCHS, SCORES.tolist(), strict=True))
@@ -139,11 +139,11 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "Limit.costs": lambda archs, scores: parameter_limit(TINY, 1e6).costs(archs),
     "parameter_counts": lambda archs, scores: parameter_counts(archs),
     "flop_counts": lambda archs, scores: flop_counts(archs),
-    "training_flops": lambda archs, scores: training_flops(archs, 1e6, 100),
+    "training_flops": lambda archs, scores: training_flops(archs, 1e6, 100, 512),
     "Genes.encode": lambda archs, scores: Genes(TINY).encode(archs),
     "measurement_order": lambda archs, scores: measurement_order(archs, TINY, 2, np.random.default_rng(0)),
     "build_prompt": lambda archs, scores: build_prompt(TASK, zip(ARCHS, scores, strict=True), archs, form="json").text,
-    "choose_demonstrations": lambda archs, scores: choose_demonstrations(archs, 5, "spread"),
+    "choose_demonstrations": lambda archs, scores: choose_demonstrations(archs, 5, "spread", space=TINY),
     "partial_dependence": lambda archs, scores: partial_dependence(TablePredictorOfDepth(), TINY, archs)["mean"],
     "paired_difference": lambda archs, scores: paired_difference(archs, ARCHS[::-1], TRAINED, groups=scores),
 }
@@ -152,7 +152,7 @@ TRANSFORMERS = (
     HATFeatures(),
     OfficialFeatures(),
     LayerFeatures(),
-    CostFeatures(),
+    CostFeatures(qkv_dim=64),
     DepthFeatures(),
     RECORDED,
 )

@@ -23,16 +23,16 @@ import cloudpickle
 import openai  # noqa: F401  (before processes fork, so that they start at once)
 import pytest
 from fake_llm_server import Act, FakeLLM, answer_to, completion, make_client, ok, prompt
+from hat_costs import prompt_task
 from sklearn.base import clone
 
 from llmpp_core.llm.batches import write_batches
 from llmpp_core.llm.cache import Cache, Stored
 from llmpp_core.llm.client import Client, LLMStopped, MissingAnswers, Price, Settings
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.prompts import PromptTask
 from llmpp_core.llm.recordings import Recording, Row, load, write_recording
 
-TASK = PromptTask(name="t", description="d", metric="BLEU", metric_description="m", low=0, high=100)
+TASK = prompt_task(name="t", description="d", metric="BLEU", metric_description="m", low=0, high=100)
 
 
 def expected(*numbers: int) -> list[tuple[float]]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hat_costs import count_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from llmpp_core import metrics, upstream
-from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import TFSSplit
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hat_costs import prompt_task
 from sklearn.model_selection import cross_val_score
 from small_nets import VOCAB, new_supernet, reversed_pairs, reversed_task
 
@@ -20,7 +21,6 @@ from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.prompts import PromptTask
 from llmpp_core.nets.predictor import SupernetPredictor
 from llmpp_core.nets.proxies import ZeroCostPredictor
 from llmpp_core.predictors.baselines import CalibratedPredictor, TablePredictor, baselines
@@ -30,7 +30,7 @@ from llmpp_core.space.search_space import TINY
 ARCHS = TINY.sample(12, np.random.default_rng(0))
 SCORES = np.linspace(20, 30, 12)
 TABLE = TablePredictor(dict(zip(ARCHS, SCORES.tolist(), strict=True)))
-TASK = PromptTask("t", "a task", "BLEU", "a number", 0.0, 100.0)
+TASK = prompt_task("t", "a task", "BLEU", "a number", 0.0, 100.0, space=TINY)
 
 
 def by_bleu() -> SupernetPredictor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hat_costs import count_parameters
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, Ridge
@@ -19,7 +20,6 @@ from sklearn.utils import estimator_checks
 from llmpp_core import metrics, upstream
 from llmpp_core.predictors.baselines import OWN_CHOICE, CalibratedPredictor, TablePredictor, baselines, supernet_family, supernet_predictors
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.features import HATFeatures
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import SUPERNETS, TFS_TASKS
@@ -36,7 +36,7 @@ def made_up_records(n: int = 30, seed: int = 0) -> pd.DataFrame:
 
 RECORDS = made_up_records()
 ARCHS, BLEU = list(RECORDS["architecture"]), RECORDS["bleu"].to_numpy()
-ZOO: dict[str, Any] = {**baselines(), **supernet_predictors(RECORDS)}
+ZOO: dict[str, Any] = {**baselines(HAT_WMT.qkv_dim), **supernet_predictors(RECORDS, HAT_WMT.qkv_dim)}
 
 
 def table(values: np.ndarray, archs: list[Architecture] = ARCHS) -> TablePredictor:
@@ -114,7 +114,7 @@ def test_a_table_returns_what_was_recorded_and_nothing_else() -> None:
 
 
 def test_supernet_predictors_do_not_see_the_scores_to_predict() -> None:
-    blind = supernet_predictors(RECORDS.drop(columns="bleu"))
+    blind = supernet_predictors(RECORDS.drop(columns="bleu"), HAT_WMT.qkv_dim)
     for name, predictor in blind.items():
         predicted = predictor.fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[10:])
         assert predicted == pytest.approx(clone(ZOO[name]).fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[10:]))
@@ -213,8 +213,8 @@ def test_the_median_does_not_notice_one_supernet_gone_astray() -> None:
     low, high = np.sort(RECORDS.loc[15, list(SUPERNETS)].to_numpy(dtype=float))[[1, 2]]
     for name, tolerance in (("median of supernets, ridge", high - low + 0.5), ("mean of supernets, ridge", np.inf)):
         change = abs(
-            supernet_family(astray)[name].fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[15:16])
-            - supernet_family(RECORDS)[name].fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[15:16])
+            supernet_family(astray, HAT_WMT.qkv_dim)[name].fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[15:16])
+            - supernet_family(RECORDS, HAT_WMT.qkv_dim)[name].fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[15:16])
         )[0]
         assert change < tolerance
     assert change > 1, "the mean does notice"
@@ -226,7 +226,7 @@ def test_stacking_beats_its_worst_base_and_weighs_none_negatively() -> None:
         records = made_up_records(40, seed)
         archs, scores = list(records["architecture"]), records["bleu"].to_numpy()
         for name, found in errors.items():
-            predictor = supernet_predictors(records)[name].fit(archs[:10], scores[:10])
+            predictor = supernet_predictors(records, HAT_WMT.qkv_dim)[name].fit(archs[:10], scores[:10])
             found.append(metrics.mean_absolute_error(scores[10:], predictor.predict(archs[10:])))
             if name == "stack":
                 assert (predictor.final_estimator_.coef_ >= 0).all()
@@ -234,7 +234,7 @@ def test_stacking_beats_its_worst_base_and_weighs_none_negatively() -> None:
 
 
 def test_the_own_choice_is_the_plain_average_of_the_family() -> None:
-    family = supernet_family(RECORDS)
+    family = supernet_family(RECORDS, HAT_WMT.qkv_dim)
     assert len(family) == 12
     members = [member.fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[10:]) for member in family.values()]
     assert ZOO[OWN_CHOICE].fit(ARCHS[:10], BLEU[:10]).predict(ARCHS[10:]) == pytest.approx(np.mean(members, axis=0))
@@ -244,7 +244,7 @@ def test_choosing_by_leave_one_out_takes_the_member_with_the_least_error_on_the_
     chosen = clone(ZOO["chosen by leave-one-out"]).fit(ARCHS[:10], BLEU[:10])
     errors = [
         -cross_val_score(member, ARCHS[:10], BLEU[:10], cv=LeaveOneOut(), scoring="neg_mean_absolute_error").mean()
-        for member in supernet_family(RECORDS).values()
+        for member in supernet_family(RECORDS, HAT_WMT.qkv_dim).values()
     ]
     assert -chosen.best_score_ == pytest.approx(min(errors))
 
@@ -260,7 +260,9 @@ def records() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def summary(records: dict[str, pd.DataFrame]) -> Callable[[str], pd.DataFrame]:
     splits = list(upstream.tfs_splits(download=False))
-    zoo: dict[str, Any] = {task: {**baselines(), **supernet_predictors(frame)} for task, frame in records.items()}
+    zoo: dict[str, Any] = {
+        task: {**baselines(HAT_WMT.qkv_dim), **supernet_predictors(frame, HAT_WMT.qkv_dim)} for task, frame in records.items()
+    }
     return lambda name: metrics.summarise(metrics.evaluate(lambda split: zoo[split.task][name], splits))
 
 
@@ -298,7 +300,7 @@ def test_the_own_choice_is_good_on_the_papers_splits_and_on_fresh_ones(
     mean = summary(OWN_CHOICE).loc["mean"]
     assert mean[("MAE", "mean")] <= 0.135
     assert mean[("tau", "mean")] >= 0.80
-    own = {task: supernet_predictors(frame)[OWN_CHOICE] for task, frame in records.items()}
+    own = {task: supernet_predictors(frame, HAT_WMT.qkv_dim)[OWN_CHOICE] for task, frame in records.items()}
     fresh = metrics.random_splits(records, np.random.default_rng(0), 20)
     mean = metrics.summarise(metrics.evaluate(lambda split: own[split.task], fresh)).loc["mean"]
     assert mean[("MAE", "mean")] <= 0.15, "the paper's three splits were not lucky"

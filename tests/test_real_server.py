@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hat_costs import prompt_task
 
 from llmpp_core.llm.answers import Answer
 from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.local import DEADLINE
 from llmpp_core.llm.logprobs import with_log_probabilities
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.prompts import Prompt, PromptTask, build_prompt
+from llmpp_core.llm.prompts import Prompt, build_prompt
 from llmpp_core.llm.recordings import Recording, Row, load, write_recording
 from llmpp_core.space.search_space import TINY
 
-TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
+TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, space=TINY)
 ARCHS = TINY.sample(3, np.random.default_rng(0))
 GRAMMAR = {"grammar": 'root ::= [0-9] [0-9] "." [0-9] [0-9]'}
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hat_costs import count_flops, count_parameters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +26,6 @@ from llmpp_book.studies.paper_costs import (
 from llmpp_core.llm.settings import Price
 from llmpp_core.nets.training import smoothed_loss
 from llmpp_core.nets.transformer import Transformer
-from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.search_space import HAT_WMT, SMALL, TINY
 
 MACHINE = Machine("a GPU", tflops=50.0, usd_per_hour=2.0)

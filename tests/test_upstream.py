@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hat_costs import count_flops
 
 from llmpp_core import upstream
 from llmpp_core.jobs import files
-from llmpp_core.space.cost import count_flops
 from llmpp_core.space.features import HAT_FEATURE_NAMES
 from llmpp_core.space.search_space import HAT_WMT
 

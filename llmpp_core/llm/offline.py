@@ -16,19 +16,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from llmpp_core.llm.settings import FREE, Settings
-from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.architecture import HAT_NAMES, Architecture
 from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures
 
 #: The only model there is.
 MODEL = "not-an-llm/incontext-ridge-v1"
 _ALPHAS = np.logspace(-2, 3, 26)
 _SECTION = re.compile(r"(?:\A|\n\n)(?P<kind>Example|Test architecture)(?: (?P<number>\d+))?\n(?P<lines>.*?)(?=\n\n|\Z)", re.DOTALL)
-_LINES_OF_ARCHITECTURE = 10
 # scikit-learn swaps the warning filters of the whole process while it works; threads that do so at once leave the process without any.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -51,21 +51,21 @@ def answer_prompt(text: str, as_json: bool = False) -> str:
     return values[""] if list(queries) == [""] else "\n".join(f"{number}: {value}" for number, value in values.items())
 
 
-def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str, Architecture], int]:
+def _read_prompt(text: str) -> tuple[list[tuple[Any, float]], dict[str, Any], int]:
     """Return demonstrations, test architectures by their numbers ("" for a single one), and the decimals of scores."""
-    demonstrations: list[tuple[Architecture, float]] = []
-    queries: dict[str, Architecture] = {}
+    demonstrations: list[tuple[Any, float]] = []
+    queries: dict[str, Any] = {}
     decimals = 0
     for match in _SECTION.finditer(text):
         lines = match["lines"].strip().splitlines()
         try:
-            arch = Architecture.from_prompt_lines(lines[:_LINES_OF_ARCHITECTURE])
             if match["kind"] == "Example":
-                score = lines[-1].partition(":")[2].strip()
-                demonstrations.append((arch, float(score)))
+                score = lines.pop().partition(":")[2].strip()
+                demonstrations.append((_described(lines), float(score)))
                 decimals = len(score.partition(".")[2])
             else:
-                queries[match["number"] or ""] = arch
+                # A single one ends with the name of the score, which is to be written behind it.
+                queries[match["number"] or ""] = _described([line for line in lines if not line.endswith(":")])
         except (ValueError, IndexError) as error:
             raise PromptError(f"{match['kind']} {match['number'] or ''}: {error}") from None
     if not demonstrations or not queries:
@@ -73,14 +73,54 @@ def _read_prompt(text: str) -> tuple[list[tuple[Architecture, float]], dict[str,
     return demonstrations, queries, decimals
 
 
+def _described(lines: list[str]) -> Any:
+    """Return HAT's architecture or, of another network, (name, value as JSON) of all lines between heading and score."""
+    if lines[0].partition(":")[0] in HAT_NAMES:
+        return Architecture.from_prompt_lines(lines[: len(HAT_NAMES)])
+    named = [line.partition(": ") for line in lines]
+    if len({name for name, _, _ in named}) < len(lines) or not all(colon for _, colon, _ in named):
+        raise ValueError(f"expected different lines 'name: value', got {lines}")
+    return tuple((name, json.dumps(json.loads(value))) for name, _, value in named)
+
+
 @lru_cache(maxsize=256)
-def _fit(demonstrations: tuple[tuple[Architecture, float], ...]) -> Any:
+def _fit(demonstrations: tuple[tuple[Any, float], ...]) -> Any:
     """Return a function from architectures to predictions: a ridge whose penalty minimises the leave-one-out error."""
     archs, scores = [arch for arch, _ in demonstrations], np.array([score for _, score in demonstrations])
     if len(set(archs)) < 3:
         return lambda queries: np.full(len(queries), scores.mean())
-    features = make_union(HATFeatures(), CostFeatures(qkv_dim=512), DepthFeatures(log=True))
-    return make_pipeline(features, StandardScaler(), RidgeCV(alphas=_ALPHAS)).fit(archs, scores).predict
+    hat = all(isinstance(arch, Architecture) for arch in archs)
+    # The width of attention, which prompts do not tell, is that of the paper.
+    features = make_union(HATFeatures(), CostFeatures(qkv_dim=512), DepthFeatures(log=True)) if hat else FunctionTransformer(_numbers)
+    vectors = () if hat else (DictVectorizer(sparse=False),)
+    fitted = make_pipeline(features, *vectors, StandardScaler(), RidgeCV(alphas=_ALPHAS)).fit(archs, scores)
+
+    def predict(queries: list[Any]) -> np.ndarray:
+        if any(isinstance(query, Architecture) != hat for query in queries):
+            raise PromptError("test architectures have other hyperparameters than the examples")
+        return fitted.predict(queries)
+
+    return predict
+
+
+def _numbers(archs: list[Any]) -> list[dict[str, float]]:
+    """Return features of networks of any kind: numbers, means and lengths of lists, and shares of texts."""
+    rows = []
+    for arch in archs:
+        row: dict[str, float] = {}
+        for name, value in arch:
+            given = json.loads(value)
+            listed = given if isinstance(given, list) else [given]
+            numbers = [float(v) for v in listed if isinstance(v, (int, float))]
+            if numbers:
+                row[name] = sum(numbers) / len(numbers)
+            if isinstance(given, list):
+                row[f"length of {name}"] = len(given)
+            for text in listed:
+                if isinstance(text, str):
+                    row[f"{name}={text}"] = row.get(f"{name}={text}", 0.0) + 1 / len(listed)
+        rows.append(row)
+    return rows
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +23,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.jobs.files import load_tensors, save_tensors, understood
 from llmpp_core.predictors.student import Network, StudentRecipe, train
-from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.choice import Space
+from llmpp_core.space.grammar import space_from_record
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
 from llmpp_core.space.regressor import ArchitectureRegressor
-from llmpp_core.space.search_space import HAT_WMT, SearchSpace
 
 
 @contextmanager
@@ -72,9 +72,9 @@ class DistilledPredictor(ArchitectureRegressor):
     Parameters
     ----------
     features : str or sequence of str
-        A name of `FEATURE_SETS`, or several to choose from.
-    space : SearchSpace
-        Tells the features how deep stacks can be and how wide attention is.
+        Names that `feature_set` of the space takes, of which one is chosen: "costs", "averages", "layers", "all".
+    space : Space
+        Of the networks; needed to fit. Tells the features what choices and costs there are.
     hidden : sequence of int
         Widths of the hidden layers.
     activation : {"silu", "relu", "tanh"}
@@ -88,8 +88,9 @@ class DistilledPredictor(ArchitectureRegressor):
     one_cycle : bool
         Let the learning rate rise to `learning_rate` and fall to almost zero. False: keep it constant.
     monotone : bool
-        Let no prediction fall when any feature grows other than a number of heads. Takes the place of the ridge regressions;
-        not with "silu". When a layer is added, average features may fall, so the promise holds for stacks of equal depth.
+        Let no prediction fall when a feature grows of which more means a larger network; of HAT's, all but numbers of heads.
+        Takes the place of the ridge regressions; not with "silu". When a layer is added, average features may fall, so the promise
+        holds for stacks of equal depth.
     random_state : int or None
         Seed; None draws another one for every fit.
 
@@ -110,7 +111,7 @@ class DistilledPredictor(ArchitectureRegressor):
     def __init__(
         self,
         features: str | Sequence[str] = ("averages", "all"),
-        space: SearchSpace = HAT_WMT,
+        space: Space | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
         ridge: bool = True,
@@ -137,7 +138,7 @@ class DistilledPredictor(ArchitectureRegressor):
         self.monotone = monotone
         self.random_state = random_state
 
-    def fit(self, archs: Sequence[Architecture], labels: ArrayLike, *, teacher: str = "unknown") -> Self:
+    def fit(self, archs: Sequence[Any], labels: ArrayLike, *, teacher: str = "unknown") -> Self:
         """Train on labelled architectures.
 
         Parameters
@@ -161,7 +162,7 @@ class DistilledPredictor(ArchitectureRegressor):
         """
         recipe = StudentRecipe(**{field.name: getattr(self, field.name) for field in fields(StudentRecipe)})
         names = self._feature_sets()
-        archs = as_list(archs)
+        archs = as_list(archs, kind=Hashable)
         y = as_scores(labels, len(archs), "labels", missing=True)
         known = ~np.isnan(y)
         least = max(2, self.ensemble)
@@ -186,7 +187,7 @@ class DistilledPredictor(ArchitectureRegressor):
         self.teacher_ = teacher
         return self
 
-    def predict(self, archs: Sequence[Architecture], return_std: bool = False) -> Any:
+    def predict(self, archs: Sequence[Any], return_std: bool = False) -> Any:
         """Predict the teacher's scores.
 
         Returns
@@ -204,8 +205,10 @@ class DistilledPredictor(ArchitectureRegressor):
 
     def _feature_sets(self) -> list[str]:
         names = [self.features] if isinstance(self.features, str) else list(self.features)
+        if self.space is None:
+            raise ValueError("space: expected the space of the architectures, such as HAT_WMT, got None")
         if not names:
-            raise ValueError("features: expected at least one name, got none")
+            raise ValueError("features: expected names of feature sets, at least one; got none")
         for name in names:
             self.space.feature_set(name)
         if len(names) > 1 and self.ensemble < 2:
@@ -213,10 +216,11 @@ class DistilledPredictor(ArchitectureRegressor):
         return names
 
     def _parts(self, name: str) -> list[Any]:
+        assert self.space is not None
         return self.space.feature_set(name)
 
-    def _rows(self, name: str, archs: Sequence[Architecture]) -> np.ndarray:
-        archs = as_list(archs)
+    def _rows(self, name: str, archs: Sequence[Any]) -> np.ndarray:
+        archs = as_list(archs, kind=Hashable)
         if len(archs) == 0:
             return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])
@@ -224,12 +228,12 @@ class DistilledPredictor(ArchitectureRegressor):
     def save(self, path: str | Path) -> None:
         """Write a safetensors checkpoint that also records settings, feature set, space and teacher; all or nothing."""
         check_is_fitted(self)
+        assert self.space is not None
         network = self.network_
         arrays = {name: getattr(network, name) for name in _ARRAYS}
         arrays |= {f"weights.{i:02d}": weight.numpy() for i, weight in enumerate(network.weights)}
         settings = self.get_params(deep=False)
-        space = {field.name: getattr(self.space, field.name) for field in fields(SearchSpace) if field.init}
-        record = {"format": _FORMAT, "settings": {**settings, "space": space}, "activation": network.activation}
+        record = {"format": _FORMAT, "settings": {**settings, "space": self.space.to_record()}, "activation": network.activation}
         record |= {name: getattr(self, name) for name in _RECORDED}
         save_tensors(path, "distill", arrays, record)
 
@@ -241,7 +245,7 @@ class DistilledPredictor(ArchitectureRegressor):
             raise ValueError(f"{path}: checkpoint format {record.get('format')!r}, this version reads {_FORMAT}")
         with understood(path):
             settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-            predictor = cls(**{**settings, "space": SearchSpace(**settings["space"])})
+            predictor = cls(**{**settings, "space": space_from_record(settings["space"])})
             for name in _RECORDED:
                 setattr(predictor, name, record[name])
             weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
@@ -256,7 +260,7 @@ _RECORDED = ("features_", "held_out_rmse_", "stopped_at_", "n_labels_", "n_dropp
 
 def distill(
     teacher: Any,
-    space: SearchSpace,
+    space: Space,
     n: int,
     rng: np.random.Generator,
     *,
@@ -268,10 +272,10 @@ def distill(
 
     Parameters
     ----------
-    teacher : fitted regressor over Architecture
+    teacher : fitted regressor over networks
         Asked once, for all architectures; its nan are left out, with a warning or an error where they are many (see
         `DistilledPredictor.fit`).
-    space : SearchSpace
+    space : Space
         Where architectures are drawn.
     n : int
         Number of labels to ask for.
@@ -280,7 +284,7 @@ def distill(
     student : DistilledPredictor, optional
         Settings of the student, which is cloned; the defaults otherwise. Its space is set to `space`.
     balanced : bool
-        Draw as many architectures of each decoder depth; False: as the space samples.
+        Draw as many architectures of each value of the space's stratum, such as of each depth; False: as the space samples.
     name : str, optional
         The teacher's name in the student's record; its class by default.
 

@@ -22,8 +22,7 @@ from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit
 from llmpp_core.search.records import Population, Previous
 from llmpp_core.search.scores import Ask, ranking
-from llmpp_core.space.features import CostFeatures, HATFeatures, LayerFeatures
-from llmpp_core.space.search_space import SearchSpace
+from llmpp_core.space.choice import Space
 
 # Bayesian optimisation: largest number of scores to fit on and of candidates to choose from, parents of mutants among these, their
 # probability of mutation, and the lengths of the kernel to choose from, in units of the root of the number of features.
@@ -35,7 +34,7 @@ class BatchSearch(Search):
 
     Parameters
     ----------
-    space : SearchSpace
+    space : Space
         Where to search.
     predictor : regressor over Architecture
         Scores candidates, higher is better.
@@ -54,7 +53,7 @@ class BatchSearch(Search):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         predictor: Any,
         constraints: Limit | Sequence[Limit] = (),
         evaluations: int = 3025,
@@ -170,7 +169,7 @@ class LocalSearch(BatchSearch):
 class BayesianSearch(BatchSearch):
     """Bayesian optimisation: fit a Gaussian process to the scores so far, and ask for those with the most expected improvement.
 
-    The process sees every choice, HAT's averages and the logarithms of the costs, all standardised. Candidates are random
+    The process sees every choice, their averages and the logarithms of costs, all standardised. Candidates are random
     architectures and mutants of the best. From 500 scores on, it is fitted to the best 250 and as many of the others.
     """
 
@@ -199,10 +198,8 @@ class BayesianSearch(BatchSearch):
 
     def _fit(self, rows: np.ndarray, scores: np.ndarray) -> Pipeline:
         """Return the process under which the scores are the most likely."""
-        space, table = self.space, self.genes.table(rows)
-        features = make_union(
-            LayerFeatures(max(space.encoder_layers), max(space.decoder_layers)), HATFeatures(), CostFeatures(qkv_dim=space.qkv_dim)
-        )
+        table = self.genes.table(rows)
+        features = make_union(*self.space.feature_set("surrogate"))
         scaled = make_pipeline(features, StandardScaler()).fit(table)
         inputs = scaled.transform(table)
         processes = []

@@ -9,7 +9,6 @@ HS-NAS, the search of the paper, is the evolutionary search under the schedule `
 
 from __future__ import annotations
 
-import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +25,8 @@ from llmpp_core.search.limits import Limit, warn_if_idle
 from llmpp_core.search.records import Population, Previous, Record, SearchResult, read_records
 from llmpp_core.search.schedule import Adaptive, Candidates, Entry, default_names, predictors_of
 from llmpp_core.search.scores import Ask, Scores, ranking, spread
+from llmpp_core.space.choice import Space
 from llmpp_core.space.genes import Genes
-from llmpp_core.space.search_space import SearchSpace
 
 
 class Search(ABC):
@@ -35,11 +34,11 @@ class Search(ABC):
 
     Parameters
     ----------
-    space : SearchSpace
+    space : Space
         Where to search.
     schedule : sequence of entries
         Pairs of predictor and number of iterations, or `llmpp_core.search.schedule.Adaptive`. Predictors are fitted regressors over
-        Architecture, higher is better.
+        networks of the space, higher is better.
     constraints : Limit or sequence of Limit
         What candidates may cost.
     seed : int
@@ -50,7 +49,7 @@ class Search(ABC):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         schedule: Sequence[Entry],
         constraints: Limit | Sequence[Limit] = (),
         seed: int = 0,
@@ -101,7 +100,7 @@ class Search(ABC):
         ]
         # Infinity is no JSON.
         limits = [{"name": x.name, "limit": float(x.limit) if np.isfinite(x.limit) else None, "unit": x.unit} for x in self.limits]
-        space = {"space": self.space.name, "choices_sha256": hashlib.sha256(repr(self.space).encode()).hexdigest()}
+        space = {"space": self.space.name, "choices_sha256": self.space.fingerprint()}
         return {"method": type(self).__name__, **space, "seed": int(self.seed), "schedule": entries, "limits": limits}
 
     def __iter__(self) -> Iterator[Record]:
@@ -290,7 +289,7 @@ class EvolutionarySearch(Search):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         schedule: Sequence[Entry],
         constraints: Limit | Sequence[Limit] = (),
         population: int = 125,

@@ -144,7 +144,8 @@ class Feasible:
             trial[np.arange(len(rows)), gene] = rng.random(len(rows)) * self.genes.cardinalities[gene]
             trial = self.genes.canonical(trial)
             violated = violation(self.limits, self.costs(trial))
-            better = violated <= over
+            allowed = self.genes.space.allowed(trial)
+            better = (violated <= over) & (True if allowed is None else allowed)
             rows[better], over[better] = trial[better], violated[better]
         return self._take(rows[over == 0], n, taken)
 

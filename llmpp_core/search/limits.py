@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.cost import flop_counts, parameter_counts
+from llmpp_core.space.choice import Space
+from llmpp_core.space.cost import Cost, flop_counts
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.inputs import as_list
 from llmpp_core.space.search_space import SearchSpace
@@ -21,6 +22,8 @@ from llmpp_core.space.search_space import SearchSpace
 _ROUNDING = 1e-9
 # Rounds and random starts of the search for the cheapest architecture.
 _ROUNDS, _STARTS = 50, 4
+# Most combinations of depths and other gates to start from.
+_GATES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Limit:
 
     Parameters
     ----------
-    cost : callable or regressor over Architecture
+    cost : callable or regressor over networks
         Returns an array of n costs for a sequence of n architectures, by call or by ``predict``. It should be quick on many at
         once and always say the same of the same architecture; one that measures should remember what it measured.
     limit : float
@@ -54,7 +57,7 @@ class Limit:
         if not (callable(self.cost) or hasattr(self.cost, "predict")):
             raise ValueError(f"{self.name}: expected a cost to call, or with a method predict, got {self.cost!r}")
 
-    def costs(self, archs: Sequence[Architecture]) -> np.ndarray:
+    def costs(self, archs: Sequence[Any]) -> np.ndarray:
         """Return the costs of n architectures, shape (n,); raises ValueError if the cost does not take or give so many."""
         archs = as_list(archs, kind=object)
         try:
@@ -79,14 +82,22 @@ class Limit:
         return f"{cost:,.4g} {self.unit}".rstrip() if abs(cost) < 1e4 else f"{cost:,.0f} {self.unit}".rstrip()
 
 
-def parameter_limit(space: SearchSpace, limit: float) -> Limit:
-    """Limit the parameters, embeddings left out."""
-    return Limit(partial(parameter_counts, qkv_dim=space.qkv_dim), limit, "parameters")
+def cost_limit(space: Space, name: str, limit: float) -> Limit:
+    """Limit a cost that the space has under that name; raises ValueError naming those that there are."""
+    if name not in space.costs:
+        raise ValueError(f"limit {name!r}: no such cost of {space.name}; costs are {', '.join(space.costs) or 'none'}")
+    return Limit(space.costs[name], limit, name, getattr(space.costs[name], "unit", ""))
+
+
+def parameter_limit(space: Space, limit: float) -> Limit:
+    """Limit the cost "parameters"; of HAT's spaces these are without the embeddings."""
+    return cost_limit(space, "parameters", limit)
 
 
 def flops_limit(space: SearchSpace, limit: float, vocab_size: int | None = None, length: int = 30) -> Limit:
     """Limit the FLOPs of `llmpp_core.space.cost.count_flops`."""
-    return Limit(partial(flop_counts, vocab_size=vocab_size, length=length, qkv_dim=space.qkv_dim), limit, "FLOPs")
+    count = partial(flop_counts, vocab_size=vocab_size, length=length, qkv_dim=space.qkv_dim)
+    return Limit(Cost("FLOPs", count, space), limit, "FLOPs")
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Step:
 
     choice: str
     layer: int | None
-    value: int
+    value: Any
     extra: float
 
 
@@ -106,8 +117,8 @@ class InfeasibleError(ValueError):
     ----------
     limit : Limit
         The limit that cannot be kept.
-    cheapest : Architecture
-        The cheapest architecture found: exactly the cheapest where the cost is a sum over the choices of
+    cheapest : Architecture or Network
+        The cheapest found: exactly the cheapest where the cost is a sum over the choices of
         the layers present, else by descent from several starts.
     cost : float
         What it costs.
@@ -115,12 +126,12 @@ class InfeasibleError(ValueError):
         What every single change of it adds, least first.
     """
 
-    def __init__(self, message: str, limit: Limit, cheapest: Architecture, cost: float, steps: list[Step]):
+    def __init__(self, message: str, limit: Limit, cheapest: Any, cost: float, steps: list[Step]):
         super().__init__(message)
         self.limit, self.cheapest, self.cost, self.steps = limit, cheapest, cost, steps
 
 
-def all_costs(limits: Sequence[Limit], archs: Sequence[Architecture]) -> np.ndarray:
+def all_costs(limits: Sequence[Limit], archs: Sequence[Any]) -> np.ndarray:
     """Return all costs of n architectures, shape (n, limits)."""
     return np.array([limit.costs(archs) for limit in limits]).reshape(len(limits), len(archs)).T
 
@@ -152,14 +163,14 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
         If there is none.
     """
     smallest = genes.encode([genes.space.smallest()])
-    if not violation(limits, all_costs(limits, genes.table(smallest))).any():
+    if not _violated(genes, limits, smallest).any():
         return smallest
     starts = np.vstack([_every_depth(genes, smallest), genes.sample(_STARTS, np.random.default_rng(0))])
     cheapest = list[np.ndarray]()
     for limit in limits:
         if cheapest and limit.kept(_costs(genes, limit, cheapest[-1])).all():
             # What is cheap by one cost often is by the next, which may be slow, as one that measures.
-            if not violation(limits, all_costs(limits, genes.table(cheapest[-1]))).any():
+            if not _violated(genes, limits, cheapest[-1]).any():
                 return cheapest[-1]
             continue
         row, cost = cheapest_row(genes, partial(_costs, genes, limit), starts)
@@ -167,7 +178,7 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
             raise _explain(genes, limit, row, f"{genes.space.name} has no architecture within {limit.text(limit.limit)}")
         cheapest.append(row)
     # Each limit can be kept, so the question is whether all can at once.
-    row, over = cheapest_row(genes, lambda rows: violation(limits, all_costs(limits, genes.table(rows))), np.vstack([*cheapest, starts]))
+    row, over = cheapest_row(genes, lambda rows: _violated(genes, limits, rows), np.vstack([*cheapest, starts]))
     if over > 0:
         worst = next(limit for limit in limits if not limit.kept(_costs(genes, limit, row)).all())
         together = " and ".join(f"{limit.name} {limit.text(limit.limit)}" for limit in limits)
@@ -179,8 +190,8 @@ def feasible_row(genes: Genes, limits: Sequence[Limit]) -> np.ndarray:
 def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Minimise an objective by coordinate descent from each of some rows.
 
-    In each round every gene but the depths is set to what is best for it by itself, or only the best change is made if that is better.
-    Where the objective is a sum over the genes of the layers present, the first round finds the least for the depths of each row.
+    In each round every gene but the gates is set to what is best for it by itself, or only the best change is made if that is better.
+    Where the objective is a sum over the genes of the layers present, the first round finds the least for the gates of each row.
 
     Returns
     -------
@@ -192,7 +203,7 @@ def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], ro
         found = objective(rows)
         return np.where(np.isnan(found), np.inf, found)
 
-    depths = [genes.columns[name].start for name in ("encoder_layers", "decoder_layers")]
+    gates = np.concatenate([[-1], *(np.arange(len(genes))[genes.columns[name]] for name in genes.space.gates)])
     values, each = values_of(rows), np.arange(len(rows))
     for _ in range(_ROUNDS):
         near, origins, changed = genes.neighbours(rows)
@@ -204,7 +215,7 @@ def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], ro
             break
         single, together = rows.copy(), genes.complete(rows)
         single[origins[better]] = near[better]
-        inner = better[~np.isin(changed[better], depths)]
+        inner = better[~np.isin(changed[better], gates)]
         together[origins[inner], changed[inner]] = near[inner, changed[inner]]
         together = genes.canonical(together)
         candidates, scores = np.stack([together, single]), np.stack([values_of(together), values_of(single)])
@@ -215,16 +226,29 @@ def cheapest_row(genes: Genes, objective: Callable[[np.ndarray], np.ndarray], ro
 
 
 def _every_depth(genes: Genes, row: np.ndarray) -> np.ndarray:
-    """Return a row with every pair of depths, shape (pairs, genes)."""
-    encoder, decoder = (genes.columns[name].start for name in ("encoder_layers", "decoder_layers"))
-    pairs = np.indices((genes.cardinalities[encoder], genes.cardinalities[decoder])).reshape(2, -1)
-    rows = np.repeat(genes.complete(row), pairs.shape[1], axis=0)
-    rows[:, encoder], rows[:, decoder] = pairs
+    """Return a row with every combination of what others depend on, such as depths; of the last of them, where there are too many."""
+    once = [name for name in genes.space.gates if genes.choices[name].per is None]
+    while math.prod(len(genes.choices[name].values) for name in once) > _GATES:
+        once.pop(0)
+    starts = [genes.columns[name].start for name in once]
+    combinations = np.indices(genes.cardinalities[starts]).reshape(len(once), -1) if once else np.zeros((0, 1), dtype=int)
+    rows = np.repeat(genes.complete(row), combinations.shape[1], axis=0)
+    rows[:, starts] = combinations.T
     return genes.canonical(rows)
 
 
 def _costs(genes: Genes, limit: Limit, rows: np.ndarray) -> np.ndarray:
-    return limit.costs(genes.table(rows))
+    """Return costs, infinite ones of what breaks a rule of the space."""
+    return _ruled(genes, rows, limit.costs(genes.table(rows)))
+
+
+def _violated(genes: Genes, limits: Sequence[Limit], rows: np.ndarray) -> np.ndarray:
+    return _ruled(genes, rows, violation(limits, all_costs(limits, genes.table(rows))))
+
+
+def _ruled(genes: Genes, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    allowed = genes.space.allowed(rows)
+    return values if allowed is None else np.where(allowed, values, np.inf)
 
 
 def _explain(genes: Genes, limit: Limit, row: np.ndarray, what: str) -> InfeasibleError:
@@ -233,17 +257,18 @@ def _explain(genes: Genes, limit: Limit, row: np.ndarray, what: str) -> Infeasib
     steps = []
     for gene, changed_row, other in zip(changed.tolist(), near, _costs(genes, limit, near).tolist(), strict=True):
         choice, layer = space.genes[gene]
-        steps.append(Step(choice, layer, getattr(space, choice)[changed_row[gene]], other - cost))
+        steps.append(Step(choice, layer, genes.choices[choice].values[changed_row[gene]], other - cost))
     steps.sort(key=lambda step: step.extra)
     least = {step.choice: step for step in reversed(steps)}
     adds = ", ".join(
         f"{step.choice} {step.value} +{limit.text(step.extra)}" for step in sorted(least.values(), key=lambda step: step.extra)
     )
-    choices = ", ".join(f"{name} {_short(getattr(arch, name))}" for name in genes.columns)
+    values = arch if isinstance(arch, Mapping) else {name: getattr(arch, name) for name in genes.columns}
+    choices = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
     message = f"{limit.name}: {what}; the cheapest found costs {limit.text(cost)}: {choices}; the smallest step of each choice adds: {adds}"
     return InfeasibleError(message, limit, arch, cost, steps)
 
 
 def _short(value: Any) -> str:
-    values = value if isinstance(value, Iterable) else (value,)
+    values = value if isinstance(value, tuple) else (value,)
     return "/".join(str(v) for v in dict.fromkeys(values))

@@ -13,8 +13,8 @@ from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit
 from llmpp_core.search.records import Population, Previous, Record
 from llmpp_core.search.scores import Ask, to_ten_digits
+from llmpp_core.space.choice import Space
 from llmpp_core.space.genes import Genes
-from llmpp_core.space.search_space import SearchSpace
 
 
 class ParetoSearch(Search):
@@ -25,7 +25,7 @@ class ParetoSearch(Search):
 
     Parameters
     ----------
-    space : SearchSpace
+    space : Space
         Where to search.
     predictor : regressor over Architecture
         Scores candidates, higher is better.
@@ -45,7 +45,7 @@ class ParetoSearch(Search):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         predictor: Any,
         costs: Sequence[Limit],
         population: int = 100,
@@ -95,14 +95,14 @@ def objectives(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
     return np.column_stack([to_ten_digits(column) for column in values.T])
 
 
-def pareto_front(records: Sequence[Record], space: SearchSpace) -> pd.DataFrame:
+def pareto_front(records: Sequence[Record], space: Space) -> pd.DataFrame:
     """Return the architectures of a search that none other of it beats, or equals, in score and every cost.
 
     Parameters
     ----------
     records : sequence of Record
         Of any search with limits; of a schedule of several predictors, only what the last one scored counts.
-    space : SearchSpace
+    space : Space
         The space searched.
 
     Returns

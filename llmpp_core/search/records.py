@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmpp_core.jobs.files import read_rows
-from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.choice import Space
 from llmpp_core.space.genes import Genes
 
 
@@ -25,7 +25,7 @@ class Record:
     #: Name of the predictor that gave the scores.
     predictor: str
     #: The best so far by this predictor; earlier iterations count as long as the predictor is the same.
-    best: Architecture
+    best: Any
     #: Its score, higher is better.
     score: float
     #: Least, quartiles and greatest of the scores: "min", "q1", "median", "q3", "max".
@@ -52,15 +52,15 @@ class Record:
     state: dict[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        """Return what JSON can hold; the best architecture is under HAT's names."""
+        """Return what JSON can hold; the best network is as its lines say it."""
         row = {item.name: getattr(self, item.name) for item in fields(self)}
         lines = (line.partition(": ") for line in self.best.to_prompt_lines())
         return {**row, "best": {name: json.loads(value) for name, _, value in lines}}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Record:
-        """Read what `to_row` wrote; raises ValueError if something is missing or unknown."""
-        best = Architecture.from_prompt_lines(f"{name}: {json.dumps(value)}" for name, value in row["best"].items())
+    def from_row(cls, row: Mapping[str, Any], space: Space) -> Record:
+        """Read what `to_row` wrote of a search in a space; raises ValueError if something is missing or unknown."""
+        best = space.read(f"{name}: {json.dumps(value)}" for name, value in row["best"].items())
         try:
             return cls(**{**row, "best": best})
         except TypeError as error:
@@ -96,7 +96,7 @@ class SearchResult:
     records: list[Record]
 
     @property
-    def best(self) -> Architecture:
+    def best(self) -> Any:
         """The best architecture by the last predictor."""
         return self.records[-1].best
 
@@ -156,7 +156,7 @@ def read_records(path: str | Path, genes: Genes, settings: Mapping[str, Any] | N
             if different:
                 name = different[0]
                 raise ValueError(f"of another search, whose {name} is {found.get(name)!r} and not {(settings or {})[name]!r}")
-            record = Record.from_row(row)
+            record = Record.from_row(row, genes.space)
             genes.from_text([*record.population, *record.probe])
             if record.iteration != number - 1 or len(record.scores) != len(record.population):
                 raise ValueError("not the next iteration, whole")

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmpp_core.space.choice import Choice, is_number, meant, paragraph, show
 from llmpp_core.space.cost import Cost, Costs
-from llmpp_core.space.genes import MOST_LISTED, ArchitectureTable, Genes
+from llmpp_core.space.genes import MOST_LISTED, ArchitectureTable
 from llmpp_core.space.network import Network
 from llmpp_core.space.reading import NetworkColumns, read_network
 from llmpp_core.space.search_space import as_generator
@@ -159,6 +159,8 @@ class DeclaredSpace(Structure):
         """Return transformers: "costs", "averages", "layers" or "all"; raises ValueError for another name."""
         if name not in FEATURE_SETS:
             raise ValueError(f"features: expected names out of {', '.join(FEATURE_SETS)}, got {name!r}")
+        if name == "costs" and not self.depths and not any(cost.kind == "formula" for cost in self.costs.values()):
+            raise ValueError(f"features: {self.name} has neither formulas of costs nor depths; use averages or layers")
         return table_features(self, name)
 
     def smallest(self) -> Network:

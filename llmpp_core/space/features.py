@@ -246,11 +246,12 @@ def _layers(space: Any) -> list[Any]:
 
 #: Feature sets of HAT's spaces by name, each a function from the space to the transformers whose columns make up a row. "official" is
 #: the paper's; "costs" the logarithms of parameters, FLOPs and decoder depth; "averages" those and HAT's ten; "layers" every
-#: choice in every layer; "all" the last two together.
+#: choice in every layer; "all" the last two together; "surrogate" these without the depth, for Bayesian optimisation.
 HAT_FEATURE_SETS: dict[str, Callable[[Any], list[Any]]] = {
     "official": lambda space: [OfficialFeatures()],
     "costs": _costs,
     "averages": lambda space: [HATFeatures(), *_costs(space)],
     "layers": _layers,
     "all": lambda space: [*_layers(space), HATFeatures(), *_costs(space)],
+    "surrogate": lambda space: [*_layers(space), HATFeatures(), _costs(space)[0]],
 }

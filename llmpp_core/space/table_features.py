@@ -20,6 +20,7 @@ FEATURE_SETS = {
     "averages": ("averages", "costs"),
     "layers": ("layers",),
     "all": ("layers", "averages", "costs"),
+    "surrogate": ("layers", "averages", "costs"),
 }
 
 

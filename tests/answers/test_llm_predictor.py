@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_llm_server import Act, FakeLLM, completion
+from hat_costs import prompt_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -23,8 +24,9 @@ from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.llm.prompts import Prompt, PromptTask
 from llmpp_core.llm.recordings import Recording, Row, load, write_recording
 from llmpp_core.space.architecture import Architecture
+from llmpp_core.space.search_space import TINY
 
-TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0)
+TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, space=TINY)
 PROMPT = Prompt("", "q", "single", 1, 0.0, 100.0)
 # A token as written, its probability, and its alternatives with theirs.
 Token = tuple[str, float, dict[str, float]]
@@ -71,7 +73,7 @@ def test_batches_hold_as_many_as_asked_for(tmp_path: Path, archs: list[Architect
 
 def test_samples_give_median_and_spread_of_the_valid_answers(tmp_path: Path, archs: list[Architecture]) -> None:
     # One that is better the lower it is goes in and out negated.
-    task = PromptTask("t", "a task", "loss", "a number", 0.0, 100.0, higher_is_better=False)
+    task = prompt_task("t", "a task", "loss", "a number", 0.0, 100.0, higher_is_better=False, space=TINY)
     with FakeLLM(scripted("20", "24", "oops", "22.5", "21")) as server:
         predictor = make_predictor(server.url, tmp_path, task, samples=5).fit(archs[:3], [-10, -11, -12])
         median, spread = predictor.predict(archs[3:5], return_std=True)
@@ -110,7 +112,7 @@ def test_it_keeps_the_scikit_learn_contract(tmp_path: Path, archs: list[Architec
         ({}, [1.0, 2.0, np.nan], r"scores\[2\]: expected a finite number, got nan"),
         ({}, [1.0, 2.0, 100.5], r"scores\[2\]: expected score from 0 to 100, the range of the task, got 100.5"),
         (
-            {"task": PromptTask("t", "a task", "perplexity", "a number", 0.0, 200.0, higher_is_better=False)},
+            {"task": prompt_task("t", "a task", "perplexity", "a number", 0.0, 200.0, higher_is_better=False, space=TINY)},
             [33.8, 30.0, 31.0],
             r"scores\[0\]: expected perplexity from 0 to 200, .*, got -33.8, from the score 33.8",
         ),
@@ -128,7 +130,7 @@ def test_wrong_input_is_refused_before_anything_is_asked(archs: list[Architectur
 
 
 def test_scores_that_the_prompt_shows_alike_are_warned_of(archs: list[Architecture]) -> None:
-    task = PromptTask("t", "a task", "accuracy", "a share", 0.0, 1.0)
+    task = prompt_task("t", "a task", "accuracy", "a share", 0.0, 1.0, space=TINY)
     with pytest.warns(UserWarning, match="3 different scores are shown as 1, since the task has decimals=2"):
         LLMPredictor(None, task).fit(archs[:3], [0.9112, 0.9123, 0.9141])
 

@@ -16,18 +16,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from hat_costs import prompt_task
 
 from llmpp_book.studies.questions import WMT_TASKS
 from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.offline import MODEL, OfflineEndpoint, PromptError, answer_prompt, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.prompts import LEVELS, PromptTask, build_prompt
+from llmpp_core.llm.prompts import LEVELS, build_prompt
 from llmpp_core.metrics import evaluate, summarise
 from llmpp_core.space.features import HATFeatures
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import tfs_splits
 
-TASK = PromptTask("t", "a task", "score", "a number", 0.0, 100.0, decimals=3)
+TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, decimals=3)
 ARCHS = HAT_WMT.sample(30, np.random.default_rng(0))
 TRUE = HATFeatures().transform(ARCHS) @ [0.01, 0, 0.001, 0.1, 0.01, 1, 0.001, 0.1, 0.1, 0.1]
 SHOWN = list(zip(ARCHS, TRUE.tolist(), strict=True))

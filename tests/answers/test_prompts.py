@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hat_costs import count_flops, count_parameters, prompt_task
 
 import llmpp_core.llm.prompts
 from llmpp_book.studies.questions import WMT_TASKS
 from llmpp_core.llm.prompts import FORMS, FULL, LEVELS, Efficiency, PromptTask, build_prompt, choose_demonstrations, example_pairs
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.search_space import HAT_WMT, TINY
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
@@ -30,7 +30,9 @@ OTHER = PromptTask(
     higher_is_better=False,
     decimals=1,
     examples=(("Once upon a", "time"),),
-    efficiency=Efficiency("parameters", "their number in thousands", lambda arch: count_parameters(arch, TINY.qkv_dim) / 1e3, 0),
+    backbone="the Transformer of Vaswani et al. (2017)",
+    space=TINY,
+    efficiency=Efficiency("parameters", "their number in thousands", lambda arch: count_parameters(arch, qkv_dim=TINY.qkv_dim) / 1e3, 0),
 )
 CASES = {
     **{f"level-{level}": build_prompt(TASK, DEMONSTRATIONS, [TEST], level) for level in LEVELS},
@@ -89,15 +91,19 @@ def test_only_the_json_form_has_a_schema_and_it_names_every_architecture() -> No
 
 
 def make_task(**change: Any) -> Any:
-    return PromptTask(**{"name": "t", "description": "d", "metric": "m", "metric_description": "n", "low": 0.0, "high": 1.0} | change)
+    return prompt_task(**{"name": "t", "description": "d", "metric": "m", "metric_description": "n", "low": 0.0, "high": 1.0} | change)
 
 
 def build(**change: Any) -> Any:
     return build_prompt(**{"task": TASK, "demonstrations": DEMONSTRATIONS, "archs": [TEST]} | change)
 
 
+def spread(archs: Any, n: int, how: str = "spread") -> Any:
+    return choose_demonstrations(archs, n, how, space=HAT_WMT)
+
+
 def choose(*how: Any) -> Any:
-    return choose_demonstrations([TEST] * 10, *how)
+    return choose_demonstrations([TEST] * 10, *how, space=HAT_WMT)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +119,8 @@ def choose(*how: Any) -> Any:
         (lambda: make_task(metric="BL\nEU"), "metric: expected one line of text"),
         (lambda: make_task(backbone=" "), "backbone: expected one line of text"),
         (lambda: make_task(decimals=-1), "decimals: expected an integer from 0 to 15, got -1"),
-        (lambda: Efficiency(decimals=1.5), "decimals: expected an integer"),  # type: ignore[arg-type]
-        (lambda: Efficiency(name=""), "name: expected one line"),
+        (lambda: Efficiency("n", "d", len, decimals=1.5), "decimals: expected an integer"),  # type: ignore[arg-type]
+        (lambda: Efficiency("", "d", len), "name: expected one line"),
         (lambda: choose(3, "random"), r"random demonstrations need a numpy\.random\.Generator"),
         (lambda: choose(11), "expected 1 to 10, got 11"),
         (lambda: choose(0), "expected 1 to 10, got 0"),
@@ -128,14 +134,14 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
 
 def test_demonstrations_are_the_first_or_random_or_cover_depth_and_cost(rng: np.random.Generator) -> None:
     archs = HAT_WMT.sample(100, rng)
-    assert choose_demonstrations(archs[:10], 10) == list(range(10))
-    one, two = (choose_demonstrations(archs, 5, "random", np.random.default_rng(1)) for _ in range(2))
-    assert one == two != choose_demonstrations(archs, 5, "random", np.random.default_rng(2))
+    assert spread(archs[:10], 10, "first") == list(range(10))
+    one, two = (choose_demonstrations(archs, 5, "random", np.random.default_rng(1), space=HAT_WMT) for _ in range(2))
+    assert one == two != choose_demonstrations(archs, 5, "random", np.random.default_rng(2), space=HAT_WMT)
     assert len(set(one)) == 5
-    assert choose_demonstrations(archs[:1] * 4, 4, "spread") == [0, 1, 2, 3]
-    chosen = [archs[i] for i in choose_demonstrations(archs, 10, "spread")]
+    assert spread(archs[:1] * 4, 4) == [0, 1, 2, 3]
+    chosen = [archs[i] for i in spread(archs, 10)]
     assert len(set(chosen)) == 10
     assert {arch.decoder_layers for arch in chosen} == set(HAT_WMT.decoder_layers)
     spans = [np.ptp(np.log([count_flops(arch) for arch in some])) for some in (chosen, archs)]
     assert spans[0] > 0.95 * spans[1]
-    assert choose_demonstrations(archs, 4, "spread") == choose_demonstrations(archs, 10, "spread")[:4]
+    assert spread(archs, 4) == spread(archs, 10)[:4]
