@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import re
 import shutil
 from collections.abc import Iterator
@@ -206,6 +207,8 @@ def test_killed_at_any_moment(model: bool, tmp_path: Path, url: str, rng: np.ran
     whole, broken = (digits(tmp_path / name, **fields, search={"iterations": 8, "population": 20}) for name in ("whole", "broken"))
     search_pipeline(whole)
     broken.parent.joinpath("run-out").mkdir()
+    # Loaded once, not by each of the processes.
+    multiprocessing.set_forkserver_preload(["llmpp_core.pipeline.stages", "llmpp_core.llm.run"])
     run_killed(work, (broken,), broken.parent / "run-out", 6, rng, steps=2)
     assert files(broken.parent / "run-out") == files(whole.parent / "run-out")
 

@@ -53,8 +53,8 @@ def plot(
         return round(right, 1), round(_EDGE + (y1 - point[1]) / (y1 - y0) * (_HEIGHT - _BOTTOM - _EDGE), 1)
 
     parts = [f'<path class="axis" d="M{_LEFT} {_EDGE}V{_HEIGHT - _BOTTOM}H{_WIDTH - _EDGE}"/>']
-    parts += [f'<text x="{place((tick, y0))[0]}" y="{_HEIGHT - 30}" text-anchor="middle">{tick:g}</text>' for tick in xs]
-    parts += [f'<text x="{_LEFT - 8}" y="{place((x0, tick))[1] + 5}" text-anchor="end">{tick:g}</text>' for tick in ys]
+    parts += [f'<text x="{place((tick, y0))[0]}" y="{_HEIGHT - 30}" text-anchor="middle">{tick:,.10g}</text>' for tick in xs]
+    parts += [f'<text x="{_LEFT - 8}" y="{place((x0, tick))[1] + 5}" text-anchor="end">{tick:,.10g}</text>' for tick in ys]
     parts.append(f'<text x="{(_WIDTH + _LEFT) / 2}" y="{_HEIGHT - 7}" text-anchor="middle">{escape(x)}</text>')
     middle = (_HEIGHT - _BOTTOM) / 2
     parts.append(f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')

@@ -145,12 +145,14 @@ def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out
     known = [i for i, value in enumerate(left_out) if value is not None]
     residuals = np.abs([left_out[i] - inputs.scores[i] for i in known])
     mean, folds = predictor.predict(networks), predictor.folds(networks, len(inputs.scores))[known]
-    low, high = jackknife_plus(folds, residuals)
-    ends = np.stack([np.minimum(low, mean), np.maximum(high, mean)])
+    below, above = jackknife_plus(folds, residuals)
+    ends = np.stack([np.minimum(below, mean), np.maximum(above, mean)])
     ends = mean + wider * (ends - mean)
     if inputs.sign < 0:
         ends = -ends[::-1]
-    return np.column_stack([inputs.sign * mean, *ends])
+    # No score is beyond what the user says is possible.
+    low, high = (inputs.run[f"score.{end}"] for end in ("low", "high"))
+    return np.column_stack([inputs.sign * mean, *ends]).clip(-np.inf if low is None else low, np.inf if high is None else high)
 
 
 def widening(promises: Sequence[dict[str, Any]]) -> float:

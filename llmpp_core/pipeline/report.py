@@ -56,14 +56,18 @@ def _span(facts: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f"80 % interval {_score(facts, row['low'])} to {_score(facts, row['high'])}"
 
 
+def _digits(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
 def _cost(cost: Mapping[str, Any]) -> str:
-    shown = f"{cost['value']:.4g} {cost['unit']}".strip()
-    return shown if cost.get("limit") is None else f"{shown} (limit {cost['limit']:.4g})"
+    shown = f"{_digits(cost['value'])} {cost['unit']}".strip()
+    return shown if cost.get("limit") is None else f"{shown} (limit {_digits(cost['limit'])})"
 
 
 def _asked(facts: Mapping[str, Any]) -> str:
     score, space, limits = facts["score"], facts["space"], facts["limits"]
-    told = [f"{limit['name']} at most {limit['limit']:g} {limit['unit']}".strip() + limit["note"] for limit in limits]
+    told = [f"{limit['name']} at most {_digits(limit['limit'])} {limit['unit']}".strip() + limit["note"] for limit in limits]
     pairs = [
         ("space", f"{space['name']}, {space['size']:,} networks"),
         ("score", f"{score['name']}, {score['better']} is better"),
