@@ -29,7 +29,7 @@ def test_what_is_drawn_is_feasible_and_different_or_all_there_is(part: float, rn
         rows, drawn = of(limit).initial(n, rng)
         assert len(set(genes.to_text(rows))) == len(rows) == min(n, held)
         assert (drawn[:, 0] <= limit).all()
-        assert drawn[:, 0].tolist() == parameter_counts(genes.table(rows), MINI.qkv_dim).tolist()
+        assert drawn[:, 0].tolist() == parameter_counts(genes.table(rows), qkv_dim=MINI.qkv_dim).tolist()
 
 
 def test_what_is_taken_is_not_drawn_again(rng: np.random.Generator) -> None:

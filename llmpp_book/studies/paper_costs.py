@@ -149,7 +149,8 @@ def training_memory(arch: Architecture, vocab_size: int, tokens: int, qkv_dim: i
 
 def implied_share() -> float:
     """Return the share of the P100s' peak that the base Transformer's published training time comes to by the model used here."""
-    flops = training_flops([TRANSFORMER_BASE], _BASE_TOKENS, _BASE_VOCABULARY)
+    # Its attention is as wide as its embeddings.
+    flops = training_flops([TRANSFORMER_BASE], _BASE_TOKENS, _BASE_VOCABULARY, TRANSFORMER_BASE.encoder_embed_dim)
     return flops / (_BASE_GPU_HOURS * 3600 * PEAK_TFLOPS["P100"] * 1e12)
 
 

@@ -231,7 +231,7 @@ def _every_depth(genes: Genes, row: np.ndarray) -> np.ndarray:
     while math.prod(len(genes.choices[name].values) for name in once) > _GATES:
         once.pop(0)
     starts = [genes.columns[name].start for name in once]
-    combinations = np.indices(genes.cardinalities[starts]).reshape(len(once), -1) if once else np.zeros((0, 1), dtype=int)
+    combinations = np.indices(genes.cardinalities[starts].tolist()).reshape(len(once), -1) if once else np.zeros((0, 1), dtype=int)
     rows = np.repeat(genes.complete(row), combinations.shape[1], axis=0)
     rows[:, starts] = combinations.T
     return genes.canonical(rows)

@@ -204,22 +204,21 @@ class DeclaredSpace(Structure):
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        keys = ("numbers", "per", "when", "before", "text", "bounds")
-        names = {"numbers": "means"}
-        choices = {}
+        # In lists, since the order of choices and of costs matters and that of the keys of a JSON object may be lost.
+        choices = []
         for choice in self.choices:
-            given = {names.get(key, key): getattr(choice, key) for key in keys if getattr(choice, key) not in (None, "")}
-            if choice.numbers == choice.values:
-                del given["means"]
-            choices[choice.name] = {"values": list(choice.values), "order": choice.order, **given}
-        costs = {name: spec for name, spec in self._specifications.items() if not callable(spec)}
-        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": self.constants, "choices": choices}
-        return {**record, "rules": list(self.rules), "costs": costs}
+            fields = {"means": choice.numbers, **{key: getattr(choice, key) for key in ("per", "when", "before", "text", "bounds")}}
+            given = {key: value for key, value in fields.items() if value not in (None, "", choice.values)}
+            choices.append([choice.name, {"values": choice.values, "order": choice.order, **given}])
+        costs = [[name, spec] for name, spec in self._specifications.items() if not callable(spec)]
+        constants = sorted(self.constants.items())
+        record = {"kind": "declared", "space": self.name, "network": self.backbone, "constants": constants, "choices": choices}
+        return {**record, "rules": self.rules, "costs": costs}
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of what decides genomes and what they mean: choices, conditions and rules, but no texts or costs."""
         choices = [[c.name, c.values, c.numbers, c.per, c.when] for c in self.choices]
-        return hashlib.sha256(json.dumps([choices, self.rules, self.constants]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([choices, self.rules, sorted(self.constants.items())]).encode()).hexdigest()
 
     def columns(self, networks: Sequence[Any]) -> ArchitectureTable | NetworkColumns:
         """Return what has the numbers of each choice of many networks; see `llmpp_core.space.genes.ArchitectureTable.values`."""
@@ -232,7 +231,7 @@ class DeclaredSpace(Structure):
         return NetworkColumns(self, [self.read(network) for network in networks])
 
     def _described(self, choice: Choice) -> str:
-        text = choice.text or f"is one of {', '.join(map(show, choice.values))}"
+        text = choice.text or f"is {'one of' if len(choice.values) > 1 else 'always'} {', '.join(map(show, choice.values))}"
         if choice.per and not text.startswith("lists"):
             verb, _, rest = text.partition(" ")
             each = "for each layer" if len(self.depths) == 1 else f"for each layer that {choice.per} counts"
@@ -299,8 +298,8 @@ class DeclaredSpace(Structure):
         if not is_number(scale) or not isinstance(unit, str):
             raise SpaceError(f"cost {name!r}: expected a number as scale and a text as unit", *where)
         parts: dict[str | None, Any] = {}
-        for key in spec:
-            if key not in ("scale", "unit"):
+        for key in ("once", *self.depths):
+            if key in spec:
                 depth = None if key == "once" else key
                 try:
                     parts[depth] = self.formula(spec[key], depth)

@@ -49,8 +49,7 @@ class Evaluator(SimpleEval):
 
     def __init__(self, names: Mapping[str, Any]):
         super().__init__(operators=OPERATORS, functions={}, names=dict(names))
-        known = self.nodes
-        self.nodes = {node: known[node] for node in NODES}
+        self.nodes: Any = {node: self.nodes[node] for node in NODES}
         self.ATTR_INDEX_FALLBACK = False
 
 
@@ -141,7 +140,7 @@ class Formula:
             raise ValueError(self._refused[name])
         if name not in self._known:
             # What is derived, such as width_before, would make the list long.
-            plain = [known for known in self._known if not known.endswith(("_first", "_last", "_before"))]
+            plain = [key for key in (*self._known, *self._refused) if not key.endswith(("_first", "_last", "_before"))]
             raise ValueError(f"unknown name {name!r}; choices and constants are {', '.join(plain)}{meant(name, self._known)}")
         self._found[name] = None
         return self._known[name]

@@ -20,13 +20,13 @@ from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.space.structure import SpaceError
 
 _KEYS = ("space", "network", "constants", "choices", "rules", "costs")
-_CHOICE_KEYS = ("values", "range", "steps", "log", "per", "when", "means", "order", "before", "text")
+_CHOICE_KEYS = ("values", "range", "steps", "log", "per", "when", "means", "order", "before", "text", "bounds")
 
 
 class _Loader(yaml.SafeLoader):
     """Only true, false, null, decimal integers and floats are other than text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 for _tag, _pattern, _first in (
@@ -68,8 +68,8 @@ class Tree:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = (mark.line if mark else 0) + 1
-            written = text.splitlines()[line - 1].partition(":")[2].strip() if line <= len(text.splitlines()) else ""
-            quotes = "a formula that begins with * & ! % { [ | > needs quotes" if written[:1] in tuple("*&!%@`") else ""
+            odd = any(word in str(error.problem) for word in ("alias", "anchor", "cannot start any token"))
+            quotes = "a formula that begins with * & ! % { [ needs quotes" if odd else ""
             raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {error.problem or error.context}'}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -143,8 +143,7 @@ def read_space(source: str | Path | Mapping[str, Any]) -> DeclaredSpace:
 
 
 def _space(given: Any) -> DeclaredSpace:
-    recorded = isinstance(given, Mapping) and given.get("kind") == "declared"
-    _mapping("space", given, (*_KEYS, "kind") if recorded else _KEYS)
+    _mapping("space", given, _KEYS)
     for key in ("space", "choices"):
         if key not in given:
             raise SpaceError(f"{key!r} is missing; keys are {', '.join(_KEYS)}")
@@ -152,7 +151,7 @@ def _space(given: Any) -> DeclaredSpace:
         if not isinstance(given.get(key) or {}, Mapping):
             raise SpaceError(f"{key}: expected a mapping of names, got {given[key]!r}", key)
     rules = given.get("rules") or []
-    if not isinstance(rules, list):
+    if not isinstance(rules, (list, tuple)):
         raise SpaceError(f"rules: expected a list of formulas, got {rules!r}", "rules")
     choices = [_choice(name, spec) for name, spec in (given["choices"] or {}).items()]
     others = {"network": given["network"]} if "network" in given else {}
@@ -170,18 +169,18 @@ def _mapping(what: str, given: Any, allowed: Sequence[str], *where: Any) -> None
 def _choice(name: Any, given: Any) -> Choice:
     where = ("choices", name)
     spec = {"values": given} if isinstance(given, list) else given
-    allowed = _CHOICE_KEYS if not isinstance(spec, Mapping) or "bounds" not in spec else (*_CHOICE_KEYS, "bounds")
-    _mapping(f"{name!r}", spec, allowed, *where)
+    _mapping(f"{name!r}", spec, _CHOICE_KEYS, *where)
     if ("values" in spec) == ("range" in spec):
         raise SpaceError(f"{name!r}: expected either values or range", *where)
     for key in ("log", "steps"):
         if key in spec and "range" not in spec:
             raise SpaceError(f"{name!r}: {key} goes with range, not with values", *where, key)
-    values, bounds = spec.get("values"), spec.get("bounds")
+    values: Any = spec.get("values")
+    bounds: Any = spec.get("bounds")
     if "range" in spec:
         values = _grid(name, spec)
         bounds = spec["range"]
-    if not isinstance(values, list):
+    if not isinstance(values, (list, tuple)):
         raise SpaceError(f"{name!r}: expected a list of values, got {values!r}", *where)
     for i, value in enumerate(values):
         if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?", value):
@@ -226,6 +225,7 @@ def space_from_record(record: Mapping[str, Any]) -> Any:
         If it is none.
     """
     if record.get("kind") == "declared":
-        return read_space(record)
+        named = {key: dict(record[key]) for key in ("choices", "constants", "costs")}
+        return read_space({**{key: record[key] for key in ("space", "network", "rules")}, **named})
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     return SearchSpace(**values)
