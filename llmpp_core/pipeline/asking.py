@@ -34,7 +34,6 @@ class Asking:
     def __init__(self, inputs: Inputs, client: Client):
         self.inputs, self.client, self.name = inputs, client, client.settings.model
         self.path: Path | None = None  #: Where answers are recorded.
-        self._answers: dict[str, Answer] = {}
 
     @classmethod
     def of(cls, inputs: Inputs, recordings: Sequence[Path]) -> Self | None:
@@ -126,15 +125,18 @@ class Asking:
             said.append(f"this exceeds model.token_cap {settings.token_cap:,} by up to {tokens - settings.token_cap:,} tokens")
         return said
 
-    def left_out(self) -> np.ndarray:
-        """Ask about each trained network, shown the others; returns shape (n,), higher is better, nan where there is no valid number."""
+    def left_out(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """Ask about each trained network, shown the others.
+
+        Returns scores of shape (n,), higher is better, nan where there is no valid number; and counts of answers and tokens.
+        """
         return self._ask(self._left_out_prompts())
 
-    def labels(self, networks: Sequence[Any]) -> np.ndarray:
-        """Ask about new networks; returns shape (n,), higher is better, nan where there is no valid number."""
+    def labels(self, networks: Sequence[Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Ask about new networks; returns as `left_out`."""
         return self._ask(self._label_prompts(networks))
 
-    def _ask(self, prompts: Sequence[Prompt]) -> np.ndarray:
+    def _ask(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, dict[str, Any]]:
         samples = self.inputs.run["model.samples"]
         try:
             answers = self.client.ask(prompts, samples)
@@ -142,9 +144,8 @@ class Asking:
             raise ValueError(f"{self.inputs.run.at('model.recording')}: model.recording: {error}") from None
         finally:
             self._record(prompts, samples)
-        self._answers.update((answer.key, answer) for given in answers for answer in given)
         medians = [np.ma.median(np.ma.masked_invalid([answer.values for answer in given]), axis=0).filled(np.nan) for given in answers]
-        return np.concatenate(medians)
+        return np.concatenate(medians), _counts([answer for given in answers for answer in given])
 
     def _record(self, prompts: Sequence[Prompt], samples: int) -> None:
         """Write the answers that are there into a recording, which a run can name in place of the model."""
@@ -157,20 +158,19 @@ class Asking:
                     found.rows[job.key] = Row({"key": job.key}, job.sample, stored)
         write_recording(found)
 
-    def counts(self) -> dict[str, Any]:
-        """Return what was answered so far, and the tokens of it as the server counts them."""
-        answers = self._answers.values()
-        sent, received = (sum(getattr(answer, f"{kind}_tokens") or 0 for answer in answers) for kind in ("prompt", "answer"))
-        price = self.client.settings.price
-        money = None if price is None else [price.of(sent, received), price.currency]
-        bad = {status: sum(answer.status == status for answer in answers) for status in ("invalid", "failed")}
-        return {"answers": len(answers), **bad, "sent": sent, "received": received, "money": money}
+    def described(self, counts: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """Return what a report says of the model, given counts of several askings."""
+        total = {name: sum(count[name] for count in counts) for name in counts[0]}
+        settings = self.client.settings
+        price, endpoint = settings.price, settings.identity()["endpoint"]
+        paid = "free" if settings.is_free else "of unknown price"
+        if price is not None and not settings.is_free:
+            paid = f"{price.of(total['sent'], total['received']):.2f} {price.currency}"
+        about = {"name": self.name, "endpoint": endpoint.rpartition("://")[2], "money": paid}
+        return {**about, **total, "tokens": f"{total['sent']:,} sent, {total['received']:,} received"}
 
-    def described(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a report says of the model."""
-        money, settings = counts["money"], self.client.settings
-        paid = "free" if settings.is_free else "of unknown price" if money is None else f"{money[0]:.2f} {money[1]}"
-        endpoint = settings.identity()["endpoint"].partition("://")
-        bad = counts["invalid"] + counts["failed"]
-        about = {"name": self.name, "endpoint": endpoint[2] or endpoint[0], "answers": counts["answers"], "invalid": bad}
-        return about | {"tokens": f"{counts['sent']:,} sent, {counts['received']:,} received", "money": paid}
+
+def _counts(answers: Sequence[Answer]) -> dict[str, int]:
+    """Return how many answers there are, how many without a number, and their tokens as the server counts them."""
+    sent, received = (sum(getattr(answer, f"{kind}_tokens") or 0 for answer in answers) for kind in ("prompt", "answer"))
+    return {"answers": len(answers), "invalid": sum(answer.status != "answered" for answer in answers), "sent": sent, "received": received}

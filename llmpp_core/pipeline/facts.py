@@ -76,17 +76,15 @@ def lines(inputs: Inputs, listed: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def fronts(inputs: Inputs, seen: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def fronts(inputs: Inputs, scored: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the points of a figure for every cost."""
     found = []
-    few = np.arange(0)
-    if seen is not None and len(seen[0]):
-        few = np.unique(np.linspace(0, len(seen[0]) - 1, _DOTS).astype(int))
     for cost in inputs.costs.values():
         points: list[tuple[float, float]] = []
-        if seen is not None and len(few):
-            costs = cost.value(inputs.genes.table(seen[0][few]))
-            points = list(zip(costs.tolist(), (inputs.sign * seen[1][few]).tolist(), strict=True))
+        if scored is not None:
+            few = np.unique(np.linspace(0, len(scored[0]) - 1, _DOTS).astype(int))
+            costs = cost.value(inputs.genes.table(scored[0][few]))
+            points = list(zip(costs.tolist(), (inputs.sign * scored[1][few]).tolist(), strict=True))
         trained = list(zip(cost.value(inputs.trained.networks).tolist(), inputs.trained.scores, strict=True))
         proposed = [(next(c["value"] for c in row["costs"] if c["name"] == cost.name), row["score"]) for row in listed]
         found.append({"name": cost.name, "unit": cost.unit, "seen": points, "trained": trained, "proposed": proposed})
@@ -96,3 +94,37 @@ def fronts(inputs: Inputs, seen: tuple[np.ndarray, np.ndarray] | None, listed: S
 def text_of(network: Mapping[str, Any]) -> str:
     """Return a network in one line."""
     return ", ".join(f"{name} {value}" for name, value in propose.in_words(dict(network)).items())
+
+
+def seen(inputs: Inputs, records: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return genomes of all networks that the last predictor of a search scored, and their scores."""
+    last = [record for record in records if record.predictor == records[-1].predictor]
+    pairs = [pair for record in last for pair in zip(record.population, record.scores, strict=True) if pair[1] is not None]
+    found = dict(pairs)
+    return inputs.genes.from_text(list(found)), np.array(list(found.values()))
+
+
+def gather(
+    inputs: Inputs, evidence: Mapping[str, Any], records: Sequence[Any] | None, listed: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what `llmpp_core.pipeline.report.report` tells of a round, but for what is known of other rounds and of the model."""
+    run, trained = inputs.run, inputs.trained
+    found: dict[str, Any] = {"confident": evidence["confident"], "warnings": inputs.warnings, "evidence": evidence, "search": None}
+    found["space"] = {"name": inputs.space.name, "size": inputs.space.size()}
+    found["score"] = {"name": inputs.score_name, "better": run["score.better"], "decimals": inputs.decimals}
+    limited = [cost for cost in inputs.costs.values() if cost.limit is not None]
+    found["limits"] = [{name: getattr(cost, name) for name in ("name", "limit", "unit", "note")} for cost in limited]
+    rows = zip(trained.networks, trained.scores, trained.where, strict=True)
+    texts = [(text_of(propose.described(inputs, network)), score, where) for network, score, where in rows]
+    found["trained"] = [{"text": text, "score": score, "where": where} for text, score, where in texts]
+    found |= {"files": run["trained"], "ignored": trained.ignored, "digests": inputs.digests, "command": f"llmpp search {run.file}"}
+    pairs = zip(trained.scores, evidence["left_out"][evidence["used"]], strict=True)
+    found["left_out"] = [(score, inputs.sign * guess) for score, guess in pairs if guess is not None]
+    if records is not None:
+        best = [inputs.sign * record.score for record in records]
+        changed = [i for i in range(len(best)) if i == 0 or best[i] != best[i - 1]]
+        count = sum(sum(record.evaluations.values()) for record in records)
+        found["search"] = {"best": best, "evaluations": count, "last_improvement": changed[-1] + 1}
+    found["fronts"] = fronts(inputs, None if records is None else seen(inputs, records), listed)
+    found["proposals"] = [{**row, "network": propose.in_words(row["network"]), "text": text_of(row["network"])} for row in listed]
+    return found | {"widened": max((row["widened"] for row in listed), default=1.0), "lines": lines(inputs, listed)}

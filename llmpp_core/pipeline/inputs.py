@@ -19,6 +19,7 @@ from llmpp_core.pipeline.run_file import Run, listed
 from llmpp_core.pipeline.trained import Trained, names_of, read_trained
 from llmpp_core.search.limits import Limit, feasible_row
 from llmpp_core.space.choice import meant
+from llmpp_core.space.configspace import from_configspace
 from llmpp_core.space.cost import Cost
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.grammar import read_space
@@ -149,16 +150,22 @@ def _is_file(run: Run) -> bool:
 def _space(run: Run, files: list[Path]) -> Any:
     named = run["space"]
     if not isinstance(named, str):
-        return named if hasattr(named, "genes") else read_space(named)
+        return _as_space(named)
     if _is_file(run):
         files.append(run.path(named))
         return read_space(run.path(named))
     if named in SPACES:
         return SPACES[named]
     if ":" in named:
-        found = load(named, run.base)
-        return found if hasattr(found, "genes") else read_space(found)
+        return _as_space(load(named, run.base))
     raise ValueError(f"no file {named!r} and no space {named!r}; built in are {listed(SPACES)}")
+
+
+def _as_space(given: Any) -> Any:
+    """Return a space, what declares one as a mapping, or a ConfigSpace.ConfigurationSpace, as a space."""
+    if hasattr(given, "genes"):
+        return given
+    return from_configspace(given) if hasattr(given, "conditional_hyperparameters") else read_space(given)
 
 
 def load(location: str, base: Path) -> Any:

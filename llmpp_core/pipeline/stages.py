@@ -120,13 +120,12 @@ class Pipeline:
         # Wrong settings are told before anything is written.
         self.asking = Asking.of(inputs, sorted(self.folder.glob("round-*/answers.jsonl")))
         self.round = 1
-        self.answers: dict[str, Any] | None = None
 
     def run(self, restart: bool = False) -> Proposal:
         """Do what is left to be done, and return the proposal."""
         need_writable(self.folder / "run.lock.yml")
         with alone(self.folder):
-            if restart and self.folder.exists():
+            if restart and (self.folder / "run.lock.yml").exists():
                 number = next(i for i in range(1, 10_000) if not self.folder.with_name(f"{self.folder.name}.old-{i}").exists())
                 self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{number}"))
             # What a killed process has left half-written.
@@ -134,7 +133,7 @@ class Pipeline:
                 partial.unlink()
             self._begin()
             evidence = self._evidence()
-            student = self._student(evidence) if evidence["confident"] and evidence["used"] != "regression" else None
+            student = self._student() if evidence["confident"] and evidence["used"] != "regression" else None
             self.predictor = propose.Blend(None if evidence["used"] == "model" and student else self.regression, student)
             records = self._search() if evidence["confident"] else None
             rows = self._propose(evidence, records)
@@ -181,8 +180,9 @@ class Pipeline:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         return found
 
-    def _write(self, name: str, what: Mapping[str, Any]) -> None:
+    def _write(self, name: str, what: dict[str, Any]) -> dict[str, Any]:
         replace_file(self.here / name, (json.dumps(what, indent=1, ensure_ascii=False) + "\n").encode())
+        return what
 
     def _known(self, name: str, depends: str) -> dict[str, Any] | None:
         path = self.here / name
@@ -201,37 +201,29 @@ class Pipeline:
     def _evidence(self) -> dict[str, Any]:
         if (known := self._known("evidence.json", self.depends)) is not None:
             return known
-        left_out = {"regression": self.regression.left_out_}
+        left_out, answers = {"regression": self.regression.left_out_}, None
         if self.asking is not None:
             self.say(f"asking {self.asking.name} about each of {len(self.inputs.scores)} networks, shown the others")
-            left_out["model"] = self.asking.left_out()
+            left_out["model"], answers = self.asking.left_out()
         self.say("comparing predictors on networks left out")
         found = compare(self.inputs.scores, left_out, noise=self.inputs.noise, wanted=self.fields["predictor"])
-        self._write("evidence.json", {"depends": self.depends, **found, "answers": self.asking and self.asking.counts()})
-        return found | {"answers": self.asking and self.asking.counts()}
+        return self._write("evidence.json", {"depends": self.depends, **found, "answers": answers})
 
-    def _student(self, evidence: Mapping[str, Any]) -> DistilledPredictor:
+    def _student(self) -> DistilledPredictor:
         assert self.asking is not None
         networks, path = label_networks(self.inputs), self.here / "student.safetensors"
         if (known := self._known("labels.json", self.depends)) is None:
             self.say(f"asking {self.asking.name} for {len(networks)} labels")
-            labels = self.asking.labels(networks)
+            labels, answers = self.asking.labels(networks)
             listed = [value if np.isfinite(value) else None for value in labels.tolist()]
-            known = {
-                "depends": self.depends,
-                "networks": [self.inputs.key(n) for n in networks],
-                "labels": listed,
-                "answers": self.asking.counts(),
-            }
-            self._write("labels.json", known)
-        self.answers = known["answers"]
-        labels = np.array(known["labels"], dtype=float)
-        self.spread = float(np.nanstd(labels))
+            about = {"depends": self.depends, "networks": [self.inputs.key(network) for network in networks]}
+            known = self._write("labels.json", {**about, "labels": listed, "answers": answers})
+        self.labels = known
         if path.exists():
             return DistilledPredictor.load(path)
         self.say("training a student on the labels")
-        student = DistilledPredictor(space=self.inputs.space).fit(networks, labels, teacher=self.asking.name)
-        student.save(path)
+        student = DistilledPredictor(space=self.inputs.space)
+        student.fit(networks, np.array(known["labels"], dtype=float), teacher=self.asking.name).save(path)
         return student
 
     def _search(self) -> list[Any]:
@@ -255,21 +247,19 @@ class Pipeline:
             basis = evidence["used"] if self.predictor.student is not None else "regression"
             wider = propose.widening(self._promises())
             listed = facts.proposals(self.inputs, rows, self.predictor, evidence["left_out"][basis], wider)
-            known = {"depends": depends, "proposals": listed}
-            for row in known["proposals"]:
-                shown = {name: row[name] for name in ("place", "kind", "score", "low", "high")}
-                shown |= {"confidence": "80 % interval" if evidence["confident"] else "none", "network": row["network"]}
-                shown["costs"] = {cost["name"]: cost["value"] for cost in row["costs"]}
-                replace_file(
-                    self.here / "proposals" / f"{row['place']}.yml", yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).encode()
-                )
-            self._write("proposals.json", known)
+            for row in listed:
+                shown = {name: row[name] for name in ("place", "kind", "score", "low", "high", "network")}
+                shown |= {"confidence": "80 % interval" if evidence["confident"] else "none"}
+                shown |= {"costs": {cost["name"]: cost["value"] for cost in row["costs"]}}
+                text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+                replace_file(self.here / "proposals" / f"{row['place']}.yml", text.encode())
+            known = self._write("proposals.json", {"depends": depends, "proposals": listed})
         return list(known["proposals"])
 
     def _chosen(self, records: list[Any] | None) -> list[tuple[np.ndarray, str]]:
         if records is None:
             return [(row, "spread") for row in propose.spread_out(self.inputs)]
-        rows, scores = self._seen(records)
+        rows, scores = facts.seen(self.inputs, records)
         known = {row.tobytes() for row in propose.trained_rows(self.inputs)}
         new = np.array([row.tobytes() not in known for row in rows])
         rows, scores = rows[new], scores[new]
@@ -279,17 +269,6 @@ class Pipeline:
         hopeful = scores + self.predictor.deviation(table)
         chosen = propose.choose(self.inputs, rows, np.argsort(-scores, kind="stable"), scores, hopeful)
         return [(rows[i], why) for i, why in chosen]
-
-    def _seen(self, records: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all networks that the last predictor of a search scored, and their scores."""
-        found = {
-            genome: score
-            for record in records
-            if record.predictor == records[-1].predictor
-            for genome, score in zip(record.population, record.scores, strict=True)
-            if score is not None
-        }
-        return self.inputs.genes.from_text(list(found)), np.array(list(found.values()))
 
     def _promises(self) -> list[dict[str, Any]]:
         """Return the proposals of earlier rounds, with what was measured of them since."""
@@ -309,49 +288,20 @@ class Pipeline:
         if len(rows) < self.fields["propose.n"]:
             inputs.warnings.append(f"{len(rows)} networks are proposed: no more were found that are within the limits and not trained")
         replace_file(self.here / "front.csv", facts.front(inputs, records, rows).encode())
-        seen = None if records is None else self._seen(records)
-        bests = [] if records is None else [inputs.sign * record.score for record in records]
-        said: dict[str, Any] = {
+        said = facts.gather(inputs, evidence, records, rows)
+        said |= {
             "round": self.round,
-            "confident": evidence["confident"],
-            "warnings": inputs.warnings,
-            "space": {"name": inputs.space.name, "size": inputs.space.size()},
-            "score": {"name": inputs.score_name, "better": self.fields["score.better"], "decimals": inputs.decimals},
-            "limits": [
-                {"name": cost.name, "limit": cost.limit, "unit": cost.unit, "note": cost.note}
-                for cost in inputs.costs.values()
-                if cost.limit is not None
-            ],
-            "trained": [
-                {"where": where, "score": score, "text": facts.text_of(propose.described(inputs, network))}
-                for network, score, where in zip(inputs.trained.networks, inputs.trained.scores, inputs.trained.where, strict=True)
-            ],
-            "files": self.fields["trained"],
-            "ignored": inputs.trained.ignored,
-            "evidence": evidence,
-            "left_out": [
-                (score, inputs.sign * guess)
-                for score, guess in zip(inputs.trained.scores, evidence["left_out"][evidence["used"]], strict=True)
-                if guess is not None
-            ],
-            "model": None if self.asking is None else self.asking.described(self.answers or evidence["answers"]),
-            "student": None if student is None else self._about(student),
-            "search": None
-            if records is None
-            else {
-                "best": bests,
-                "evaluations": sum(sum(record.evaluations.values()) for record in records),
-                "last_improvement": 1 + max(i for i in range(len(bests)) if i == 0 or bests[i] != bests[i - 1]),
-            },
-            "fronts": facts.fronts(inputs, seen, rows),
-            "proposals": [{**row, "network": propose.in_words(row["network"]), "text": facts.text_of(row["network"])} for row in rows],
-            "widened": rows[0]["widened"] if rows else 1.0,
-            "command": f"llmpp search {self.fields.file}",
-            "lines": facts.lines(inputs, rows),
             "rounds": self._promises(),
-            "digests": inputs.digests,
+            "model": None,
+            "student": None,
             "versions": f"llmpp {llmpp_core.__version__}",
         }
+        if self.asking is not None:
+            said["model"] = self.asking.described([evidence["answers"], *([self.labels["answers"]] if student else [])])
+        if student is not None:
+            about = {"labels": student.n_labels_, "dropped": student.n_dropped_, "features": student.features_}
+            spread = float(np.nanstd(np.array(self.labels["labels"], dtype=float)))
+            said["student"] = {**about, "rmse": student.held_out_rmse_[student.features_], "sd": spread}
         replace_file(self.here / "report.html", report(said).encode())
         for name in _KEPT:
             path = self.here / ("proposals" if name.endswith("yml") else "") / name
@@ -369,10 +319,6 @@ class Pipeline:
             report=self.folder / "report.html",
             warnings=inputs.warnings,
         )
-
-    def _about(self, student: DistilledPredictor) -> dict[str, Any]:
-        rmse = student.held_out_rmse_[student.features_]
-        return {"labels": student.n_labels_, "dropped": student.n_dropped_, "rmse": rmse, "sd": self.spread, "features": student.features_}
 
 
 class _Costly(ArchitectureRegressor):
