@@ -45,13 +45,13 @@ def perplexity(network: Mapping[str, Any]) -> float:
     return round(16 + 40 * millions**-0.4 + 0.5 * (network["width"] / 256 - network["layers"] / 4) ** 2, 2)
 
 
-def example(folder: Path, **fields: Any) -> Path:
+def example(folder: Path, /, **fields: Any) -> Path:
     """Copy the example and return its run.yml, with fields changed; those of a group are added to it."""
     shutil.copytree(EXAMPLE, folder, dirs_exist_ok=True)
     return changed(folder / "run.yml", **fields)
 
 
-def digits(folder: Path, **fields: Any) -> Path:
+def digits(folder: Path, /, **fields: Any) -> Path:
     """Write a space of small CNNs, ten trained ones and a run, and return its run.yml."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "space.yml").write_text(DIGITS)
@@ -61,7 +61,7 @@ def digits(folder: Path, **fields: Any) -> Path:
     return changed(folder / "run.yml", **fields)
 
 
-def changed(run: Path, **fields: Any) -> Path:
+def changed(run: Path, /, **fields: Any) -> Path:
     """Change fields of a run."""
     given = yaml.safe_load(run.read_text())
     for name, value in fields.items():

@@ -13,6 +13,7 @@ from own_spaces import EXAMPLE, digits, example
 
 from llmpp_book.__main__ import main
 from llmpp_core import read_space, search_pipeline
+from llmpp_core.jobs.files import alone
 from llmpp_core.pipeline.trained import read_trained
 
 LINES = (EXAMPLE / "trained.csv").read_text().splitlines()
@@ -61,6 +62,7 @@ RUN = {
     ),
     "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
     "outside the range": ({"score": {"high": 30}}, "trained.csv:2: perplexity 32.2 is outside 1..30"),
+    "folder in a file": ({"folder": "trained.csv/out"}, "trained.csv/out/run.lock.yml: cannot be written: its folder is a file"),
     "no such recording": (
         {"model": {"recording": "no.jsonl"}, "task": {"description": "x"}},
         "no.jsonl",
@@ -127,6 +129,18 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.Captur
     table(LINES[0], *(line.replace(",1024", ",999").replace(",2048", ",999") for line in LINES[1:]), *LINES[1:])(run.parent)
     lines = refused(run, "trained.csv:2: ffn[0] is 999", capsys)
     assert len(lines) == 10
+
+
+def test_what_looks_wrong_is_told_and_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path, score={"better": "higher"}, limits={"FLOPs": 1000, "parameters": 36}, search={"iterations": 2})
+    with alone(tmp_path / "run-out"):
+        refused(run, "another process is adding to it", capsys)
+    assert main(["search", str(run)]) == 0
+    told = capsys.readouterr().err
+    assert "run.yml:10: limit 'FLOPs': no network of 1,000 exceeds it" in told
+    assert "the score gets worse as every cost grows (rank correlation -0.9): is better: lower meant?" in told
+    report = (tmp_path / "run-out" / "report.html").read_text()
+    assert report.index("no network of 1,000 exceeds it") < report.index("1. What was asked")
 
 
 def test_forms_of_tables(tmp_path: Path) -> None:

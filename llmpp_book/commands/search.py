@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def _search(args: argparse.Namespace) -> int:
     from llmpp_core.llm.client import LLMStopped
     from llmpp_core.pipeline.stages import plan, search_pipeline
 
+    # Of the parts too, as lines like those of the run.
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         if args.dry_run:
             print("\n".join(plan(args.file, args.folder)))

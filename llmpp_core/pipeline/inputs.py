@@ -135,6 +135,8 @@ def read_inputs(run: Run) -> Inputs:
     if run["told"] is not None and run["told"] not in costs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
     problems.check()
+    if run.tree is not None:
+        files.append(run.path(run.file))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     found = Inputs(run, space, Genes(space), trained, costs, digests, files, list(trained.notes))
     # Raises InfeasibleError, which says what is cheapest, where nothing is within the limits.

@@ -129,10 +129,9 @@ def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, mean: np.ndarray
 def spread_out(inputs: Inputs) -> np.ndarray:
     """Return rows within the limits that are far from what is trained and from each other, shape (m, genes)."""
     trained = trained_rows(inputs)
-    known = {row.tobytes() for row in trained}
     pool, _ = Feasible(inputs.genes, inputs.limits).initial(_POOL, np.random.default_rng(inputs.run["search.seed"]))
-    pool = pool[[row.tobytes() not in known for row in pool]]
-    near, chosen = distances(inputs, pool, trained).min(axis=1, initial=1.0), list[int]()
+    near, chosen = distances(inputs, pool, trained).min(axis=1), list[int]()
+    pool, near = pool[near > 0], near[near > 0]
     while len(chosen) < min(inputs.run["propose.n"], len(pool)):
         near[chosen] = -1.0
         chosen.append(int(np.argmax(near)))

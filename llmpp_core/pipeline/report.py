@@ -157,12 +157,12 @@ def _front(facts: Mapping[str, Any]) -> str:
 
 def _proposals(facts: Mapping[str, Any]) -> str:
     cards = []
-    for row in facts["proposals"]:
+    for number, row in enumerate(facts["proposals"], 1):
         pairs = [*row["network"].items(), *((cost["name"], _cost(cost)) for cost in row["costs"])]
         pairs.append(("nearest", f"{row['nearest']['where']}, {row['nearest']['distance']:.0%} of the choices differ"))
         if row["beyond"]:
             pairs.append(("beyond trained", ", ".join(row["beyond"])))
-        head = element("h3", f"{row['place']} ({row['kind']})") + element("div", _score(facts, row["score"]), "score")
+        head = element("h3", f"{number}. {row['kind']}") + element("div", _score(facts, row["score"]), "score")
         head += element("div", _span(facts, row), "soft")
         cards.append(f'<div class="card">{head}{definitions(pairs)}</div>')
     widened = facts["widened"]

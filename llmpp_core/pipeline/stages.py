@@ -260,8 +260,8 @@ class Pipeline:
         if records is None:
             return [(row, "spread") for row in propose.spread_out(self.inputs)]
         rows, scores = facts.seen(self.inputs, records)
-        known = {row.tobytes() for row in propose.trained_rows(self.inputs)}
-        new = np.array([row.tobytes() not in known for row in rows])
+        # Neither trained nor so in another order of layers, which no predictor here can tell.
+        new = propose.distances(self.inputs, rows, propose.trained_rows(self.inputs)).min(axis=1) > 0
         rows, scores = rows[new], scores[new]
         if not len(rows):
             raise ValueError(f"{self.folder}: every network that the search found within the limits is trained already")
