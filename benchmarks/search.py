@@ -54,10 +54,10 @@ class ByOneGenes(Genes):
     """Variation that builds one architecture after the other, as `SearchSpace.mutate` and `crossover` do, from the same draws."""
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        return self._build(self._random(n, rng))
+        return self._build(self.random(n, rng))
 
     def mutate(self, rows: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-        draws, random = rng.random(rows.shape, dtype=np.float32), self._random(len(rows), rng)
+        draws, random = rng.random(rows.shape, dtype=np.float32), self.random(len(rows), rng)
         return self._build(np.where((draw < probability) | (row < 0), new, row) for row, draw, new in zip(rows, draws, random, strict=True))
 
     def crossover(self, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:

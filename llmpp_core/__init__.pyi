@@ -7,6 +7,7 @@ from .llm.client import Client as Client
 from .llm.offline import OfflineEndpoint as OfflineEndpoint
 from .llm.offline import offline_settings as offline_settings
 from .llm.predictor import LLMPredictor as LLMPredictor
+from .llm.prompts import Efficiency as Efficiency
 from .llm.prompts import PromptTask as PromptTask
 from .llm.prompts import build_prompt as build_prompt
 from .llm.settings import Price as Price
@@ -24,12 +25,14 @@ from .predictors.baselines import TablePredictor as TablePredictor
 from .predictors.baselines import baselines as baselines
 from .predictors.baselines import supernet_predictors as supernet_predictors
 from .predictors.distill import DistilledPredictor as DistilledPredictor
+from .predictors.distill import distill as distill
 from .search.alternatives import BayesianSearch as BayesianSearch
 from .search.alternatives import LocalSearch as LocalSearch
 from .search.alternatives import RandomSearch as RandomSearch
 from .search.evolution import EvolutionarySearch as EvolutionarySearch
 from .search.limits import InfeasibleError as InfeasibleError
 from .search.limits import Limit as Limit
+from .search.limits import cost_limit as cost_limit
 from .search.limits import parameter_limit as parameter_limit
 from .search.pareto import ParetoSearch as ParetoSearch
 from .search.pareto import pareto_front as pareto_front
@@ -37,6 +40,7 @@ from .search.schedule import Adaptive as Adaptive
 from .search.schedule import Disagreement as Disagreement
 from .search.schedule import schedule as schedule
 from .space.architecture import Architecture as Architecture
+from .space.choice import Choice as Choice
 from .space.cost import count_flops as count_flops
 from .space.cost import count_parameters as count_parameters
 from .space.declared import DeclaredSpace as DeclaredSpace

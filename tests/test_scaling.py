@@ -28,6 +28,8 @@ from llmpp_core.nets.training import smoothed_loss
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.space.search_space import HAT_WMT, SMALL, TINY
 
+Q = HAT_WMT.qkv_dim
+
 MACHINE = Machine("a GPU", tflops=50.0, usd_per_hour=2.0)
 PREPARATION = Preparation(pairs_per_s=10_000, vocabulary_s=60, memory_gib=1.0, bytes_per_pair=600)
 PRICE = Price(1.0, 4.0, "2026-01-01")
@@ -55,9 +57,9 @@ def test_a_training_update_does_three_forward_passes(space) -> None:
 
 def test_training_is_linear_in_tokens_and_the_mean_over_architectures() -> None:
     a, b = HAT_WMT.smallest(), HAT_WMT.largest()
-    assert training_flops([a], 2000, 100) == 2 * training_flops([a], 1000, 100)
-    assert training_flops([a, b], 600, 100) == pytest.approx((training_flops([a], 600, 100) + training_flops([b], 600, 100)) / 2)
-    assert training_flops([a], 30, 100) == 3 * count_flops(a, 100)
+    assert training_flops([a], 2000, 100, Q) == 2 * training_flops([a], 1000, 100, Q)
+    assert training_flops([a, b], 600, 100, Q) == pytest.approx((training_flops([a], 600, 100, Q) + training_flops([b], 600, 100, Q)) / 2)
+    assert training_flops([a], 30, 100, Q) == 3 * count_flops(a, 100)
 
 
 def test_the_base_transformers_published_time_is_possible() -> None:
@@ -65,7 +67,7 @@ def test_the_base_transformers_published_time_is_possible() -> None:
     assert 0.2 < implied_share() < 0.5
     parameters = count_parameters(TRANSFORMER_BASE) + 37_000 * 512
     assert parameters == pytest.approx(65e6, rel=0.05)
-    assert training_flops([TRANSFORMER_BASE], 2.5e9, 37_000) == pytest.approx(implied_share() * 96 * 3600 * 10.6e12)
+    assert training_flops([TRANSFORMER_BASE], 2.5e9, 37_000, Q) == pytest.approx(implied_share() * 96 * 3600 * 10.6e12)
 
 
 def saved_bytes(model: Transformer, tokens: torch.Tensor) -> int:
@@ -90,18 +92,18 @@ def saved_bytes(model: Transformer, tokens: torch.Tensor) -> int:
 def test_activations_are_about_what_pytorch_keeps(arch) -> None:
     vocab_size, n = 50, 60
     model = Transformer(arch, HAT_WMT, vocab_size, 0.1).train()
-    fixed = training_memory(arch, vocab_size, 0)
+    fixed = training_memory(arch, vocab_size, 0, Q)
     # In 32 bit, and without the logits.
-    expected = 2 * (training_memory(arch, vocab_size, n) - fixed - 10 * n * vocab_size)
+    expected = 2 * (training_memory(arch, vocab_size, n, Q) - fixed - 10 * n * vocab_size)
     assert saved_bytes(model, torch.randint(4, vocab_size, (2, n // 2))) == pytest.approx(expected, rel=0.05)
 
 
 def test_memory_grows_with_tokens_and_vocabulary() -> None:
     arch = HAT_WMT.largest()
-    fixed = training_memory(arch, 1000, 0)
+    fixed = training_memory(arch, 1000, 0, Q)
     assert fixed == 16 * (count_parameters(arch) + 640_000)
-    assert training_memory(arch, 1000, 200) - fixed == 2 * (training_memory(arch, 1000, 100) - fixed)
-    assert training_memory(arch, 2000, 100) - training_memory(arch, 1000, 100) == 16 * 640_000 + 100 * 10 * 1000
+    assert training_memory(arch, 1000, 200, Q) - fixed == 2 * (training_memory(arch, 1000, 100, Q) - fixed)
+    assert training_memory(arch, 2000, 100, Q) - training_memory(arch, 1000, 100, Q) == 16 * 640_000 + 100 * 10 * 1000
 
 
 # Stages

@@ -16,7 +16,7 @@ from llmpp_core.llm.prompts import Efficiency, Prompt, PromptTask, build_prompt
 from llmpp_core.llm.recordings import Recording, Row, read_recording, write_recording
 from llmpp_core.llm.settings import Price, Settings
 from llmpp_core.pipeline.inputs import Inputs
-from llmpp_core.pipeline.problems import Problems
+from llmpp_core.pipeline.problems import named
 
 # Of more trained networks, so many of the best and so many others are shown.
 _BEST, _OTHERS = 5, 5
@@ -40,7 +40,7 @@ class Asking:
         """Return what the run asks, None if nothing; `recordings` are of earlier rounds. Raises ValueError for wrong settings."""
         run = inputs.run
         if run["model.recording"]:
-            with Problems().named(run.at("model.recording")):
+            with named(run.at("model.recording")):
                 try:
                     recording = read_recording(run.path(run["model.recording"]))
                 except OSError as error:
@@ -52,8 +52,9 @@ class Asking:
         at = f"{run.at('model')}: model."
         try:
             price = Price(**run["model.price"]) if run["model.price"] else None
-            limits = {"price": price, "budget": run["model.budget"] if price else None, "token_cap": run["model.token_cap"]}
-            settings = Settings(run["model.name"], run["model.base_url"], key_variable=run["model.key_variable"], **limits)
+            names = ("base_url", "endpoint", "key_variable", "temperature", "reasoning_effort", "answer_tokens", "token_cap")
+            given = {name: run[f"model.{name}"] for name in names}
+            settings = Settings(run["model.name"], price=price, budget=run["model.budget"] if price else None, **given)
             if not settings.is_loopback and settings.key_variable is None:
                 settings = replace(settings, key_variable="OPENAI_API_KEY")
             settings.require_limit()

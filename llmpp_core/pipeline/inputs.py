@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from llmpp_core.pipeline.evidence import Regression
-from llmpp_core.pipeline.problems import Problems
+from llmpp_core.pipeline.problems import Problems, named
 from llmpp_core.pipeline.run_file import Run, listed
 from llmpp_core.pipeline.trained import Trained, names_of, read_trained
 from llmpp_core.search.limits import Limit, feasible_row
@@ -32,7 +32,7 @@ _FEW = 6
 
 
 @dataclass
-class Price:
+class Priced:
     """A cost and what is asked of it."""
 
     value: Cost
@@ -58,10 +58,14 @@ class Inputs:
     space: Any
     genes: Genes
     trained: Trained
-    costs: dict[str, Price]
-    digests: dict[str, str]  #: SHA-256 of every file.
-    files: list[Path]
+    costs: dict[str, Priced]
+    files: dict[str, bytes]  #: What the files hold, by name.
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files, by name."""
+        return {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
 
     @property
     def sign(self) -> int:
@@ -101,29 +105,25 @@ class Inputs:
 
 def read_inputs(run: Run) -> Inputs:
     """Read space, trained networks, costs and limits; raises ValueError with all that is wrong."""
-    problems = Problems()
-    space: Any = None
-    files = [run.path(path) for path in run["trained"]]
-    with problems.collect(), problems.named(run.at("space")) if not _is_file(run) else problems.collect():
-        space = _space(run, files)
-    problems.check()
+    problems, files = Problems(), [run.path(path) for path in run["trained"]]
+    space = _space(run)
     columns = {column for cost in run["costs"].values() if (column := cost.get("column"))}
     options = {name: run[name] for name in ("columns", "repeats", "inactive", "longer_lists")}
-    with problems.named(run.at("columns")):
+    with named(run.at("columns")):
         if unknown := [name for name in run["columns"] if name not in names_of(space)]:
             names = names_of(space)
             raise ValueError(f"columns: no choice {unknown[0]!r}{meant(unknown[0], names)}; choices are {listed(names)}")
-    trained = read_trained(files[: len(run["trained"])], space, run["score.column"], costs=sorted(columns), **options)
+    trained = read_trained(files, space, run["score.column"], costs=sorted(columns), **options)
     # By what they are: the order of lines in files decides nothing.
     trained.sort(space.lines)
     _check_range(run, trained, problems)
-    costs = {name: Price(cost) for name, cost in space.costs.items()}
+    costs = {name: Priced(cost) for name, cost in space.costs.items()}
     for name, given in run["costs"].items():
-        with problems.collect(), problems.named(f"{run.at(f'costs.{name}')}: cost {name!r}"):
+        with problems.collect(), named(f"{run.at(f'costs.{name}')}: cost {name!r}"):
             if "column" in given:
                 costs[name] = _fitted(name, given, space, trained)
             else:
-                costs[name] = Price(Cost(name, load(given["python"], run.base), space, given.get("unit", ""), "python"))
+                costs[name] = Priced(Cost(name, load(given["python"], run.base), space, given.get("unit", ""), "python"))
     for name, (limit, unit) in run["limits"].items():
         at = run.at(f"limits.{name}")
         if name not in costs:
@@ -135,10 +135,12 @@ def read_inputs(run: Run) -> Inputs:
     if run["told"] is not None and run["told"] not in costs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
     problems.check()
-    if run.tree is not None:
-        files.append(run.path(run.file))
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    found = Inputs(run, space, Genes(space), trained, costs, digests, files, list(trained.notes))
+    files += [run.path(run["space"])] * _is_file(run) + [run.path(run.file)] * (run.tree is not None)
+    # Files of different folders may have one name.
+    contents = {
+        f"{i}-{path.name}" if path.name in {p.name for p in files[:i]} else path.name: path.read_bytes() for i, path in enumerate(files)
+    }
+    found = Inputs(run, space, Genes(space), trained, costs, contents, list(trained.notes))
     # Raises InfeasibleError, which says what is cheapest, where nothing is within the limits.
     feasible_row(found.genes, found.limits)
     found.warnings += _warnings(found)
@@ -149,25 +151,20 @@ def _is_file(run: Run) -> bool:
     return isinstance(run["space"], str) and run.path(run["space"]).is_file()
 
 
-def _space(run: Run, files: list[Path]) -> Any:
-    named = run["space"]
-    if not isinstance(named, str):
-        return _as_space(named)
+def _space(run: Run) -> Any:
     if _is_file(run):
-        files.append(run.path(named))
-        return read_space(run.path(named))
-    if named in SPACES:
-        return SPACES[named]
-    if ":" in named:
-        return _as_space(load(named, run.base))
-    raise ValueError(f"no file {named!r} and no space {named!r}; built in are {listed(SPACES)}")
-
-
-def _as_space(given: Any) -> Any:
-    """Return a space, what declares one as a mapping, or a ConfigSpace.ConfigurationSpace, as a space."""
-    if hasattr(given, "genes"):
-        return given
-    return from_configspace(given) if hasattr(given, "conditional_hyperparameters") else read_space(given)
+        return read_space(run.path(run["space"]))
+    with named(run.at("space")):
+        given = run["space"]
+        if given in list(SPACES):
+            return SPACES[given]
+        if isinstance(given, str):
+            if ":" not in given:
+                raise ValueError(f"no file {given!r} and no space {given!r}; built in are {listed(SPACES)}")
+            given = load(given, run.base)
+        if hasattr(given, "genes"):
+            return given
+        return from_configspace(given) if hasattr(given, "conditional_hyperparameters") else read_space(given)
 
 
 def load(location: str, base: Path) -> Any:
@@ -190,7 +187,7 @@ def _check_range(run: Run, trained: Trained, problems: Problems) -> None:
             problems.add(f"{where}: {run['score.column']} {score:g} is outside {span}")
 
 
-def _fitted(name: str, given: Mapping[str, str], space: Any, trained: Trained) -> Price:
+def _fitted(name: str, given: Mapping[str, str], space: Any, trained: Trained) -> Priced:
     """Return a cost fitted to a column: a ridge of its logarithm."""
     column, measured = given["column"], trained.columns[given["column"]]
     known = [i for i, value in enumerate(measured) if value is not None]
@@ -207,7 +204,7 @@ def _fitted(name: str, given: Mapping[str, str], space: Any, trained: Trained) -
         return np.exp(fit.predict(networks))
 
     cost.table = True  # type: ignore[attr-defined]
-    return Price(Cost(name, cost, space, given.get("unit", ""), "fitted"), note=note)
+    return Priced(Cost(name, cost, space, given.get("unit", ""), "fitted"), note=note)
 
 
 def _warnings(found: Inputs) -> list[str]:

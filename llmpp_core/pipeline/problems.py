@@ -29,16 +29,17 @@ class Problems:
             for line in str(error).splitlines():
                 self.add(line)
 
-    @contextmanager
-    def named(self, where: str) -> Iterator[None]:
-        """Put a place before the message of a ValueError."""
-        try:
-            yield
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-
     def check(self) -> None:
         """Raise ValueError, ten lines at most, if there is anything."""
         if self.lines:
             more = [f"and {len(self.lines) - _MOST} more"] if len(self.lines) > _MOST else []
             raise ValueError("\n".join([*self.lines[:_MOST], *more]))
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Put a place before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

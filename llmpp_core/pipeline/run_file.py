@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmpp_core.pipeline.problems import Problems
+from llmpp_core.pipeline.problems import Problems, named
 from llmpp_core.space.choice import is_number, meant
 from llmpp_core.space.grammar import Tree
 
@@ -43,6 +43,10 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "model.budget": (0.0, "number from 0"),
     "model.token_cap": (None, "whole number from 1"),
     "model.key_variable": (None, "text"),
+    "model.endpoint": (None, "text"),
+    "model.temperature": (None, "number from 0"),
+    "model.reasoning_effort": (None, "text"),
+    "model.answer_tokens": (25, "whole number from 1"),
     "model.form": ("json", "json|batched|single"),
     "model.batch": (10, "whole number from 1"),
     "model.samples": (1, "whole number from 1"),
@@ -60,8 +64,15 @@ FIELDS: dict[str, tuple[Any, str]] = {
 }
 #: Fields that may differ when a run goes on, since what is done does not depend on them.
 FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "folder", "trained")
-_COST = "{column: NAME, unit: TEXT} or {python: MODULE:FUNCTION, unit: TEXT}"
-_PRICE = "{prompt: P, answer: A, date: 'YYYY-MM-DD'}, the prices of a million tokens"
+# What is expected of each kind that does not say it by itself.
+_WORDS = {
+    "text": "one line of text",
+    "space": "a file, a name or MODULE:NAME",
+    "location": "MODULE:NAME",
+    "pairs": "pairs of texts, [[input, output], ...]",
+    "cost": "{column: NAME, unit: TEXT} or {python: MODULE:FUNCTION, unit: TEXT}",
+    "price": "{prompt: P, answer: A, date: 'YYYY-MM-DD'}, the prices of a million tokens",
+}
 
 
 def _read(kind: str, value: Any) -> Any:
@@ -102,21 +113,11 @@ def _read(kind: str, value: Any) -> Any:
             return dict(value)
     elif isinstance(value, str) and re.fullmatch(r"[\w.]+:[A-Za-z_]\w*" if kind == "location" else r".*\S.*", value):
         return value
-    words = {
-        "text": "one line of text",
-        "space": "a file, a name or MODULE:NAME",
-        "location": "MODULE:NAME",
-        "cost": _COST,
-        "price": _PRICE,
-    }
-    words["pairs"] = "pairs of texts, [[input, output], ...]"
-    expected = words.get(kind) or (f"a {kind}" if number else " or ".join(kind.split("|")))
+    expected = _WORDS.get(kind) or (f"a {kind}" if number else " or ".join(kind.split("|")))
     raise ValueError(f"expected {expected}, got {value!r}")
 
 
 _GROUPS = {name.partition(".")[0] for name in FIELDS if "." in name}
-#: Fields that may differ when a run goes on, since what is done does not depend on them.
-FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "folder", "trained")
 
 
 @dataclass(frozen=True)
@@ -181,18 +182,17 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
         elif isinstance(value, Mapping):
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            problems.add(f"{found.at(name)}: {name}: expected {_below(name)} below it, got {value!r}")
+            problems.add(f"{found.at(name)}: {name}: expected {', '.join(_below(name))} below it, got {value!r}")
     for name in flat:
         if name not in FIELDS:
             group = name.partition(".")[0]
-            known = [field.partition(".")[2] for field in FIELDS if field.startswith(f"{group}.")] if group in _GROUPS else _top()
-            last = name.rpartition(".")[2] if group in _GROUPS else name
-            near = meant(last, known) or f"; fields are {', '.join(known)}"
+            known = _below(group) or list(dict.fromkeys(field.partition(".")[0] for field in FIELDS))
+            near = meant(name.partition(".")[2] or name, known) or f"; fields are {', '.join(known)}"
             problems.add(f"{found.at(name)}: unknown field {name!r}{near}")
     fields = {}
     for name, (default, kind) in FIELDS.items():
         if flat.get(name) is not None:
-            with problems.collect(), problems.named(f"{found.at(name)}: {name}"):
+            with problems.collect(), named(f"{found.at(name)}: {name}"):
                 fields[name] = _read(kind, flat[name])
         elif default is REQUIRED:
             problems.add(f"{found.at(name)}: {name} is missing")
@@ -205,12 +205,8 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
     return found
 
 
-def _top() -> list[str]:
-    return list(dict.fromkeys(name.partition(".")[0] for name in FIELDS))
-
-
-def _below(group: str) -> str:
-    return ", ".join(name.partition(".")[2] for name in FIELDS if name.startswith(f"{group}."))
+def _below(group: str) -> list[str]:
+    return [name.partition(".")[2] for name in FIELDS if name.startswith(f"{group}.")]
 
 
 def _check_together(run: Run, problems: Problems) -> None:

@@ -166,8 +166,8 @@ class Pipeline:
         self.round = len(rounds) + (len(now) > len(was))
         versions = {"llmpp": llmpp_core.__version__, "numpy": np.__version__}
         known = {"fields": asked, "versions": versions, "inputs": inputs.digests}
-        for path in inputs.files:
-            replace_file(self.folder / "inputs" / path.name, path.read_bytes())
+        for name, content in inputs.files.items():
+            replace_file(self.folder / "inputs" / name, content)
         replace_file(lock, yaml.safe_dump(known, sort_keys=False, allow_unicode=True).encode())
         if self.asking is not None:
             self.asking.path = self.here / "answers.jsonl"

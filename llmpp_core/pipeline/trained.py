@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.pipeline.problems import Problems
+from llmpp_core.pipeline.problems import Problems, named
 from llmpp_core.space.architecture import HAT_NAMES
 from llmpp_core.space.grammar import Tree
 from llmpp_core.space.search_space import SearchSpace
@@ -87,7 +87,7 @@ def read_trained(
             for where, row in _rows(Path(path)):
                 _check_columns(where, row, space, [score, *costs], columns or {})
                 seen.update(dict.fromkeys(row))
-                with problems.collect(), problems.named(where):
+                with problems.collect(), named(where):
                     cells = {name: row[column] for column in row if (name := _choice_of(column, space, columns or {}))}
                     if isinstance(space, SearchSpace):
                         network = space.read({name: _hat_cell(name, value) for name, value in cells.items()})
@@ -112,7 +112,7 @@ def read_trained(
         found.scores.append(float(np.mean(values)))
         found.where.append(first)
         for name in costs:
-            with problems.collect(), problems.named(first):
+            with problems.collect(), named(first):
                 given = [row[name] for _, _, row in group if row.get(name) not in (None, "", "-")]
                 known = [_number(value, f"cost {name!r}") for value in given]
                 found.columns.setdefault(name, []).append(float(np.mean(known)) if known else None)

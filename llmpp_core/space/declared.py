@@ -22,7 +22,6 @@ from llmpp_core.space.network import Network
 from llmpp_core.space.reading import NetworkColumns, read_network
 from llmpp_core.space.search_space import as_generator
 from llmpp_core.space.structure import SpaceError, Structure
-from llmpp_core.space.table_features import FEATURE_SETS, table_features
 
 # Draws with which costs are checked, and rules.
 _CHECKED, _DRAWN = 1000, 10_000
@@ -157,11 +156,14 @@ class DeclaredSpace(Structure):
 
     def feature_set(self, name: str) -> list[Any]:
         """Return transformers: "costs", "averages", "layers" or "all"; raises ValueError for another name."""
+        # Loads scikit-learn, which a space alone does without.
+        from llmpp_core.space.table_features import FEATURE_SETS, TableFeatures
+
         if name not in FEATURE_SETS:
             raise ValueError(f"features: expected names out of {', '.join(FEATURE_SETS)}, got {name!r}")
         if name == "costs" and not self.depths and not any(cost.kind == "formula" for cost in self.costs.values()):
             raise ValueError(f"features: {self.name} has neither formulas of costs nor depths; use averages or layers")
-        return table_features(self, name)
+        return [TableFeatures(self, kind) for kind in FEATURE_SETS[name]]
 
     def smallest(self) -> Network:
         """Return the network of the smallest number of every choice, of the largest where larger means less, of the first of categories."""

@@ -22,7 +22,6 @@ from llmpp_core.space.architecture import (
 )
 from llmpp_core.space.choice import Choice, paragraph
 from llmpp_core.space.cost import Cost, Costs, flop_counts, parameter_counts
-from llmpp_core.space.features import HAT_FEATURE_SETS
 
 # What prompts say of each choice, under HAT's names.
 _TEXTS = {
@@ -280,6 +279,9 @@ class SearchSpace:
 
     def feature_set(self, name: str) -> list[Any]:
         """Return the transformers of `llmpp_core.space.features.HAT_FEATURE_SETS`; raises ValueError for another name."""
+        # Loads scikit-learn, which a space alone does without.
+        from llmpp_core.space.features import HAT_FEATURE_SETS
+
         if name not in HAT_FEATURE_SETS:
             raise ValueError(f"features: expected names out of {', '.join(HAT_FEATURE_SETS)}, got {name!r}")
         return HAT_FEATURE_SETS[name](self)

@@ -90,9 +90,3 @@ class TableFeatures(ArchitectureTransformer):
             made = (positions >= 0).sum(axis=1)
             found = found.sum(axis=1, keepdims=True) / np.maximum(made, 1)[:, None, None]
         return [found.reshape(len(columns), -1)]
-
-
-def table_features(space: DeclaredSpace, name: str) -> list[TableFeatures]:
-    """Return the transformers of a feature set."""
-    kinds = FEATURE_SETS[name]
-    return [TableFeatures(space, kind) for kind in kinds]
