@@ -79,6 +79,7 @@ def test_the_example_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [int(number) for number in re.findall(r"<h2>(\d+)\.", report)] == list(range(1, 11))
     # What the report says to add is read as it stands.
     lines = report.partition("As lines of a table:</p><pre>")[2].partition("</pre>")[0].splitlines()
+    assert lines[0] == "layers,width,ffn,heads,perplexity"
     rows = [row for row in csv.DictReader(lines) if row.pop("perplexity") == "?"]
     assert [space.read(row) for row in rows] == found.networks
 

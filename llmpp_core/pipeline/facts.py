@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,35 +46,38 @@ def front(inputs: Inputs, records: Sequence[Any] | None, listed: Sequence[Mappin
     """Return CSV text: the networks of a search that no other beats in score and every cost; without a search, those proposed."""
     names = [limit.name for limit in inputs.limits]
     if records is not None and names:
-        table = pareto_front(records, inputs.space)
-        rows = [
-            [inputs.sign * row.score, *(row[name] for name in names), propose.described(inputs, row.architecture)]
-            for _, row in table.iterrows()
-        ]
+        best = pareto_front(records, inputs.space)
+        networks = [propose.described(inputs, network) for network in best.pop("architecture")]
+        values = (best.to_numpy() * [inputs.sign, *[1] * len(names)]).tolist()
     else:
-        rows = [[row["score"], *(cost["value"] for cost in row["costs"] if cost["name"] in names), row["network"]] for row in listed]
-    columns = list(dict.fromkeys(name for row in rows for name in row[-1]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f"predicted {inputs.score_name}", *names, *columns])
-    for *values, network in rows:
-        writer.writerow([*(f"{value:.6g}" for value in values), *(cell(network.get(name)) for name in columns)])
-    return text.getvalue()
-
-
-def cell(value: Any) -> str:
-    """Return a value as a cell of a table that can be read again."""
-    return "" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        networks = [row["network"] for row in listed]
+        values = [[row["score"], *(cost["value"] for cost in row["costs"] if cost["name"] in names)] for row in listed]
+    texts = [[f"{value:.6g}" for value in row] for row in values]
+    return _csv([f"predicted {inputs.score_name}", *names], texts, networks)
 
 
 def lines(inputs: Inputs, listed: Sequence[Mapping[str, Any]]) -> str:
-    """Return the proposed networks as CSV, with a question mark where the score goes."""
-    names = list(dict.fromkeys(name for row in listed for name in row["network"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(inputs.run["columns"].get(name, name) for name in names), inputs.run["score.column"]])
-    writer.writerows([*(cell(row["network"].get(name)) for name in names), "?"] for row in listed)
+    """Return the proposed networks as CSV, with a question mark where the score goes; in the user's order of columns if these will do."""
+    columns = inputs.run["columns"]
+    networks = [{columns.get(name, name): value for name, value in row["network"].items()} for row in listed]
+    return _csv([inputs.run["score.column"]], [["?"]] * len(listed), networks, inputs.trained.head)
+
+
+def _csv(head: list[str], rows: Sequence[list[str]], networks: Sequence[Mapping[str, Any]], order: Sequence[str] = ()) -> str:
+    """Return CSV text of networks, in a form that can be read again, and other columns; in a given order of columns that has them all."""
+    text, names = io.StringIO(), [*head, *dict.fromkeys(name for network in networks for name in network)]
+    writer = csv.DictWriter(text, order if set(names) <= set(order) else names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row, network in zip(rows, networks, strict=True):
+        writer.writerow(dict(zip(head, row, strict=True)) | {name: _cell(value) for name, value in network.items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    texts = [str(item) for item in value]
+    return json.dumps(value) if any(" " in text for text in texts) else " ".join(texts)
 
 
 def fronts(inputs: Inputs, scored: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from llmpp_core.pipeline.evidence import Regression, jackknife_plus
 from llmpp_core.pipeline.inputs import Inputs
 from llmpp_core.search.feasible import Feasible
+from llmpp_core.space.choice import is_number
 from llmpp_core.space.regressor import ArchitectureRegressor
 
 _PLACES = ("best", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -95,17 +98,15 @@ def trained_rows(inputs: Inputs) -> np.ndarray:
     return rows
 
 
-def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, mean: np.ndarray, hopeful: np.ndarray) -> list[tuple[int, str]]:
+def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, hopeful: np.ndarray) -> list[tuple[int, str]]:
     """Choose from candidates: positions and why.
 
     Parameters
     ----------
     rows : numpy.ndarray of shape (n, genes)
         Candidates, none of which is trained.
-    order : numpy.ndarray of shape (n,)
-        Positions from the best to the worst.
-    mean, hopeful : numpy.ndarray of shape (n,)
-        Predicted scores, and those with one standard deviation on top.
+    order, hopeful : numpy.ndarray of shape (n,)
+        Their positions from the best to the worst, by the predicted score, and by that with one standard deviation on top.
     """
     n, least = min(inputs.run["propose.n"], len(rows)), inputs.run["propose.distance"]
     chosen: list[tuple[int, str]] = []
@@ -122,7 +123,7 @@ def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, mean: np.ndarray
                 far = far / 2 if far > 1e-3 else 0.0
 
     take(order, n - 1 if n >= 5 else n, "good, and different from those above")
-    take(np.argsort(-hopeful, kind="stable"), n, "scout: best if things go well")
+    take(hopeful, n, "scout: best if things go well")
     return chosen
 
 
@@ -166,40 +167,30 @@ def widening(promises: Sequence[dict[str, Any]]) -> float:
 
 def beyond(inputs: Inputs, network: Any) -> list[str]:
     """Return in which numbers a network goes beyond all trained ones."""
-    said = []
-    for choice in inputs.space.choices:
-        if choice.numbers is None:
-            continue
-        seen = [v for other in inputs.trained.networks for v in _values(inputs, other, choice.name)]
-        here = _values(inputs, network, choice.name)
+    trained, said = [_numbers(inputs, other) for other in inputs.trained.networks], []
+    for name, here in _numbers(inputs, network).items():
+        seen = [number for other in trained for number in other.get(name, [])]
         if here and seen and max(here) > max(seen):
-            said.append(f"{choice.name} {max(here):g} > {max(seen):g}")
+            said.append(f"{name} {max(here):g} > {max(seen):g}")
         if here and seen and min(here) < min(seen):
-            said.append(f"{choice.name} {min(here):g} < {min(seen):g}")
+            said.append(f"{name} {min(here):g} < {min(seen):g}")
     return said
 
 
-def _values(inputs: Inputs, network: Any, name: str) -> list[float]:
-    value = described(inputs, network).get(name, [])
-    return [item for item in (value if isinstance(value, list) else [value]) if not isinstance(item, str)]
+def _numbers(inputs: Inputs, network: Any) -> dict[str, list[float]]:
+    values = {name: value if isinstance(value, list) else [value] for name, value in described(inputs, network).items()}
+    return {name: [item for item in items if is_number(item)] for name, items in values.items()}
 
 
 def described(inputs: Inputs, network: Any) -> dict[str, Any]:
     """Return a network as names and JSON values, what is not there left out."""
-    from json import loads
-
-    return {name: loads(value) for name, _, value in (line.partition(": ") for line in inputs.space.lines(network))}
+    return {name: json.loads(value) for name, _, value in (line.partition(": ") for line in inputs.space.lines(network))}
 
 
-def in_words(network: dict[str, Any]) -> dict[str, str]:
+def in_words(network: Mapping[str, Any]) -> dict[str, str]:
     """Return values as short texts, runs of equal ones as "512 x3"."""
     texts = {}
     for name, value in network.items():
-        runs: list[list[Any]] = []
-        for item in value if isinstance(value, list) else [value]:
-            if runs and runs[-1][0] == item:
-                runs[-1][1] += 1
-            else:
-                runs.append([item, 1])
+        runs = [(item, len(list(same))) for item, same in groupby(value if isinstance(value, list) else [value])]
         texts[name] = ", ".join(f"{item} x{count}" if count > 1 else str(item) for item, count in runs)
     return texts

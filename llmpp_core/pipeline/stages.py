@@ -265,9 +265,8 @@ class Pipeline:
         rows, scores = rows[new], scores[new]
         if not len(rows):
             raise ValueError(f"{self.folder}: every network that the search found within the limits is trained already")
-        table = self.inputs.genes.table(rows)
-        hopeful = scores + self.predictor.deviation(table)
-        chosen = propose.choose(self.inputs, rows, np.argsort(-scores, kind="stable"), scores, hopeful)
+        hopeful = scores + self.predictor.deviation(self.inputs.genes.table(rows))
+        chosen = propose.choose(self.inputs, rows, *(np.argsort(-values, kind="stable") for values in (scores, hopeful)))
         return [(rows[i], why) for i, why in chosen]
 
     def _promises(self) -> list[dict[str, Any]]:

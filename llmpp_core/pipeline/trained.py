@@ -27,7 +27,8 @@ class Trained:
     scores: list[float] = field(default_factory=list)  #: As in the file; of repeats, their mean.
     where: list[str] = field(default_factory=list)  #: File and line of each.
     columns: dict[str, list[float | None]] = field(default_factory=dict)  #: Measured costs, by column.
-    ignored: list[str] = field(default_factory=list)  #: Columns that were not used.
+    head: list[str] = field(default_factory=list)  #: Names of all columns.
+    ignored: list[str] = field(default_factory=list)  #: Those that were not used.
     notes: list[str] = field(default_factory=list)  #: What the user should know.
     noise: float | None = None  #: Standard deviation of repeats, if there are any.
 
@@ -95,6 +96,7 @@ def read_trained(
                         network = space.read(cells, inactive=inactive, longer_lists=longer_lists)
                     value = _number(row.get(score), f"score {score!r}")
                     groups.setdefault(network, []).append((where, value, row))
+    found.head = list(seen)
     found.ignored = [column for column in seen if column not in (score, *costs) and not _choice_of(column, space, columns or {})]
     variances = []
     for network, group in groups.items():
