@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from own_spaces import EXAMPLE, digits, example
 from llmpp_book.__main__ import main
 from llmpp_core import read_space, search_pipeline
 from llmpp_core.jobs.files import alone
+from llmpp_core.pipeline.run_file import FIELDS, REQUIRED, read_run
 from llmpp_core.pipeline.trained import read_trained
 
 LINES = (EXAMPLE / "trained.csv").read_text().splitlines()
@@ -141,6 +143,18 @@ def test_what_looks_wrong_is_told_and_done(tmp_path: Path, capsys: pytest.Captur
     assert "the score gets worse as every cost grows (rank correlation -0.9): is better: lower meant?" in told
     report = (tmp_path / "run-out" / "report.html").read_text()
     assert report.index("no network of 1,000 exceeds it") < report.index("1. What was asked")
+
+
+def test_every_field_is_documented_in_a_form_that_is_read(tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "book" / "how_to_run.md").read_text()
+    section = page.partition("## Your own networks\n")[2].partition("\n## ")[0]
+    (tmp_path / "run.yml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    run = read_run(tmp_path / "run.yml")
+    for name, (default, _) in FIELDS.items():
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", section), name
+        # What is shown as a default is one.
+        if not name.startswith(("model.", "score.", "columns", "costs", "limits", "task", "told", "folder")) and default is not REQUIRED:
+            assert run[name] == default, name
 
 
 def test_forms_of_tables(tmp_path: Path) -> None:

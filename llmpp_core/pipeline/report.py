@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -26,16 +27,15 @@ def report(facts: Mapping[str, Any]) -> str:
         "Rounds so far": _rounds,
         "How to do it again": _again,
     }
-    title = f"{facts['space']['name']}: what to train next, round {facts['round']}" + (
-        "" if facts["confident"] else " (no confident answer)"
-    )
+    doubt = "" if facts["confident"] else " (no confident answer)"
+    title = f"{facts['space']['name']}: what to train next, round {facts['round']}{doubt}"
     parts = [element("h1", title), _verdict(facts)]
     if facts["warnings"]:
         parts.append('<div class="warn">' + element("h3", "Warnings") + items(facts["warnings"]) + "</div>")
     for number, (heading, section) in enumerate(titles.items(), 1):
         parts += [element("h2", f"{number}. {heading}"), section(facts)]
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-    return template.substitute(title=element("x", title)[3:-4], body="\n".join(parts))
+    return template.substitute(title=escape(title), body="\n".join(parts))
 
 
 def _verdict(facts: Mapping[str, Any]) -> str:
@@ -82,28 +82,15 @@ def _asked(facts: Mapping[str, Any]) -> str:
 
 def _evidence(facts: Mapping[str, Any]) -> str:
     found = facts["evidence"]
-    rows = [
-        (
-            _NAMES[row["predictor"]],
-            f"{row['rmse']:.3g}",
-            f"{row['relative']:.2f}",
-            f"{row['low']:.2f} to {row['high']:.2f}",
-            f"{row['mae']:.3g}",
-            row["n"],
-        )
-        for row in found["table"]
-    ]
+    rows = []
+    for row in found["table"]:
+        span = f"{row['low']:.2f} to {row['high']:.2f}"
+        rows.append((_NAMES[row["predictor"]], f"{row['rmse']:.3g}", f"{row['relative']:.2f}", span, f"{row['mae']:.3g}", row["n"]))
     used = next(i for i, row in enumerate(found["table"]) if row["predictor"] == found["used"])
     head = ["left out, predicted by", "RMSE", "relative to the mean", "80 % interval", "MAE", "networks"]
     name = facts["score"]["name"]
-    drawn = plot(
-        [("one", facts["left_out"])],
-        [],
-        f"{name}, measured",
-        f"{name}, predicted",
-        "Each dot is a network predicted without knowing it.",
-        square=True,
-    )
+    said = "Each dot is a network predicted without knowing it."
+    drawn = plot([("one", facts["left_out"])], [], f"{name}, measured", f"{name}, predicted", said, square=True)
     parts = [element("p", f"{found['why'].capitalize()}."), table(head, rows, range(1, 6), used), drawn]
     if found["doubts"]:
         parts.append(element("p", "Reasons for doubt:") + items(found["doubts"]))
@@ -165,13 +152,10 @@ def _proposals(facts: Mapping[str, Any]) -> str:
         head = element("h3", f"{number}. {row['kind']}") + element("div", _score(facts, row["score"]), "score")
         head += element("div", _span(facts, row), "soft")
         cards.append(f'<div class="card">{head}{definitions(pairs)}</div>')
-    widened = facts["widened"]
-    said = (
-        f"Intervals are jackknife+ ones, {widened:.2f} times as wide as they would be, since earlier promises missed by more."
-        if widened > 1
-        else ""
-    )
-    return '<div class="cards">' + "".join(cards) + "</div>" + element("p", said or "Intervals are jackknife+ ones.", "soft")
+    said = "Intervals are jackknife+ ones"
+    if facts["widened"] > 1:
+        said += f", {facts['widened']:.2f} times as wide as they would be, since earlier promises missed by more"
+    return '<div class="cards">' + "".join(cards) + "</div>" + element("p", f"{said}.", "soft")
 
 
 def _next(facts: Mapping[str, Any]) -> str:
