@@ -51,7 +51,7 @@ class ByOneScores(Scores):
 
 
 class ByOneGenes(Genes):
-    """Variation that builds one architecture after the other, as `SearchSpace.mutate` and `crossover` do, from the same draws."""
+    """Variation that builds one architecture after the other, from the same draws."""
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return self._build(self.random(n, rng))
@@ -68,7 +68,7 @@ class ByOneGenes(Genes):
         return self._build(children)
 
     def _build(self, rows: Iterable[np.ndarray]) -> np.ndarray:
-        return self.encode([self.space._decode(row.tolist()) for row in rows])
+        return self.encode([self.space.build(np.array(row)[None])[0] for row in rows])
 
 
 @contextmanager

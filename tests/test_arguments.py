@@ -63,8 +63,6 @@ def test_calibration_leaves_out_what_its_base_does_not_answer(kind: str) -> None
     [
         lambda rng: TINY.sample(3, rng),
         lambda rng: TINY.sample_balanced(3, rng),
-        lambda rng: TINY.mutate(ARCHS[0], rng),
-        lambda rng: TINY.crossover(ARCHS[0], ARCHS[1], rng),
         lambda rng: distill(TablePredictor(TABLE), TINY, 20, rng),
         lambda rng: metrics.random_splits({"t": RECORDS}, rng, 1),
         lambda rng: metrics.seed_noise(np.ones((3, 2)), rng),

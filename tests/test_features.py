@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline, make_union
 from llmpp_core import upstream
 from llmpp_core.space.architecture import SPAN_LAYERS
 from llmpp_core.space.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeatures, HATFeatures, LayerFeatures, ScoreFeatures
+from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
@@ -102,7 +103,8 @@ def test_rows_of_features_pass_through(rng: np.random.Generator) -> None:
 def test_layer_features_tell_architectures_apart(space: object, seed: int) -> None:
     rng = np.random.default_rng(seed)
     archs = space.sample(40, rng)  # type: ignore[attr-defined]
-    archs += [space.mutate(arch, rng, 0.03) for arch in archs]  # type: ignore[attr-defined]
+    genes = Genes(space)  # type: ignore[arg-type]
+    archs += list(genes.table(genes.mutate(genes.encode(archs), rng, 0.03)))
     rows = {tuple(row) for row in LayerFeatures().transform(archs)}
     assert len(rows) == len(set(archs))
 

@@ -73,6 +73,13 @@ def test_mutation_resamples_each_gene_with_its_probability() -> None:
     assert changed == pytest.approx(0.3 * (1 - 1 / genes.cardinalities[:4]), abs=0.015)
 
 
+def test_crossover_takes_from_both_parents_evenly(rng: np.random.Generator) -> None:
+    genes = Genes(HAT_WMT)
+    a, b = (np.repeat(genes.encode([arch]), 5000, axis=0) for arch in (HAT_WMT.smallest(), HAT_WMT.largest()))
+    varied = genes.cardinalities[:4] > 1
+    assert (genes.crossover(a, b, rng) == b)[:, :4].mean(axis=0)[varied] == pytest.approx(0.5, abs=0.03)
+
+
 def test_neighbours_are_all_that_differ_in_one_choice() -> None:
     genes, all_rows = Genes(MINI), everything(MINI)
     assert len(all_rows) == MINI.size()

@@ -14,7 +14,6 @@ from llmpp_core.search.alternatives import LocalSearch
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.limits import InfeasibleError, flops_limit, parameter_limit
 from llmpp_core.search.pareto import ParetoSearch
-from llmpp_core.space.features import HAT_FEATURE_SETS
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY
 
@@ -36,14 +35,13 @@ def moves() -> list[Any]:
 
 def features() -> list[Any]:
     archs = HAT_WMT.sample(50, np.random.default_rng(0))
-    parts = [part for name in HAT_FEATURE_SETS for part in HAT_WMT.feature_set(name)]
+    parts = [part for name in ("official", "costs", "averages", "layers", "all") for part in HAT_WMT.feature_set(name)]
     return [x for part in parts for x in (part.transform(archs), list(part.get_feature_names_out()))]
 
 
-def single_moves() -> list[Any]:
+def shallow_samples() -> list[Any]:
     rng = np.random.default_rng(0)
-    a, b = HAT_WMT.sample(2, rng)
-    return [HAT_WMT.mutate(a, rng), HAT_WMT.crossover(a, b, rng), HAT_WMT.sample(20, rng, decoder_layers=3)]
+    return [HAT_WMT.sample(20, rng, decoder_layers=3)]
 
 
 def found(search: Any) -> list[Any]:
@@ -63,7 +61,7 @@ STORED: dict[str, tuple[Callable[[], list[Any]], str]] = {
     "sizes": (lambda: [(s.size(), s.smallest(), s.largest()) for s in SPACES.values()], "60435458e105f59e"),
     "samples": (lambda: [HAT_WMT.sample(1000, np.random.default_rng(0))], "4349c2f59b039fa4"),
     "balanced samples": (lambda: [HAT_WMT.sample_balanced(100, np.random.default_rng(0))], "77608aa37a907411"),
-    "moves of one": (single_moves, "ffc55915684c8371"),
+    "shallow samples": (shallow_samples, "1868b4d0470292e0"),
     "moves of many": (moves, "7be52b800ea821d2"),
     "features": (features, "ef87c19ce678d64f"),
     "evolution": (lambda: found(EvolutionarySearch(TINY, [(Additive(), 4), (Additive(seed=1), 2)], LIMITS)), "067cfda842630aa3"),

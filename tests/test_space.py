@@ -198,14 +198,6 @@ def test_equal_phenotypes_are_equal_objects(arch: Architecture) -> None:
     assert len({arch, same, replace(arch, encoder_embed_dim=1152 - arch.encoder_embed_dim)}) == 2
 
 
-def test_layers_beyond_the_depth_leave_no_trace(rng: np.random.Generator) -> None:
-    """Two genomes that differ only in inactive layers are one architecture."""
-    cut = {name: getattr(HAT_WMT.largest(), name)[:1] for name in LISTS if name.startswith("decoder")}
-    shallow = replace(HAT_WMT.largest(), **cut)
-    children = {HAT_WMT.crossover(shallow, shallow, rng) for _ in range(20)}
-    assert children == {shallow}
-
-
 def test_architectures_cannot_be_changed(arch: Architecture) -> None:
     with pytest.raises(AttributeError):
         arch.encoder_embed_dim = 512  # type: ignore[misc]
@@ -229,83 +221,24 @@ def test_a_span_beyond_the_encoder_is_refused(arch: Architecture) -> None:
 
 
 @quick
-@given(spaces, seeds, st.floats(0, 1))
-def test_moves_stay_in_the_space(space: SearchSpace, seed: int, probability: float) -> None:
-    rng = np.random.default_rng(seed)
-    parents = space.sample(4, rng)
-    children = [space.mutate(parent, rng, probability) for parent in parents]
-    children += [space.crossover(a, b, rng) for a, b in itertools.pairwise(parents)]
-    for arch in (*parents, *children, space.smallest(), space.largest()):
+@given(spaces, seeds)
+def test_what_is_drawn_is_of_the_space_and_the_same_each_time(space: SearchSpace, seed: int) -> None:
+    archs = space.sample(4, np.random.default_rng(seed))
+    assert archs == space.sample(4, np.random.default_rng(seed))
+    for arch in (*archs, space.smallest(), space.largest()):
         assert arch in space
         space.validate(arch)
 
 
-@quick
-@given(spaces, seeds)
-def test_moves_are_deterministic_in_the_generator(space: SearchSpace, seed: int) -> None:
-    def moves() -> list[Architecture]:
-        rng = np.random.default_rng(seed)
-        a, b = space.sample(2, rng)
-        return [a, b, space.mutate(a, rng), space.crossover(a, b, rng)]
-
-    assert moves() == moves()
-
-
-@quick
-@given(spaces, seeds)
-def test_no_mutation_is_the_identity(space: SearchSpace, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    (arch,) = space.sample(1, rng)
-    assert space.mutate(arch, rng, 0.0) == arch
-
-
-@pytest.mark.parametrize("full", [True, False])
-def test_full_mutation_and_sampling_draw_every_gene_uniformly(full: bool) -> None:
-    """Whatever the parent; chi-square over the values of the choices made once and of the first layer's."""
-    rng = np.random.default_rng(1)
-    n, parent = 3000, HAT_WMT.smallest()
-    archs = [HAT_WMT.mutate(parent, rng, 1.0) for _ in range(n)] if full else HAT_WMT.sample(n, rng)
+def test_sampling_draws_every_gene_uniformly() -> None:
+    """Chi-square over the values of the choices made once and of the first layer's."""
+    archs = HAT_WMT.sample(3000, np.random.default_rng(1))
     for name in ("encoder_embed_dim", "decoder_embed_dim", "decoder_layers", *LISTS):
         values = [getattr(arch, name) for arch in archs]
         drawn = [v[0] if isinstance(v, tuple) else v for v in values]
         counts = [drawn.count(allowed) for allowed in getattr(HAT_WMT, name)]
-        assert sum(counts) == n
+        assert sum(counts) == 3000
         assert chisquare(counts).pvalue > 0.001, name
-
-
-def test_mutation_resamples_the_given_share() -> None:
-    """A gene with k values changes with probability p (1 - 1/k)."""
-    rng = np.random.default_rng(2)
-    parent = HAT_WMT.largest()
-    changed = np.mean([HAT_WMT.mutate(parent, rng, 0.3).encoder_embed_dim != parent.encoder_embed_dim for _ in range(4000)])
-    assert changed == pytest.approx(0.15, abs=0.02)
-
-
-@quick
-@given(spaces, seeds)
-def test_crossover_with_itself_is_the_identity(space: SearchSpace, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    (arch,) = space.sample(1, rng)
-    assert space.crossover(arch, arch, rng) == arch
-
-
-@quick
-@given(spaces, seeds)
-def test_every_value_of_a_child_comes_from_a_parent(space: SearchSpace, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = space.sample(2, rng)
-    child = space.crossover(a, b, rng)
-    for name in ("encoder_embed_dim", "decoder_embed_dim", "encoder_layers", "decoder_layers"):
-        assert getattr(child, name) in (getattr(a, name), getattr(b, name))
-    for name in LISTS:
-        for layer, value in enumerate(getattr(child, name)):
-            assert value in [getattr(p, name)[layer] for p in (a, b) if layer < len(getattr(p, name))]
-
-
-def test_crossover_takes_from_both_parents_evenly(rng: np.random.Generator) -> None:
-    a, b = HAT_WMT.smallest(), HAT_WMT.largest()
-    share = np.mean([HAT_WMT.crossover(a, b, rng).encoder_ffn_dims[0] == b.encoder_ffn_dims[0] for _ in range(2000)])
-    assert share == pytest.approx(0.5, abs=0.05)
 
 
 def test_sampling_at_one_depth(rng: np.random.Generator) -> None:
@@ -366,9 +299,9 @@ def test_an_architecture_outside_a_space_is_named(arch: Architecture, rng: np.ra
     ]
     for outside, text in cases:
         assert outside not in HAT_WMT
-        for move in (HAT_WMT.validate, lambda a: HAT_WMT.mutate(a, rng), lambda a: HAT_WMT.crossover(arch, a, rng)):
+        for read in (HAT_WMT.validate, HAT_WMT.row, HAT_WMT.lines):
             with pytest.raises(ValueError, match=text) as error:
-                move(outside)
+                read(outside)
             message(error)
     assert "an architecture" not in HAT_WMT
 

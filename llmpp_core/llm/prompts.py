@@ -99,6 +99,10 @@ class PromptTask:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"low and high: expected a finite range, got {self.low} to {self.high}")
         _check_words(self, "description", "metric", "metric_description", "backbone")
+        names = [choice.name for choice in self.space.choices]
+        for name in (self.metric, *([self.efficiency.name] if self.efficiency else [])):
+            if name in names:
+                raise ValueError(f"{name!r} is a choice of {self.space.name}, so one line of the prompt would mean two things; rename it")
 
     def check_scores(self, scores: np.ndarray) -> None:
         """Raise ValueError for the first score, higher being better, that the prompt would show outside `low` to `high`."""

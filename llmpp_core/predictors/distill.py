@@ -8,7 +8,7 @@ leave open, the feature set and when to stop, every fit decides on held-out labe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -162,7 +162,7 @@ class DistilledPredictor(ArchitectureRegressor):
         """
         recipe = StudentRecipe(**{field.name: getattr(self, field.name) for field in fields(StudentRecipe)})
         names = self._feature_sets()
-        archs = as_list(archs, kind=Hashable)
+        archs = as_list(archs)
         y = as_scores(labels, len(archs), "labels", missing=True)
         known = ~np.isnan(y)
         least = max(2, self.ensemble)
@@ -220,7 +220,7 @@ class DistilledPredictor(ArchitectureRegressor):
         return self.space.feature_set(name)
 
     def _rows(self, name: str, archs: Sequence[Any]) -> np.ndarray:
-        archs = as_list(archs, kind=Hashable)
+        archs = as_list(archs)
         if len(archs) == 0:
             return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])

@@ -1,7 +1,7 @@
 """Encoder-decoder Transformer architectures and the search spaces they come from.
 
 An `Architecture` holds active layers only, so two genomes that build the same network are the same object. A
-`SearchSpace` lists the allowed values and knows how to sample, mutate and cross over. Both follow the space of
+`SearchSpace` lists the allowed values and knows how to sample. Both follow the space of
 Hardware-Aware Transformers (HAT, ACL 2020), the one the paper searches.
 """
 

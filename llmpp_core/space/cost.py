@@ -126,7 +126,7 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
 
 def parameter_counts(archs: Sequence[Architecture], qkv_dim: int) -> np.ndarray:
     """Return `count_parameters` of many architectures, shape (n,)."""
-    known = columns_of(as_list(archs))
+    known = columns_of(as_list(archs, kind=Architecture))
     q, de, dd = qkv_dim, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
     fe, fd = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims")
     encoder, decoder = _encoder_parameters(q, de, fe), _decoder_parameters(q, de, dd, fd)
@@ -135,7 +135,7 @@ def parameter_counts(archs: Sequence[Architecture], qkv_dim: int) -> np.ndarray:
 
 def flop_counts(archs: Sequence[Architecture], vocab_size: int | None = None, length: int = 30, *, qkv_dim: int) -> np.ndarray:
     """Return `count_flops` of many architectures, shape (n,)."""
-    known = columns_of(as_list(archs))
+    known = columns_of(as_list(archs, kind=Architecture))
     q, n, de, dd = qkv_dim, length, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
     fe, fd, read = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims"), known.values("decoder_cross_spans")
     encoder, decoder = _encoder_macs(q, n, de, fe), _decoder_macs(q, n, de, dd, fd, n * read)

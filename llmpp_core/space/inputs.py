@@ -11,9 +11,10 @@ import numpy as np
 
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.genes import ArchitectureTable
+from llmpp_core.space.network import Network
 
 
-def as_list(values: Any, name: str = "archs", kind: type = Architecture) -> Sequence[Any]:
+def as_list(values: Any, name: str = "archs", kind: Any = (Architecture, Network)) -> Sequence[Any]:
     """Return what a user gives as a sequence that is read by position, and more than once.
 
     Parameters
@@ -22,7 +23,7 @@ def as_list(values: Any, name: str = "archs", kind: type = Architecture) -> Sequ
         Such as a list, a pandas Series or Index with any labels, a NumPy array of objects, or a generator.
     name : str
         For errors.
-    kind : type
+    kind : type or tuple of types
         What each item must be.
 
     Returns
@@ -45,7 +46,7 @@ def as_list(values: Any, name: str = "archs", kind: type = Architecture) -> Sequ
     return items
 
 
-def readable_again(archs: Any, kind: type = Architecture) -> Sequence[Any]:
+def readable_again(archs: Any, kind: Any = Architecture) -> Sequence[Any]:
     """Return `as_list`, but refuse what can be read only once, since pipelines hand the same object to several transformers."""
     if isinstance(archs, Iterator):
         raise ValueError(f"archs: a {type(archs).__name__} can be read only once, and a pipeline reads several times; give a list")

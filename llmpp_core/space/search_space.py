@@ -1,10 +1,10 @@
-"""Search spaces: what each hyperparameter may be, drawn, mutated and crossed; those of HAT, and two small ones."""
+"""Search spaces of HAT's architectures: what each hyperparameter may be, and how they are drawn; those of HAT, and two small ones."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -48,7 +48,7 @@ def as_generator(rng: object) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The allowed values of every choice, and the moves of an evolutionary search.
+    """The allowed values of every choice of encoder-decoder Transformers; `llmpp_core.space.genes.Genes` has the moves of a search.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class SearchSpace:
         return self._uniform_choice(max)
 
     def _uniform_choice(self, pick: Any) -> Architecture:
-        return self._decode([getattr(self, name).index(pick(getattr(self, name))) for name, _ in self.genes])
+        return self.build(np.array([[getattr(self, name).index(pick(getattr(self, name))) for name, _ in self.genes]]))[0]
 
     def sample(self, n: int, rng: np.random.Generator, *, decoder_layers: int | None = None) -> list[Architecture]:
         """Draw `n` architectures by drawing every gene uniformly, as HAT does.
@@ -156,14 +156,14 @@ class SearchSpace:
         list of Architecture
             May hold repeats, rarely.
         """
-        rows = as_generator(rng).integers(self._cardinalities(), size=(n, len(self.genes)))
+        rows = as_generator(rng).integers([len(getattr(self, name)) for name, _ in self.genes], size=(n, len(self.genes)))
         if decoder_layers is not None:
             if decoder_layers not in self.decoder_layers:
                 raise ValueError(
                     f"decoder_layers is {decoder_layers}; allowed in {self.name} are {', '.join(map(str, self.decoder_layers))}"
                 )
             rows[:, self.genes.index(("decoder_layers", None))] = self.decoder_layers.index(decoder_layers)
-        return [self._decode(row) for row in rows.tolist()]
+        return self.build(rows)
 
     def sample_balanced(self, n: int, rng: np.random.Generator) -> list[Architecture]:
         """Draw `n` different architectures, as many of each decoder depth.
@@ -186,23 +186,6 @@ class SearchSpace:
         while len(drawn) < n:
             drawn.setdefault(self.sample(1, rng, decoder_layers=depths[len(drawn) % len(depths)])[0])
         return list(drawn)
-
-    def mutate(self, arch: Architecture, rng: np.random.Generator, probability: float = 0.3) -> Architecture:
-        """Resample each gene of `arch` with the given probability; layers it lacked start at random values."""
-        row = np.array(self.row(arch))
-        random = as_generator(rng).integers(self._cardinalities())
-        resampled = (rng.random(len(row)) < probability) | (row < 0)
-        return self._decode(np.where(resampled, random, row).tolist())
-
-    def crossover(self, a: Architecture, b: Architecture, rng: np.random.Generator) -> Architecture:
-        """Take each gene from `a` or `b` with equal chance; a layer only one parent has comes from that parent."""
-        rows = np.array([self.row(a), self.row(b)])
-        pick = as_generator(rng).integers(2, size=rows.shape[1])
-        child = np.choose(pick, rows)
-        return self._decode(np.where(child < 0, np.choose(1 - pick, rows), child).tolist())
-
-    def _cardinalities(self) -> np.ndarray:
-        return np.array([len(getattr(self, name)) for name, _ in self.genes])
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -293,16 +276,6 @@ class SearchSpace:
     def fingerprint(self) -> str:
         """Return the SHA-256 that files of searches hold."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
-
-    def _decode(self, row: Sequence[int]) -> Architecture:
-        values: dict[str, Any] = {}
-        for (name, layer), index in zip(self.genes, row, strict=True):
-            if layer is None:
-                values[name] = getattr(self, name)[index]
-            elif layer < values["encoder_layers" if name in ENCODER_LISTS else "decoder_layers"]:
-                values.setdefault(name, []).append(getattr(self, name)[index])
-        del values["encoder_layers"], values["decoder_layers"]
-        return Architecture(**values)
 
 
 def _hat(name: str, ffn: tuple[int, ...], heads: tuple[int, ...]) -> SearchSpace:

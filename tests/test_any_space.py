@@ -1,0 +1,113 @@
+"""From prompts to searches in spaces that have nothing to do with HAT's, by the offline endpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmpp_core.llm.client import Client
+from llmpp_core.llm.offline import OfflineEndpoint, answer_prompt, offline_settings
+from llmpp_core.llm.predictor import LLMPredictor
+from llmpp_core.llm.prompts import FORMS, LEVELS, Efficiency, PromptTask, build_prompt
+from llmpp_core.predictors.distill import MONOTONE, DistilledPredictor, distill
+from llmpp_core.search.alternatives import BayesianSearch, LocalSearch
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import InfeasibleError, cost_limit, parameter_limit
+from llmpp_core.search.pareto import ParetoSearch, pareto_front
+from llmpp_core.space.declared import DeclaredSpace
+from llmpp_core.space.grammar import read_space
+from llmpp_core.space.search_space import HAT_WMT
+
+SPACES = {name: read_space(Path(__file__).with_name("spaces") / f"{name}.yml") for name in ("small_gpts", "digit_cnns")}
+WORDS = {"description": "next words that cost 5$", "metric": "perplexity", "metric_description": "on held-out text"}
+
+
+def task(space: Any, **change: Any) -> PromptTask:
+    told = Efficiency.of(space.costs["parameters"])
+    settings = {"name": "t", **WORDS, "low": 0, "high": 200, "higher_is_better": False, "space": space, "efficiency": told}
+    return PromptTask(**{**settings, **change})
+
+
+def scores(networks: Any, space: DeclaredSpace) -> np.ndarray:
+    """Minus the perplexity, which falls with size."""
+    return -10 - 100 / (1 + np.log1p(space.costs["parameters"](networks)))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_prompt_student_and_search(name: str, tmp_path: Path) -> None:
+    space, rng = SPACES[name], np.random.default_rng(0)
+    trained = space.sample_balanced(12, rng)
+    with OfflineEndpoint() as url:
+        llm = LLMPredictor(Client(offline_settings(url)), task(space), form="json", demonstrations=10, choice="spread")
+        llm.fit(trained, scores(trained, space))
+        assert llm.predict(trained) == pytest.approx(scores(trained, space), abs=1.5)
+        student = distill(llm, space, 150, rng, student=DistilledPredictor(features="averages", steps=60))
+    student.save(tmp_path / "student")
+    assert (DistilledPredictor.load(tmp_path / "student").predict(trained) == student.predict(trained)).all()
+    limit = parameter_limit(space, float(np.median(space.costs["parameters"](trained))))
+    searches: list[Any] = [
+        EvolutionarySearch(space, [(student, 8)], limit, population=40, parents=10, mutants=15, crossovers=15),
+        LocalSearch(space, student, limit, evaluations=150, batch=50),
+        BayesianSearch(space, student, limit, evaluations=100, batch=50),
+    ]
+    drawn = space.sample(500, rng)
+    within = limit.costs(drawn) <= limit.limit
+    for i, search in enumerate(searches):
+        found = search.run(tmp_path / f"{i}.jsonl")
+        assert found.best in space
+        assert limit.costs([found.best])[0] == found.costs["parameters"] <= limit.limit
+        assert found.score > np.quantile(student.predict(drawn)[within], 0.95)
+        assert search.run(tmp_path / f"{i}.jsonl").best == found.best
+    front = pareto_front(list(ParetoSearch(space, student, [limit], population=20, iterations=4)), space)
+    assert front["score"].is_monotonic_decreasing
+    assert front["parameters"].is_monotonic_decreasing
+    with pytest.raises(InfeasibleError, match=f"parameters: {space.name} has no architecture within") as error:
+        EvolutionarySearch(space, [(student, 1)], cost_limit(space, "parameters", 1e-3)).run()
+    assert error.value.cost == pytest.approx(min(space.costs["parameters"](space.sample(5000, rng))))
+    with pytest.raises(ValueError, match=r"limit 'latency': no such cost of .*; costs are parameters, "):
+        cost_limit(space, "latency", 3)
+
+
+def test_every_prompt_says_what_the_space_is() -> None:
+    space = SPACES["digit_cnns"]
+    networks = space.sample(3, np.random.default_rng(0))
+    shown = list(zip(networks, scores(networks, space), strict=True))
+    for level in LEVELS:
+        for form in FORMS:
+            prompt = build_prompt(task(space), shown, networks[:1], level, form)
+            assert answer_prompt(prompt.text, as_json=form == "json")
+    text = build_prompt(task(space), shown, networks[:1]).text
+    assert "one backbone, a convolutional network for grey images of 8x8 pixels, and" in text
+    assert "- kernel lists, for each layer, first layer first, the side of its square kernel.\n" in text
+    assert "- hidden_width is the width of that hidden layer; only where hidden == 'yes'.\n" in text
+    assert "next words that cost 5$." in text
+    nameless = build_prompt(task(space, efficiency=None).anonymous(), shown, networks[:1]).text
+    assert not {"encoder", "sequence", "parameters", "convolutional", "perplexity"} & set(nameless.replace("-", " ").split())
+
+
+def test_a_network_of_another_space_is_refused_before_anything_is_asked() -> None:
+    space = SPACES["small_gpts"]
+    networks = space.sample(5, np.random.default_rng(0))
+    foreign = [*networks[:2], HAT_WMT.smallest()]
+    with pytest.raises(ValueError, match=r"archs\[2\]: "):
+        LLMPredictor(None, task(space)).fit(foreign, [-1.0, -2.0, -3.0])
+    with pytest.raises(ValueError, match=r"archs\[0\]: expected an Architecture, got Network"):
+        LLMPredictor(None, task(HAT_WMT)).fit(networks, -np.arange(1.0, 6.0))
+    with pytest.raises(ValueError, match="unknown choice 'blocks'"):
+        DistilledPredictor(space=space).fit(SPACES["digit_cnns"].sample(9, np.random.default_rng(0)), np.arange(9.0))
+    with pytest.raises(ValueError, match="space: expected the space of the architectures"):
+        DistilledPredictor().fit(networks, np.arange(5.0))
+    with pytest.raises(ValueError, match="'width' is a choice of small GPTs"):
+        task(space, metric="width")
+
+
+def test_a_monotone_student_never_falls_where_more_means_larger() -> None:
+    space, rng = SPACES["small_gpts"], np.random.default_rng(0)
+    networks = space.sample(100, rng)
+    student = DistilledPredictor(space=space, features="averages", **{**MONOTONE, "steps": 60})
+    student.fit(networks, scores(networks, space) + rng.normal(size=100))
+    wider = [space.read({**network, "width": 512, "ffn": 2048}) for network in networks]
+    assert (student.predict(wider) >= student.predict(networks) - 1e-9).all()
