@@ -19,6 +19,7 @@ from .nets.training import sandwich as sandwich
 from .nets.training import train as train
 from .nets.training import uniform as uniform
 from .nets.transformer import Transformer as Transformer
+from .pipeline.stages import search_pipeline as search_pipeline
 from .predictors.baselines import CalibratedPredictor as CalibratedPredictor
 from .predictors.baselines import TablePredictor as TablePredictor
 from .predictors.baselines import baselines as baselines
@@ -48,6 +49,7 @@ from .space.features import DepthFeatures as DepthFeatures
 from .space.features import HATFeatures as HATFeatures
 from .space.features import LayerFeatures as LayerFeatures
 from .space.grammar import read_space as read_space
+from .space.network import Network as Network
 from .space.search_space import HAT_IWSLT as HAT_IWSLT
 from .space.search_space import HAT_WMT as HAT_WMT
 from .space.search_space import SMALL as SMALL

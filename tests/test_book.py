@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import html
 import http.server
-import os
 import re
 import runpy
 import shutil
@@ -22,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 from small_book import CLAIMS
 
 from llmpp_book.runner.notebook import Paths
@@ -132,20 +131,6 @@ def test_every_work_has_a_label_of_its_own() -> None:
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip("no Chromium on the PATH; install one or name it in CHROMIUM")
-    quiet = ("background-networking", "component-update", "sync", "gpu", "dev-shm-usage")
-    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
-        yield browser
-        browser.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -1,0 +1,192 @@
+"""What is wrong with a run is told in lines that name file, line and what is allowed, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from own_spaces import EXAMPLE, digits, example
+
+from llmpp_book.__main__ import main
+from llmpp_core import read_space, search_pipeline
+from llmpp_core.jobs.files import alone
+from llmpp_core.pipeline.run_file import FIELDS, REQUIRED, read_run
+from llmpp_core.pipeline.trained import read_trained
+
+LINES = (EXAMPLE / "trained.csv").read_text().splitlines()
+
+
+def table(*lines: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "trained.csv").write_text("\n".join(lines) + "\n") and None
+
+
+def edit(old: str, new: str, file: str = "trained.csv") -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+RUN = {
+    "unknown field": ({"lables": 3}, "run.yml:10: unknown field 'lables'; did you mean 'labels'?"),
+    "unknown field of a group": ({"search": {"iteration": 3}}, "run.yml:11: unknown field 'search.iteration'; did you mean 'iterations'?"),
+    "direction": ({"score": {"better": "min"}}, "run.yml:5: score.better: expected higher or lower, got 'min'"),
+    "no such space": ({"space": "x.yml"}, "run.yml:1: no file 'x.yml' and no space 'x.yml'; built in are HAT_WMT, HAT_IWSLT, SMALL, TINY"),
+    "no such table": ({"trained": "no.csv"}, "no.csv: no such file"),
+    "decimals": ({"score": {"decimals": -1}}, "run.yml:8: score.decimals: expected a whole number from 0 to 6, got -1"),
+    "noise": ({"score": {"noise": -0.1}}, "run.yml:8: score.noise: expected a number from 0, got -0.1"),
+    "name": ({"score": {"name": "a\nb"}}, "run.yml:8: score.name: expected one line of text, got 'a\\nb'"),
+    "limit of what": ({"limits": {"latency": 3}}, "limit 'latency': no such cost; costs are parameters, FLOPs"),
+    "limit in what": ({"limits": {"parameters": "3 s"}}, "limit 'parameters': 3 s, but the cost is in M"),
+    "limit without a number": ({"limits": {"parameters": "few"}}, "expected a number, or one with a unit such as '150 ms', got 'few'"),
+    "nothing within": ({"limits": {"parameters": 1}}, "small GPTs has no architecture within 1 M; the cheapest found costs"),
+    "told": ({"told": "speed"}, "told 'speed': no such cost; costs are parameters, FLOPs"),
+    "cost without numbers": (
+        {"costs": {"ms": {"column": "perplexity", "unit": "ms"}, "x": {"column": "time"}}},
+        "trained.csv:1: no column 'time'; columns are layers, width, ffn, heads, perplexity",
+    ),
+    "cost from nowhere": ({"costs": {"ms": {"python": "nowhere_at_all:f"}}}, "cost 'ms': nowhere_at_all:f: No module named"),
+    "model without address": ({"model": {"name": "m"}}, "model.base_url is missing: where does m answer?"),
+    "model without words": (
+        {"model": {"name": "m", "base_url": "http://127.0.0.1:9/v1"}},
+        "a model needs task.description, which completes 'The networks are trained for ...'",
+    ),
+    "model without limit": (
+        {"model": {"name": "m", "base_url": "https://example.org/v1"}, "task": {"description": "x"}},
+        "the price of m is not given: set token_cap, or price and budget",
+    ),
+    "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
+    "outside the range": ({"score": {"high": 30}}, "trained.csv:2: perplexity 32.2 is outside 1..30"),
+    "folder in a file": ({"folder": "trained.csv/out"}, "trained.csv/out/run.lock.yml: cannot be written: its folder is a file"),
+    "no such recording": (
+        {"model": {"recording": "no.jsonl"}, "task": {"description": "x"}},
+        "no.jsonl",
+    ),
+}
+TABLES = {
+    "value outside": (edit("2048 2048,8 4", "2048 4096,8 4"), "trained.csv:4: ffn[3] is 4096"),
+    "list too short": (edit("2,256,1024 1024", "4,256,1024 1024"), "trained.csv:2: ffn has 2 entries, layers is 4"),
+    "score no number": (edit("32.20", "nan"), "trained.csv:2: score 'perplexity' is 'nan'; expected a finite number"),
+    "score left out": (edit("32.20", ""), "trained.csv:2: score 'perplexity' is ''; expected a finite number"),
+    "twice": (
+        table(*LINES, LINES[1].replace("32.20", "32.30")),
+        "trained.csv:12: the network of line 2, with another score (32.2, 32.3); keep one",
+    ),
+    "too few": (table(*LINES[:3]), "2 networks, at least 3 different ones are needed"),
+    "all alike": (
+        table(LINES[0], *(line.rpartition(",")[0] + ",25" for line in LINES[1:])),
+        "all 10 scores are 25: nothing can be learned",
+    ),
+    "no column": (edit("width", "breadth"), "trained.csv:1: no column 'width' (choice of small GPTs); columns are layers, breadth"),
+    "no score": (edit("perplexity", "loss"), "trained.csv:1: no column 'perplexity'; columns are layers, width, ffn, heads, loss"),
+    "semicolons": (table(*(line.replace(",", ";") for line in LINES)), "trained.csv:1: the columns are not separated by commas"),
+    "cells": (edit("32.20", "32.20,1"), "trained.csv:2: 6 cells, but 5 columns"),
+    "empty": (table(""), "trained.csv:1: the file is empty"),
+    "not UTF-8": (lambda folder: (folder / "trained.csv").write_bytes(b"\xff\xfe"), "trained.csv: not UTF-8 text"),
+    "space": (
+        edit("per: layers", "per: layer", "space.yml"),
+        "space.yml:7: choice 'ffn': per 'layer' is no choice; did you mean 'layers'?",
+    ),
+    "cost": (edit("vocab*width", "vocab*widht", "space.yml"), "unknown name 'widht'; choices and constants are"),
+    "no YAML": (lambda folder: (folder / "run.yml").write_text("space: [\n"), "run.yml:"),
+    "no fields": (lambda folder: (folder / "run.yml").write_text("3\n"), "run.yml:1: expected fields such as space, trained and score"),
+    "three at once": (
+        lambda folder: (folder / "run.yml").write_text("space: space.yml\nscore: {better: up}\n"),
+        "run.yml:2: score.better: expected higher or lower, got 'up'",
+    ),
+}
+
+
+def refused(run: Path, said: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    before = sorted(run.parent.rglob("*"))
+    assert main(["search", str(run)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any(said in line for line in lines), lines
+    assert len(lines) <= 11
+    assert sorted(run.parent.rglob("*")) == before
+    return lines
+
+
+@pytest.mark.parametrize(("fields", "said"), RUN.values(), ids=RUN)
+def test_fields(fields: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(example(tmp_path / "own", **fields), said, capsys)
+
+
+@pytest.mark.parametrize(("change", "said"), TABLES.values(), ids=TABLES)
+def test_files(change: Callable[[Path], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path / "own")
+    change(run.parent)
+    refused(run, said, capsys)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path / "own")
+    table(LINES[0], *(line.replace(",1024", ",999").replace(",2048", ",999") for line in LINES[1:]), *LINES[1:])(run.parent)
+    lines = refused(run, "trained.csv:2: ffn[0] is 999", capsys)
+    assert len(lines) == 10
+
+
+def test_what_looks_wrong_is_told_and_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path, score={"better": "higher"}, limits={"FLOPs": 1000, "parameters": 36}, search={"iterations": 2})
+    with alone(tmp_path / "run-out"):
+        refused(run, "another process is adding to it", capsys)
+    assert main(["search", str(run)]) == 0
+    told = capsys.readouterr().err
+    assert "run.yml:10: limit 'FLOPs': no network of 1,000 exceeds it" in told
+    assert "the score gets worse as every cost grows (rank correlation -0.9): is better: lower meant?" in told
+    report = (tmp_path / "run-out" / "report.html").read_text()
+    assert report.index("no network of 1,000 exceeds it") < report.index("1. What was asked")
+
+
+def test_every_field_is_documented_in_a_form_that_is_read(tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "book" / "how_to_run.md").read_text()
+    section = page.partition("## Your own networks\n")[2].partition("\n## ")[0]
+    (tmp_path / "run.yml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    run = read_run(tmp_path / "run.yml")
+    for name, (default, _) in FIELDS.items():
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", section), name
+        # What is shown as a default is one.
+        if not name.startswith(("model.", "score.", "columns", "costs", "limits", "task", "told", "folder")) and default is not REQUIRED:
+            assert run[name] == default, name
+
+
+def test_forms_of_tables(tmp_path: Path) -> None:
+    """The same networks as lists, lists in cells, numbered columns, JSONL and YAML; with other names, doubles and what is switched off."""
+    digits(tmp_path)
+    space = read_space(tmp_path / "space.yml")
+    expected = read_trained([tmp_path / "trained.csv"], space, "accuracy")
+    assert len(expected.networks) == 10
+    assert expected.decimals == 2
+    head = "blocks,channels_0,channels_1,channels_2,kernel_0,kernel_1,kernel_2,pool,hidden,hidden_width,accuracy,note"
+    rows, flat = [], [head]
+    for network, score in zip(expected.networks, expected.scores, strict=True):
+        cells = {name: list(value) if isinstance(value, tuple) else value for name, value in network.items()}
+        rows.append(cells | {"accuracy": score})
+        lists = [*([*network.channels, "", ""][:3]), *([*network.kernel, "", ""][:3])]
+        flat.append(",".join(map(str, [network.blocks, *lists, network.pool, network.hidden, network.get("hidden_width", ""), score, "x"])))
+    (tmp_path / "flat.csv").write_text("\ufeff" + "\n".join(flat) + "\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.yml").write_text(yaml.safe_dump(rows))
+    for name in ("flat.csv", "rows.jsonl", "rows.yml"):
+        found = read_trained([tmp_path / name], space, "accuracy")
+        assert (found.networks, found.scores) == (expected.networks, expected.scores), name
+        assert found.ignored == (["note"] if name == "flat.csv" else [])
+    twice = read_trained([tmp_path / "trained.csv", tmp_path / "rows.jsonl"], space, "accuracy")
+    assert len(twice.networks) == 10
+    assert len(twice.notes) == 10
+    (tmp_path / "more.jsonl").write_text(json.dumps(rows[0] | {"accuracy": 80.1}) + "\n" + json.dumps(rows[1] | {"hidden": "no"}) + "\n")
+    mean = read_trained([tmp_path / "trained.csv", tmp_path / "more.jsonl"], space, "accuracy", repeats="mean", inactive="drop")
+    assert mean.scores[0] == pytest.approx(79.1)
+    assert mean.noise == pytest.approx(2**0.5)
+    assert len(mean.networks) == 11
+    with pytest.raises(ValueError, match=r"more.jsonl:2: hidden_width is 32 but hidden == 'yes' does not hold"):
+        read_trained([tmp_path / "trained.csv", tmp_path / "more.jsonl"], space, "accuracy", repeats="mean")
+    with pytest.raises(ValueError, match=r"run.yml:\d+: columns: no choice 'widht'; did you mean 'width'"):
+        search_pipeline(example(tmp_path / "a", columns={"widht": "x"}))
