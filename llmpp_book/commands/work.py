@@ -191,9 +191,10 @@ def _digits(args: argparse.Namespace) -> int:
     results, stop = args.results or digits.RESULTS, time.monotonic() + 60 * args.minutes
     complete = measure(digits.networks(), results, seconds=60 * args.minutes, progress=True)
     if complete:
-        of = digits.known(digits.scores(results=results))
-        tens = digits.splits(digits.TENS, np.random.default_rng(0), of)
-        complete = digits.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
+        for share in digits.SHARES:
+            of = digits.known(digits.scores(results=results), share)
+            tens = digits.splits(digits.TENS, np.random.default_rng(0), of)
+            complete &= digits.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 

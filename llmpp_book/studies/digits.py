@@ -42,8 +42,8 @@ from llmpp_core.space.network import Network
 
 #: Where the tables are, in a checkout of this project.
 RESULTS = repository.RESULTS / "digits"
-#: Tens of trained networks from which every way chooses.
-TENS = 200
+#: Tens of trained networks from which every way chooses, and which networks it may choose: all, or the quarter with fewest parameters.
+TENS, SHARES = 200, (1.0, 0.25)
 #: Networks that a student learns from, and the sizes of an evolutionary search: with each predictor it has half of the iterations.
 LABELS, ITERATIONS, SIZES = 300, 10, {"population": 25, "parents": 5, "mutants": 10, "crossovers": 10}
 
@@ -255,7 +255,7 @@ def _chosen(of: Known, ten: np.ndarray, seed: int, ways: Mapping[str, Callable[[
 def recorded_choices(of: Known, tens: np.ndarray, results: Path = RESULTS) -> pd.DataFrame:
     """Return what `choices` does, as `record_choices` has kept it; ValueError where it did not, or for other networks or tens."""
     rows = _choices_table(of, results).rows()
-    found = {tuple(row["rows"]): row["chosen"] for row in rows}
+    found = {tuple(row["rows"]): row["chosen"] for row in rows if row["limit"] == of.limit}
     if missing := [number for number, ten in enumerate(tens) if tuple(ten.tolist()) not in found]:
         raise ValueError(f"{results}: no choices from ten {missing[0]} of {len(tens)}; llmpp digits makes them{repository.HINT}")
     return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens])
@@ -268,7 +268,7 @@ def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds
     def work(ten: np.ndarray, seed: int) -> dict[str, Any] | None:
         return {"chosen": _chosen(of, ten, seed)} if time.monotonic() < stop else None
 
-    jobs = [({"ten": number, "rows": ten.tolist()}, (ten, number)) for number, ten in enumerate(tens)]
+    jobs = [({"limit": of.limit, "rows": ten.tolist()}, (ten, number)) for number, ten in enumerate(tens)]
     return len(_choices_table(of, results).run(work, jobs, progress="choices" if progress else None)) == len(tens)
 
 
