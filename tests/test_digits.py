@@ -79,7 +79,7 @@ def _frame():
 
 @pytest.mark.parametrize("name", digits.WAYS)
 def test_a_way_to_choose_keeps_the_limit_and_looks_at_no_score_but_those_of_the_trained(name):
-    of = digits.known(_frame(), 0.5)
+    of = digits.known(_frame())
     (ten,) = digits.splits(1, np.random.default_rng(0), of)
     chosen = digits.WAYS[name](of, ten, 3)
     assert of.allowed[chosen]
@@ -90,7 +90,7 @@ def test_a_way_to_choose_keeps_the_limit_and_looks_at_no_score_but_those_of_the_
 
 
 def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
-    of = digits.known(_frame(), 0.5)
+    of = digits.known(_frame())
     tens = digits.splits(40, np.random.default_rng(0), of)
     assert tens.shape == (40, 10)
     assert of.allowed[tens].any(axis=1).all()
@@ -108,11 +108,11 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
 
 
 def test_regressions_are_better_than_chance_where_scores_are_a_sum():
-    of = digits.known(_frame())
+    of = digits.known(_frame(), 1)
     ways = {name: digits.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
     found = digits.regrets(of, digits.choices(of, digits.splits(20, np.random.default_rng(1), of), ways), np.random.default_rng(0))
     assert found.loc["ridge regression", "difference"].high < 0 < found.loc["at random", "difference"].low
-    ceiling = digits.ceiling(_frame(), np.random.default_rng(0))
+    ceiling = digits.ceiling(_frame(), np.random.default_rng(0), 1)
     assert ceiling["noise"] == pytest.approx(1, rel=0.1)
     assert 0 <= ceiling["regret of one seed"] < found.loc["at random", "regret"].value
 

@@ -44,8 +44,10 @@ from llmpp_core.space.network import Network
 RESULTS = repository.RESULTS / "digits"
 #: Tens of trained networks from which every way chooses, and which networks it may choose: all, or the quarter with fewest parameters.
 TENS, SHARES = 200, (1.0, 0.25)
-#: Networks that a student learns from, and the sizes of an evolutionary search: with each predictor it has half of the iterations.
-LABELS, ITERATIONS, SIZES = 300, 10, {"population": 25, "parents": 5, "mutants": 10, "crossovers": 10}
+#: Networks that a student learns from.
+LABELS = 300
+#: Iterations and sizes of an evolutionary search; with short trainings it has few, for in a space this small more would train all of it.
+ITERATIONS, SHORT_ITERATIONS, SIZES = 10, 3, {"population": 25, "parents": 5, "mutants": 10, "crossovers": 10}
 
 
 @cache
@@ -140,8 +142,11 @@ class Known(NamedTuple):
         return int(np.where(self.allowed, scores, -np.inf).argmax())
 
 
-def known(frame: pd.DataFrame, share: float = 1.0) -> Known:
-    """Return what is known of the networks of `scores`, of which the `share` with the fewest parameters may be chosen."""
+def known(frame: pd.DataFrame, share: float = 0.5) -> Known:
+    """Return what is known of the networks of `scores`, of which the `share` with the fewest parameters may be chosen.
+
+    Where all may be, the one with the most parameters is nearly the best, and there is little to choose.
+    """
     if len(frame) < space().size():
         raise ValueError(f"{len(frame):,} of {space().size():,} networks are trained; llmpp digits trains the others{repository.HINT}")
     listed, seeds = list(frame["network"]), frame.filter(regex=r"^seed ").to_numpy()
@@ -214,11 +219,11 @@ def _distilled(of: Known, ten: np.ndarray, seed: int) -> int:
     recipe = StudentRecipe(**{field.name: getattr(DistilledPredictor(), field.name) for field in fields(StudentRecipe)})
     labels, rising = predicted(ridge(), of, ten)[labelled], np.ones(of.features.shape[1], dtype=bool)
     student, *_ = train(of.features[labelled], labels, recipe, rising, np.random.default_rng(seed))
-    return _search(of, [(student.predict(of.features).mean(axis=0), 2 * ITERATIONS)], seed)[0]
+    return _search(of, [(student.predict(of.features).mean(axis=0), ITERATIONS)], seed)[0]
 
 
 def _halves(of: Known, ten: np.ndarray, seed: int) -> tuple[int, int]:
-    return _search(of, [(predicted(ridge(), of, ten), ITERATIONS), (of.short, ITERATIONS)], seed)
+    return _search(of, [(predicted(ridge(), of, ten), ITERATIONS), (of.short, SHORT_ITERATIONS)], seed)
 
 
 def _more_trained(of: Known, ten: np.ndarray, seed: int) -> int:
@@ -274,7 +279,7 @@ def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds
 
 def _choices_table(of: Known, results: Path) -> Table:
     seen = hashlib.sha256(np.round([of.seen, of.short, of.parameters], 4).tobytes()).hexdigest()
-    return Table(results / "choices.jsonl", {"scores_sha256": seen, "ways": list(WAYS)})
+    return Table(results / "choices.jsonl", {"scores_sha256": seen, "ways": list(WAYS), "search": [LABELS, ITERATIONS, SHORT_ITERATIONS, SIZES]})
 
 
 def regrets(
@@ -321,7 +326,7 @@ def regrets(
     return pd.DataFrame(columns, index=chosen.columns)
 
 
-def ceiling(frame: pd.DataFrame, rng: np.random.Generator, share: float = 1.0) -> dict[str, float]:
+def ceiling(frame: pd.DataFrame, rng: np.random.Generator, share: float = 0.5) -> dict[str, float]:
     """Return what the noise of trainings allows at best.
 
     Returns

@@ -151,7 +151,7 @@ def digits_questions(tens: int = 8, networks: int = 100, anonymous: bool = False
     # Loads torch, which most experiments do without.
     from llmpp_book.studies import digits
 
-    of, task = digits.known(digits.scores()), digits.prompt_task()
+    of, task = digits.known(digits.scores(), 1.0), digits.prompt_task()
     task = task.anonymous() if anonymous else task
     questions = []
     for number, ten in enumerate(digits.splits(tens, np.random.default_rng(0), of)):
