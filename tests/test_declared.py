@@ -119,7 +119,7 @@ def test_a_search_keeps_rules_and_finds_the_best() -> None:
     records = list(EvolutionarySearch(KNOTTY, [(Area(), 12)], limit, population=60, parents=15, mutants=20, crossovers=20))
     everything = genes.table(genes.everything())
     areas = KNOTTY.costs["area"](everything)
-    assert records[-1].score > np.quantile(areas[areas <= 300], 0.999)
+    assert records[-1].score > np.quantile(areas[areas <= 300], 0.99)
     for record in records:
         assert KNOTTY.allowed(genes.from_text(record.population)).all()
 

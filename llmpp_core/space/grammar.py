@@ -65,7 +65,7 @@ class Tree:
             for event in yaml.parse(text, _Loader):
                 # Aliases of aliases of lists would be read for ever.
                 if getattr(event, "anchor", None):
-                    raise yaml.MarkedYAMLError(problem="found an alias or anchor", problem_mark=event.start_mark)
+                    raise yaml.MarkedYAMLError(problem="found an alias or anchor", problem_mark=event.start_mark)  # type: ignore[arg-type]
             self._root: Any = yaml.compose(text, _Loader)
             self._lines: dict[tuple[Any, ...], int] = {}
             self.value = self._walk(self._root, (), 0) if self._root is not None else None
