@@ -119,7 +119,7 @@ def test_a_search_keeps_rules_and_finds_the_best() -> None:
     records = list(EvolutionarySearch(KNOTTY, [(Area(), 12)], limit, population=60, parents=15, mutants=20, crossovers=20))
     everything = genes.table(genes.everything())
     areas = KNOTTY.costs["area"](everything)
-    assert records[-1].score > np.quantile(areas[areas <= 300], 0.99)
+    assert records[-1].score >= np.quantile(areas[areas <= 300], 0.99)
     for record in records:
         assert KNOTTY.allowed(genes.from_text(record.population)).all()
 
@@ -201,6 +201,9 @@ def test_spaces_are_kept_in_records_and_copies(name: str) -> None:
     again = space_from_record(space.to_record())
     assert again == space == pickle.loads(pickle.dumps(space)) == copy.deepcopy(space)
     assert again.fingerprint() == space.fingerprint()
+    for cost in space.costs.values():
+        network = space.smallest()
+        assert pickle.loads(pickle.dumps(cost))([network]) == cost([network])
     other = space_from_record({**space.to_record(), "name" if space is MINI else "space": "other"})
     assert other != space
 
