@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmpp_book.__main__ import main
-from llmpp_book.studies import digits
+from llmpp_book.studies import digits, digits_choices
 from llmpp_book.studies.digits_training import SEEDS, Recipe, _Batched, measure, train
 from llmpp_core.metrics import Interval
 
@@ -77,16 +77,16 @@ def _frame():
     return pd.DataFrame({"network": networks, **seeds, "seconds": 0.4, "short": good + rng.normal(size=len(good)), "short seconds": 0.1})
 
 
-@pytest.mark.parametrize("name", digits.WAYS)
+@pytest.mark.parametrize("name", digits_choices.WAYS)
 def test_a_way_to_choose_keeps_the_limit_and_looks_at_no_score_but_those_of_the_trained(name):
     of = digits.known(_frame())
     (ten,) = digits.splits(1, np.random.default_rng(0), of)
-    chosen = digits.WAYS[name](of, ten, 3)
+    chosen = digits_choices.WAYS[name](of, ten, 3)
     assert of.allowed[chosen]
     if not name.endswith("trained as long"):  # which trains more
         others = np.isin(np.arange(len(of.seen)), ten, invert=True)
         hidden = of._replace(seen=np.where(others, np.nan, of.seen), held_out=np.full_like(of.held_out, np.nan))
-        assert digits.WAYS[name](hidden, ten, 3) == chosen
+        assert digits_choices.WAYS[name](hidden, ten, 3) == chosen
 
 
 def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
@@ -96,7 +96,7 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
     assert of.allowed[tens].any(axis=1).all()
     order = np.flatnonzero(of.allowed)[np.argsort(-of.held_out[of.allowed])]
     chosen = pd.DataFrame({"best": order[0], "third": order[2], "any": np.random.default_rng(0).choice(order, 40)})
-    found = digits.regrets(of, chosen, np.random.default_rng(0), than="third")
+    found = digits_choices.regrets(of, chosen, np.random.default_rng(0), than="third")
     lost = of.held_out[order[0]] - of.held_out[order[2]]
     assert found.loc["best", "regret"] == Interval(0, 0, 0)
     assert found.loc["best", "better networks"] == 0
@@ -109,12 +109,29 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
 
 def test_regressions_are_better_than_chance_where_scores_are_a_sum():
     of = digits.known(_frame(), 1)
-    ways = {name: digits.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
-    found = digits.regrets(of, digits.choices(of, digits.splits(20, np.random.default_rng(1), of), ways), np.random.default_rng(0))
+    ways = {name: digits_choices.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
+    found = digits_choices.regrets(
+        of, digits_choices.choices(of, digits.splits(20, np.random.default_rng(1), of), ways), np.random.default_rng(0)
+    )
     assert found.loc["ridge regression", "difference"].high < 0 < found.loc["at random", "difference"].low
     ceiling = digits.ceiling(_frame(), np.random.default_rng(0), 1)
     assert ceiling["noise"] == pytest.approx(1, rel=0.1)
     assert 0 <= ceiling["regret of one seed"] < found.loc["at random", "regret"].value
+
+
+def test_choices_are_kept_and_those_of_other_networks_refused(tmp_path, monkeypatch):
+    ways = {name: digits_choices.WAYS[name] for name in ("at random", "ridge regression")}
+    monkeypatch.setattr(digits_choices, "WAYS", ways)
+    of = digits.known(_frame())
+    tens = digits.splits(4, np.random.default_rng(0), of)
+    assert not digits_choices.record_choices(of, tens, tmp_path, seconds=-1)
+    assert digits_choices.record_choices(of, tens[:2], tmp_path)
+    with pytest.raises(ValueError, match="no choices from ten 2 of 4; llmpp digits makes them"):
+        digits_choices.recorded_choices(of, tens, tmp_path)
+    assert digits_choices.record_choices(of, tens, tmp_path)
+    pd.testing.assert_frame_equal(digits_choices.recorded_choices(of, tens, tmp_path), digits_choices.choices(of, tens, ways))
+    with pytest.raises(ValueError, match="made from something else: scores_sha256"):
+        digits_choices.recorded_choices(of._replace(seen=of.seen + 1), tens, tmp_path)
 
 
 def test_scores_are_read_and_what_lacks_is_named(tmp_path):

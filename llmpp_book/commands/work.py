@@ -185,16 +185,16 @@ def _digits(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from llmpp_book.studies import digits
+    from llmpp_book.studies import digits, digits_choices
     from llmpp_book.studies.digits_training import measure
 
     results, stop = args.results or digits.RESULTS, time.monotonic() + 60 * args.minutes
     complete = measure(digits.networks(), results, seconds=60 * args.minutes, progress=True)
     if complete:
-        for share in digits.SHARES:
+        for share in digits_choices.SHARES:
             of = digits.known(digits.scores(results=results), share)
-            tens = digits.splits(digits.TENS, np.random.default_rng(0), of)
-            complete &= digits.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
+            tens = digits.splits(digits_choices.TENS, np.random.default_rng(0), of)
+            complete &= digits_choices.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0
 

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from llmpp_book.studies import digits
+from llmpp_book.studies import digits, digits_choices
 from llmpp_book.studies.answers import answers
 from llmpp_core.metrics import Interval, kendall_tau, mean_absolute_error
 from llmpp_core.predictors.distill import DistilledPredictor
@@ -24,8 +24,8 @@ def predictions(of: digits.Known, model: str, experiment: str = "digits-test") -
     tens = digits.splits(int(asked["split"].max()) + 1, np.random.default_rng(0), of)
     rows = asked["architecture"].map(order).to_numpy()
     frame = pd.DataFrame({"split": asked["split"], "row": rows, "true": of.held_out[rows], "language model": asked["predicted"]})
-    for name, learner in (("ridge regression", digits.ridge()), ("Gaussian process", digits.process())):
-        by_ten = [digits.predicted(learner, of, ten) for ten in tens]
+    for name, learner in (("ridge regression", digits_choices.ridge()), ("Gaussian process", digits_choices.process())):
+        by_ten = [digits_choices.predicted(learner, of, ten) for ten in tens]
         frame[name] = [by_ten[split][row] for split, row in zip(frame["split"], frame["row"], strict=True)]
     return frame.assign(**{"model and ridge": frame[["language model", "ridge regression"]].mean(axis=1)})
 
