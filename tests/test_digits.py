@@ -96,7 +96,7 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
     assert of.allowed[tens].any(axis=1).all()
     order = np.flatnonzero(of.allowed)[np.argsort(-of.held_out[of.allowed])]
     chosen = pd.DataFrame({"best": order[0], "third": order[2], "any": np.random.default_rng(0).choice(order, 40)})
-    found = digits_choices.regrets(of, chosen, np.random.default_rng(0), than="third")
+    found = digits_choices.regrets([(of, chosen)], np.random.default_rng(0), than="third")
     lost = of.held_out[order[0]] - of.held_out[order[2]]
     assert found.loc["best", "regret"] == Interval(0, 0, 0)
     assert found.loc["best", "better networks"] == 0
@@ -108,11 +108,10 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
 
 
 def test_regressions_are_better_than_chance_where_scores_are_a_sum():
-    of = digits.known(_frame(), 1)
     ways = {name: digits_choices.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
-    found = digits_choices.regrets(
-        of, digits_choices.choices(of, digits.splits(20, np.random.default_rng(1), of), ways), np.random.default_rng(0)
-    )
+    parts = [digits.known(_frame(), share / 10) for share in range(1, 10)]
+    parts = [(of, digits_choices.choices(of, digits.splits(3, np.random.default_rng(0), of), ways)) for of in parts]
+    found = digits_choices.regrets(parts, np.random.default_rng(0))
     assert found.loc["ridge regression", "difference"].high < 0 < found.loc["at random", "difference"].low
     ceiling = digits.ceiling(_frame(), np.random.default_rng(0), 1)
     assert ceiling["noise"] == pytest.approx(1, rel=0.1)

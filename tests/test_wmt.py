@@ -166,7 +166,12 @@ def refused(message: str, *args: Any, **kwargs: Any) -> None:
 @pytest.mark.parametrize(
     ("gone", "name", "data", "message"),
     [
-        ("train.de", "train.de.gz", gzip.compress(b"a\n" * 101, mtime=0), r"train\.en has 100 lines, .*train\.de\.gz has 101; every line needs"),
+        (
+            "train.de",
+            "train.de.gz",
+            gzip.compress(b"a\n" * 101, mtime=0),
+            r"train\.en has 100 lines, .*train\.de\.gz has 101; every line needs",
+        ),
         ("train.en", "train.en", b"a\n\xff\n" * 50, r"train\.en, line 2: not UTF-8 at byte 1"),
         ("validation.en", "validation.en", b"\n" * 9, r"valid: the source of pair 1 is empty"),
     ],

@@ -191,9 +191,9 @@ def _digits(args: argparse.Namespace) -> int:
     results, stop = args.results or digits.RESULTS, time.monotonic() + 60 * args.minutes
     complete = measure(digits.networks(), results, seconds=60 * args.minutes, progress=True)
     if complete:
-        for share in digits_choices.SHARES:
+        for share, n in digits_choices.TENS.items():
             of = digits.known(digits.scores(results=results), share)
-            tens = digits.splits(digits_choices.TENS, np.random.default_rng(0), of)
+            tens = digits.splits(n, np.random.default_rng(0), of)
             complete &= digits_choices.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
     print("complete" if complete else "not complete; the same command goes on")
     return 0

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from llmpp_book import repository
-from llmpp_book.studies.digits import RESULTS, Known, space
+from llmpp_book.studies.digits import RESULTS, Known, known, space, splits
 from llmpp_core.jobs.table import Table
 from llmpp_core.metrics import Interval
 from llmpp_core.predictors.baselines import TablePredictor
@@ -33,8 +33,9 @@ from llmpp_core.predictors.student import StudentRecipe, train
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.limits import Limit
 
-#: Tens of trained networks from which every way chooses, and which networks it may choose: all, or the quarter with fewest parameters.
-TENS, SHARES = 200, (1.0, 0.25)
+#: How many tens of trained networks every way chooses from, by the share of the networks (those with the fewest parameters) it may choose.
+#: Under a single limit counting parameters may win or lose by chance: a good network may be just within.
+TENS = {1.0: 200, **{tenths / 10: 23 for tenths in range(1, 10)}}
 #: Networks that a student learns from.
 LABELS = 300
 #: Iterations and sizes of an evolutionary search; with short trainings it has few, for in a space this small more would train all of it.
@@ -127,6 +128,12 @@ def _chosen(of: Known, ten: np.ndarray, seed: int, ways: Mapping[str, Way]) -> d
     return {name: int(way(of, ten, seed)) for name, way in ways.items()}
 
 
+def kept(frame: pd.DataFrame, shares: Sequence[float], results: Path = RESULTS) -> list[tuple[Known, pd.DataFrame]]:
+    """Return what is known, and the choices that were kept, under each limit of `TENS` that is asked for, as `regrets` takes them."""
+    parts = [(share, known(frame, share)) for share in shares]
+    return [(of, recorded_choices(of, splits(TENS[share], np.random.default_rng(0), of), results)) for share, of in parts]
+
+
 def recorded_choices(of: Known, tens: np.ndarray, results: Path = RESULTS) -> pd.DataFrame:
     """Return what `choices` does, as `record_choices` has kept it; ValueError where it did not, or for other networks or tens."""
     rows = _choices_table(of, results).rows()
@@ -154,15 +161,14 @@ def _choices_table(of: Known, results: Path) -> Table:
 
 
 def regrets(
-    of: Known, chosen: pd.DataFrame, rng: np.random.Generator, than: str = "best of the ten", resamples: int = 2000
+    parts: Sequence[tuple[Known, pd.DataFrame]], rng: np.random.Generator, than: str = "best of the ten", resamples: int = 2000
 ) -> pd.DataFrame:
     """Return how far each way falls short of the best known network within the limit, in percentage points of accuracy.
 
     Parameters
     ----------
-    of : Known
-    chosen : pandas.DataFrame
-        As `choices` returns it.
+    parts : sequence of (Known, pandas.DataFrame)
+        For each limit, what is known, and what `choices` returned. One limit says little: it may happen to be just above a good network.
     rng : numpy.random.Generator
         Resamples the tens, the same for all ways.
     than : str
@@ -182,16 +188,21 @@ def regrets(
     The best known network is the best by the mean of two seeds, and so a little lucky: all regrets are too large by the same amount, which
     `ceiling` estimates. Differences do not have this bias.
     """
-    top = np.sort(of.held_out[of.allowed])
-    reached = of.held_out[chosen.to_numpy()]
-    lost = top[-1] - reached
+    found = [_lost(of, chosen) for of, chosen in parts]
+    lost, better = (np.vstack(columns) for columns in zip(*found, strict=True))
     drawn = rng.multinomial(len(lost), np.full(len(lost), 1 / len(lost)), size=resamples) / len(lost)
+    names = parts[0][1].columns
 
     def intervals(values: np.ndarray) -> list[Interval]:
         ends = np.quantile(drawn @ values, [0.025, 0.975], axis=0)
         return [Interval(*map(float, three)) for three in zip(values.mean(axis=0), *ends, strict=True)]
 
-    better = 100 * (len(top) - np.searchsorted(top, reached, side="right")) / len(top)
-    differences = lost - lost[:, [chosen.columns.get_loc(than)]]
+    differences = lost - lost[:, [list(names).index(than)]]
     columns = {"regret": intervals(lost), "difference": intervals(differences), "better networks": better.mean(axis=0)}
-    return pd.DataFrame(columns, index=chosen.columns)
+    return pd.DataFrame(columns, index=names)
+
+
+def _lost(of: Known, chosen: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each choice loses, and which percentage of the networks within the limit is better; shape (tens, ways)."""
+    top, reached = np.sort(of.held_out[of.allowed]), of.held_out[chosen.to_numpy()]
+    return top[-1] - reached, 100 * (len(top) - np.searchsorted(top, reached, side="right")) / len(top)
