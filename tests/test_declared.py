@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searches import MINI
 
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.limits import cost_limit
 from llmpp_core.space.choice import Choice
 from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.declared import DeclaredSpace
@@ -108,6 +110,20 @@ def test_all_networks_are_listed_once_and_reached_by_sampling(name: str) -> None
     assert len(set(balanced)) == 60
 
 
+def test_a_search_keeps_rules_and_finds_the_best() -> None:
+    class Area:
+        def predict(self, networks: Any) -> np.ndarray:
+            return KNOTTY.costs["area"](networks)
+
+    genes, limit = genes_of("knotty"), cost_limit(KNOTTY, "area", 300)
+    records = list(EvolutionarySearch(KNOTTY, [(Area(), 12)], limit, population=60, parents=15, mutants=20, crossovers=20))
+    everything = genes.table(genes.everything())
+    areas = KNOTTY.costs["area"](everything)
+    assert records[-1].score >= np.quantile(areas[areas <= 300], 0.99)
+    for record in records:
+        assert KNOTTY.allowed(genes.from_text(record.population)).all()
+
+
 def test_a_stratum_with_few_networks_is_filled_up_by_others() -> None:
     networks = GPTS.sample_balanced(500, np.random.default_rng(0))
     depths = [network.layers for network in networks]
@@ -185,6 +201,9 @@ def test_spaces_are_kept_in_records_and_copies(name: str) -> None:
     again = space_from_record(space.to_record())
     assert again == space == pickle.loads(pickle.dumps(space)) == copy.deepcopy(space)
     assert again.fingerprint() == space.fingerprint()
+    for cost in space.costs.values():
+        network = space.smallest()
+        assert pickle.loads(pickle.dumps(cost))([network]) == cost([network])
     other = space_from_record({**space.to_record(), "name" if space is MINI else "space": "other"})
     assert other != space
 
@@ -237,11 +256,11 @@ WRONG: list[tuple[str, str, str]] = [
     ("values: [4, 8]", "range: [0.1, 8]", "space:8: 'heads': steps: expected 2 to 62 values of the range, got nothing"),
     ("  heads:", "  width:", "space:8: 'width' is given twice (lines 6 and 8)"),
     ("text: is the number of layers", "text: the number of layers", "space:5: 'layers': text completes 'layers ...'"),
-    ("[2, 4, 6, 8, 12]", "[0, 2]", "space:7: choice 'ffn': per 'layers' must count layers: positive integers, chosen once"),
+    ("[2, 4, 6, 8, 12]", "[0, 2]", "space:7: choice 'ffn': per 'layers' must count layers: integers from 1 to 1000, chosen once"),
     ("order: none", "when: width == 100", "space:8: 'heads': \"width == 100\" never holds"),
     ("order: none", "when: width > 100", "space:8: 'heads': \"width > 100\" always holds: leave it out"),
     ("order: none", "when: heads == 4", "space:8: choice 'heads' depends on itself: heads -> heads"),
-    ("order: none", "when: width + *x", "space:8: 'width + *x' is no formula"),
+    ("order: none", "when: width + *x", "space:8: 'heads': 'width + *x' is no formula"),
     ("order: none", "when: *x", "space:8: a formula that begins with * & ! % { [ needs quotes"),
     ("costs:", "rules: [width*ffn == 3]\ncosts:", 'space:9: no network of 10,000 drawn keeps "width*ffn == 3"'),
     (
@@ -274,13 +293,20 @@ def test_wrong_spaces_are_refused_in_a_line_that_names_file_and_line(old: str, n
         ),
         (
             "space: x\nchoices:\n  a: ['yes', 'no']\n  b: {values: [1, 2], when: a == 'yse'}",
-            "space:4: \"a == 'yse'\" never holds; a is one of 'yes', 'no'",
+            "space:4: 'b': \"a == 'yse'\" never holds; a is one of 'yes', 'no'",
         ),
         (
             "space: x\nchoices:\n  a: ['yes', 'no']\n  b: {values: [1, 2], when: a + 1}",
-            "space:4: 'a' is a category: compare it by == or !=",
+            "space:4: 'b': 'a' is a category: compare it by == or !=",
         ),
         ("- a\n- b", "space:1: space: expected a mapping with the keys space, network"),
+        ("space: x\nchoices:\n  a: [1, 2]\nrules: [a == 1, b]", "space:4: rule 'b': unknown name 'b'; choices and constants are a"),
+        ("space: x\nchoices:\n  a: &a [1, 2]\n  b: *a", "space:3: a formula that begins with * & ! % { [ needs quotes"),
+        ("space: x\n\tchoices: 3", "space:2: not valid YAML: found character a tab"),
+        (
+            "space: x\nchoices:\n  a: [1e9, 1" + "0" * 30 + "]\n  b: {values: [3, 4], per: a}",
+            "space:4: choice 'b': per 'a' must count layers",
+        ),
         ("nowhere.yml", "no file 'nowhere.yml'"),
     ],
 )

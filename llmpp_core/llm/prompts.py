@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -52,8 +52,14 @@ def two_digits(value: float) -> int:
     return max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
 
 
-def _of_one(cost: Cost, network: Any) -> float:
-    return float(cost([network])[0])
+@dataclass(frozen=True)
+class _OfOne:
+    """The cost of one network; two of the same cost are equal, as the parts of copied estimators have to be."""
+
+    cost: Cost
+
+    def __call__(self, network: Any) -> float:
+        return float(self.cost([network])[0])
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Efficiency:
         """Return a cost of a space as prompts tell it, with two significant digits of the cheapest network."""
         cheapest = float(cost([cost.space.smallest()])[0])
         unit = f"in {cost.unit}, " if cost.unit else ""
-        return cls(cost.name, f"{unit}lower is cheaper", partial(_of_one, cost), two_digits(cheapest))
+        return cls(cost.name, f"{unit}lower is cheaper", _OfOne(cost), two_digits(cheapest))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,14 @@ class Cost:
     unit: str = ""
     kind: str = "formula"
 
+    def __deepcopy__(self, memo: Any) -> Cost:
+        return self
+
+    def __reduce__(self) -> Any:
+        # A formula is made again by its space.
+        own = self.space.costs.get(self.name) is self
+        return (_of_space, (self.space, self.name)) if own else (Cost, (self.name, self.function, self.space, self.unit, self.kind))
+
     def __call__(self, networks: Sequence[Any]) -> np.ndarray:
         """Return the costs of n networks, shape (n,).
 
@@ -78,7 +86,11 @@ class Costs(dict[str, Cost]):
         raise KeyError(f"{self._space.name} has no cost {name!r}; it has {', '.join(self) or 'none'}")
 
     def __reduce__(self) -> Any:
-        return Costs, (self._space, list(self.values()))
+        return getattr, (self._space, "costs")
+
+
+def _of_space(space: Space, name: str) -> Any:
+    return space.costs[name]
 
 
 def count_parameters(arch: Architecture, qkv_dim: int) -> int:

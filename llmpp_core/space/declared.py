@@ -166,7 +166,10 @@ class DeclaredSpace(Structure):
         return [TableFeatures(self, kind) for kind in FEATURE_SETS[name]]
 
     def smallest(self) -> Network:
-        """Return the network of the smallest number of every choice, of the largest where larger means less, of the first of categories."""
+        """Return the network of the smallest number of every choice, of the largest where larger means less, of the first of categories.
+
+        Where that breaks a rule, a network drawn at random that differs little from it.
+        """
         return self._extreme(1)
 
     def largest(self) -> Network:
@@ -246,7 +249,11 @@ class DeclaredSpace(Structure):
             choice = self.by_name[name]
             numbers = np.array(choice.numbers or range(len(choice.values))) * (-1 if choice.order == "less" else 1)
             row.append(int(np.argmin(sign * numbers)))
-        return self.build(self._genes.canonical(np.array([row], dtype=np.int8)))[0]
+        rows = self._genes.canonical(np.array([row], dtype=np.int8))
+        if not np.all(self.allowed(rows)):
+            drawn = self._genes.sample(_CHECKED, np.random.default_rng(0))
+            rows = drawn[[int((drawn != rows).sum(axis=1).argmin())]]
+        return self.build(rows)[0]
 
     def _sum(self, columns: Any, formula: Any, depth: str | None) -> np.ndarray:
         """Return what a formula gives, shape (n,), or (n, layers) and 0 in absent layers."""
@@ -264,7 +271,7 @@ class DeclaredSpace(Structure):
         if len(depths) > 1:
             raise SpaceError(f"rule {rule!r}: it names choices of the layers of {' and '.join(map(str, depths))}; one is allowed", *where)
         depth = depths[0] if depths else None
-        formula = self.formula(rule, depth, *where)
+        formula = self.formula(f"rule {rule!r}", rule, depth, *where)
 
         def holds(columns: Any) -> np.ndarray:
             found = np.nan_to_num(self._sum(columns, formula, depth)) != 0
@@ -303,10 +310,7 @@ class DeclaredSpace(Structure):
         for key in ("once", *self.depths):
             if key in spec:
                 depth = None if key == "once" else key
-                try:
-                    parts[depth] = self.formula(spec[key], depth)
-                except SpaceError as error:
-                    raise SpaceError(f"cost {name!r}: {error}", *where, key) from None
+                parts[depth] = self.formula(f"cost {name!r}", spec[key], depth, *where, key)
         if not parts:
             raise SpaceError(f"cost {name!r}: no formula; write one under {', '.join(('once', *self.depths))}", *where)
 
@@ -322,7 +326,7 @@ class DeclaredSpace(Structure):
 
     def _check_costs(self) -> None:
         """Refuse formulas that are not positive somewhere, since their logarithms are features and limits are shares of them."""
-        rows = self._genes.encode([self.smallest(), self.largest()]) if not self._rules else self._genes.sample(2, np.random.default_rng(1))
+        rows = self._genes.encode([self.smallest(), self.largest()])
         table = self._genes.table(np.vstack([rows, self._genes.sample(_CHECKED, np.random.default_rng(0))]))
         for cost in self.costs.values():
             if cost.kind == "formula":

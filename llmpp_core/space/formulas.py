@@ -86,7 +86,7 @@ class Formula:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise ValueError(f"{text!r} is no formula; {_ALLOWED}") from None
+            raise ValueError(f"{text[:80]!r} is no formula; {_ALLOWED}") from None
         if sum(1 for _ in ast.walk(tree)) > _MOST_NODES:
             raise ValueError(f"a formula of more than {_MOST_NODES} parts")
         self._found: dict[str, None] = {}

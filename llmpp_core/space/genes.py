@@ -24,6 +24,8 @@ _FROM_TEXT = np.full(_TO_TEXT.max() + 2, -2, dtype=np.int8)
 _FROM_TEXT[_TO_TEXT] = np.arange(-1, len(_ALPHABET) - 1)
 #: Most networks that are listed.
 MOST_LISTED = 1_000_000
+# How many more to draw at once where rules are kept by few.
+_DRAWN = 1000
 
 
 class Genes:
@@ -54,7 +56,7 @@ class Genes:
         self._starts = np.array([self.columns[name].start for name in names])
         # Numbers by gene and position, the last of them 0 for -1; those of a category are not looked at.
         numbers = [self.choices[name].numbers or (0,) for name in names]
-        whole = all(isinstance(number, int) for row in numbers for number in row)
+        whole = all(isinstance(number, int) and abs(number) < 2**53 for row in numbers for number in row)
         self._numbers = np.zeros((len(names), self.cardinalities.max() + 1), dtype=int if whole else float)
         for i, row in enumerate(numbers):
             self._numbers[i, : len(row)] = row
@@ -77,9 +79,14 @@ class Genes:
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw rows by drawing every gene uniformly; again where rules of the space are broken."""
         rows = self.canonical(self.random(n, rng))
-        while (kept := self.space.allowed(rows)) is not None and not kept.all():
-            rows = np.vstack([rows[kept], self.canonical(self.random(int((~kept).sum()), rng))])
-        return rows
+        kept = self.space.allowed(rows)
+        if kept is None:
+            return rows
+        rows = rows[kept]
+        while len(rows) < n:
+            more = self.canonical(self.random(n + _DRAWN, rng))
+            rows = np.vstack([rows, more[self.space.allowed(more)]])
+        return rows[:n]
 
     def mutate(self, rows: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
         """Resample each gene with the given probability; what a row lacked starts at random values. Rows that would break rules stay."""

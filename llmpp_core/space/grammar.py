@@ -62,15 +62,20 @@ class Tree:
     def __init__(self, text: str, name: str):
         self.name = name
         try:
+            for event in yaml.parse(text, _Loader):
+                # Aliases of aliases of lists would be read for ever.
+                if getattr(event, "anchor", None):
+                    raise yaml.MarkedYAMLError(problem="found an alias or anchor", problem_mark=event.start_mark)  # type: ignore[arg-type]
             self._root: Any = yaml.compose(text, _Loader)
             self._lines: dict[tuple[Any, ...], int] = {}
             self.value = self._walk(self._root, (), 0) if self._root is not None else None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = (mark.line if mark else 0) + 1
-            odd = any(word in str(error.problem) for word in ("alias", "anchor", "cannot start any token"))
+            problem = str(error.problem).replace("'\\t' that cannot start any token", "a tab")
+            odd = any(word in problem for word in ("alias", "anchor", "cannot start any token"))
             quotes = "a formula that begins with * & ! % { [ needs quotes" if odd else ""
-            raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {error.problem or error.context}'}") from None
+            raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {problem if error.problem else error.context}'}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 

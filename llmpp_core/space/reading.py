@@ -122,9 +122,10 @@ def _by_choice(space: DeclaredSpace, given: Mapping[Any, Any]) -> dict[str, Any]
     for key, value in given.items():
         value = value.item() if isinstance(value, np.generic) else value
         value = value.tolist() if isinstance(value, np.ndarray) else value
-        empty = value is None or (isinstance(value, str) and value.strip() in ("", "-")) or value != value
         plain = str(key).strip().replace("-", "_")
         of_layer = re.fullmatch(r"(.+?)_(\d{1,4})", plain)
+        dash = not (plain in names and "-" in names[plain].values)
+        empty = value is None or value != value or (isinstance(value, str) and value.strip() in ("", "-"[:dash]))
         if plain in names:
             if not empty:
                 found[names[plain].name] = value

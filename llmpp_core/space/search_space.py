@@ -97,6 +97,10 @@ class SearchSpace:
         genes += [(name, i) for name in DECODER_LISTS for i in range(max(self.decoder_layers))]
         object.__setattr__(self, "genes", tuple(genes))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is computed on demand refers to the space.
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     def __contains__(self, arch: object) -> bool:
         return isinstance(arch, Architecture) and next(self._violations(arch), None) is None
 

@@ -16,6 +16,7 @@ from llmpp_core.space.genes import Genes
 
 # Largest truth tables: of a condition over its parents, and of all genes over all gates.
 _MOST_COMBINATIONS = 4096
+_MOST_LAYERS = 1000
 
 
 class SpaceError(ValueError):
@@ -50,7 +51,9 @@ class Structure:
         self.genes: tuple[tuple[str, int | None], ...] = tuple(
             (c.name, layer) for c in self.choices for layer in ([None] if c.per is None else range(self.layers[c.per].max()))
         )
-        self._conditions = conditions = {c.name: self.formula(c.when, c.per, "choices", c.name) for c in self.choices if c.when is not None}
+        self._conditions = conditions = {
+            c.name: self.formula(repr(c.name), c.when, c.per, "choices", c.name) for c in self.choices if c.when is not None
+        }
         for name, formula in conditions.items():
             for key in formula.names:
                 if self._sources.get(key, ("", 0.0))[0] not in ("value", "constant"):
@@ -86,8 +89,8 @@ class Structure:
         columns = self._columns[name]
         return np.where(active[:, columns], rows[:, columns], -1)
 
-    def formula(self, text: Any, depth: str | None, *where: Any) -> Formula:
-        """Return a formula on what is known once, or in a layer; raises SpaceError for what it may not name there."""
+    def formula(self, what: str, text: Any, depth: str | None, *where: Any) -> Formula:
+        """Return a formula on what is known once, or in a layer; raises SpaceError, saying of what, for what it may not name there."""
         known: dict[str, Choice | None] = {}
         refused = {}
         for key, (kind, choice) in self._sources.items():
@@ -108,7 +111,7 @@ class Structure:
         try:
             return Formula(text, known, refused)
         except ValueError as error:
-            raise SpaceError(str(error), *where) from None
+            raise SpaceError(f"{what}: {error}", *where) from None
 
     def holds(self, name: str, numbers: Mapping[str, Any]) -> Any:
         """Return whether the condition of a choice holds, given the numbers of those before it: per layer lists, and nan if not made."""
@@ -133,7 +136,7 @@ class Structure:
                 found[key] = float(choice)
                 continue
             values = (columns.positions(choice.name) if choice.numbers is None else columns.values(choice.name)).astype(float)
-            values = values.reshape(len(values), -1)
+            values = values if values.ndim == 2 else values[:, None]
             if kind == "before":
                 values = np.hstack([np.full((len(values), 1), choice.before), values[:, :-1]])
             elif kind == "first":
@@ -196,8 +199,10 @@ class Structure:
         depth, where = self.by_name.get(choice.per or ""), ("choices", choice.name, "per")
         if depth is None:
             raise SpaceError(f"choice {choice.name!r}: per {choice.per!r} is no choice{meant(choice.per, self.by_name)}", *where)
-        if depth.per or depth.numbers is None or not all(isinstance(n, int) and n > 0 for n in depth.numbers):
-            raise SpaceError(f"choice {choice.name!r}: per {depth.name!r} must count layers: positive integers, chosen once", *where)
+        if depth.per or depth.numbers is None or not all(isinstance(n, int) and 0 < n <= _MOST_LAYERS for n in depth.numbers):
+            raise SpaceError(
+                f"choice {choice.name!r}: per {depth.name!r} must count layers: integers from 1 to {_MOST_LAYERS}, chosen once", *where
+            )
         return depth.name
 
     def _parent(self, key: str) -> str:

@@ -83,10 +83,10 @@ class TableFeatures(ArchitectureTransformer):
     def _of(self, choice: Choice, columns: Any) -> list[np.ndarray]:
         positions = columns.positions(choice.name)
         if choice.numbers is not None:
-            found = columns.values(choice.name).reshape(len(columns), -1)[:, :, None].astype(float)
+            found = columns.values(choice.name).reshape(positions.shape)[:, :, None].astype(float)
         else:
             found = (positions[:, :, None] == np.arange(len(choice.values))).astype(float)
         if choice.per and self.kind == "averages":
             made = (positions >= 0).sum(axis=1)
             found = found.sum(axis=1, keepdims=True) / np.maximum(made, 1)[:, None, None]
-        return [found.reshape(len(columns), -1)]
+        return [found.reshape(len(columns), found.shape[1] * found.shape[2])]
