@@ -95,6 +95,11 @@ def test_the_next_round(tmp_path: Path) -> None:
     (tmp_path / "trained.csv").write_text("".join([head, *reversed(rest)]))
     again = search_pipeline(run)
     assert (again.round, again.networks, again.intervals) == (1, first.networks, first.intervals)
+    reports = [
+        re.sub(r"trained\.csv:\d+|\b[0-9a-f]{64}\b", "", text.decode())
+        for text in (before["report.html"], (tmp_path / "run-out" / "report.html").read_bytes())
+    ]
+    assert reports[0] == reports[1]
     before = files(tmp_path / "run-out")
     lines = [",".join(cells(network)) + f",{perplexity(network)}\n" for network in first.networks]
     with (tmp_path / "trained.csv").open("a") as file:
