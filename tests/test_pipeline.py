@@ -90,6 +90,17 @@ def test_the_next_round(tmp_path: Path) -> None:
     before = files(tmp_path / "run-out")
     search_pipeline(run)
     assert files(tmp_path / "run-out") == before
+    # The order of lines decides nothing.
+    head, *rest = (tmp_path / "trained.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "trained.csv").write_text("".join([head, *reversed(rest)]))
+    again = search_pipeline(run)
+    assert (again.round, again.networks, again.intervals) == (1, first.networks, first.intervals)
+    reports = [
+        re.sub(r"trained\.csv:\d+|\b[0-9a-f]{64}\b", "", text.decode())
+        for text in (before["report.html"], (tmp_path / "run-out" / "report.html").read_bytes())
+    ]
+    assert reports[0] == reports[1]
+    before = files(tmp_path / "run-out")
     lines = [",".join(cells(network)) + f",{perplexity(network)}\n" for network in first.networks]
     with (tmp_path / "trained.csv").open("a") as file:
         file.writelines(lines[:3])
@@ -170,9 +181,18 @@ def test_a_budget_that_ends_and_is_raised(tmp_path: Path, capsys: pytest.Capture
         assert "budget of 4 USD" in capsys.readouterr().err
         assert not (tmp_path / "run-out" / "report.html").exists()
         first = len(server.calls)
+        # The budget is that of the folder, not of each call.
+        assert main(["search", str(run)]) == 3
+        assert len(server.calls) == first
         search_pipeline(changed(run, model={"budget": 1000.0}))
         assert len(server.calls) == 13
         assert 0 < first < 13
+        for prompt in [
+            prompt for prompt in server.prompts() if prompt.count("Test architecture 1\n") and "Test architecture 2\n" not in prompt
+        ]:
+            *shown, asked = re.findall(r"^(?:Example|Test architecture) \d+\n((?:(?!accuracy).+\n?)+)", prompt, flags=re.MULTILINE)
+            assert len(shown) == 9
+            assert asked.strip() not in {lines.strip() for lines in shown}
     assert (tmp_path / "run-out" / "report.html").exists()
 
 
