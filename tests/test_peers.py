@@ -10,6 +10,8 @@ import pytest
 from searches import MINI, Additive, everything
 
 from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
+from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.finalists import finalists
 from llmpp_core.search.limits import parameter_limit
 from llmpp_core.search.records import read_records
 from llmpp_core.space.genes import Genes
@@ -66,6 +68,37 @@ def test_local_search_ends_on_local_optima_and_starts_again() -> None:
     # Without interactions every climb ends at the optimum.
     assert result.score == pytest.approx(score.best_score())
     assert len(result.records) == 3
+
+
+def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor(tmp_path: Path) -> None:
+    genes, costly = Genes(TINY), Additive(TINY, noise=0.2)
+    first = EvolutionarySearch(TINY, [(Additive(TINY), 30)], LIMIT).run()
+    start = finalists(first, genes)
+    assert len(set(start)) == 51
+    # The best of three depths, as many of each, best first.
+    depths = [arch.decoder_layers for arch in start]
+    assert [depths.count(depth) for depth in dict.fromkeys(depths)] == [17, 17, 17]
+    seen = {genome: score for record in first.records for genome, score in zip(record.population, record.scores, strict=True)}
+    said = [seen[genome] for genome in genes.to_text(genes.encode(start))]
+    assert said[0] == max(seen.values())
+    for first_of_depth in (0, 17, 34):
+        group = said[first_of_depth : first_of_depth + 17]
+        assert group == sorted(group, reverse=True)
+        scored = zip(genes.table(genes.from_text(seen)), seen.values(), strict=True)
+        same = [score for arch, score in scored if arch.decoder_layers == depths[first_of_depth]]
+        assert group == sorted(same, reverse=True)[:17]
+    path = tmp_path / "climb.jsonl"
+    climb = LocalSearch(TINY, costly, LIMIT, evaluations=153, batch=51, start=start).run(path)
+    assert set(climb.records[0].population) == set(genes.to_text(genes.encode(start)))
+    assert climb.records[0].score == max(costly.predict(start)) <= climb.score
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    assert told(LocalSearch(TINY, costly, LIMIT, evaluations=153, batch=51, start=start).run(path).records) == told(climb.records)
+    # What is not within the limits is left out, and climbers that lack a start are random.
+    alone = LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=[start[0], TINY.largest()]).run()
+    assert genes.to_text(genes.encode([start[0]]))[0] in alone.records[0].population
+    assert max(cost for record in alone.records for cost in record.costs["parameters"]) <= LIMIT.limit
+    with pytest.raises(ValueError, match="start: expected at most 20, the first evaluations, got 51"):
+        LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=start)
 
 
 @pytest.mark.parametrize("method", METHODS)
