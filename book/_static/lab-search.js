@@ -71,9 +71,9 @@
     if (a.e !== b.e) found.push(`encoder width ${a.e} to ${b.e}`);
     if (a.d !== b.d) found.push(`decoder width ${a.d} to ${b.d}`);
     if (a.df.length !== b.df.length) found.push(`decoder layers ${a.df.length} to ${b.df.length}`);
-    list("encoder feed-forward width", a.ef, b.ef); list("number of encoder head", a.eh, b.eh); list("decoder feed-forward width",
+    list("encoder feed-forward width", a.ef, b.ef); list("encoder head count", a.eh, b.eh); list("decoder feed-forward width",
       a.df, b.df);
-    list("number of decoder head", [...a.dh, ...a.ch], [...b.dh, ...b.ch]); list("cross-attention span", a.sp, b.sp);
+    list("decoder head count", [...a.dh, ...a.ch], [...b.dh, ...b.ch]); list("cross-attention span", a.sp, b.sp);
     return found;
   };
   const go = i => {
