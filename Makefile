@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book sphinx test lint notebooks serve lock clean
+.PHONY: help book pdf sphinx test lint notebooks serve lock clean
 
 # The interpreter that creates .venv: make PYTHON=python3.12 book
 PYTHON ?= python3
@@ -26,6 +26,15 @@ book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/
 		echo "$$sum" > _build/.checksum; \
 	fi
 	@echo "The book is at _build/html/index.html (make serve shows it in a browser)."
+
+# All pages as one, printed by a browser without a window.
+pdf: book ## print the whole book into _build/llmpp.pdf; needs Chromium
+	@browser=$${CHROMIUM:-$$(command -v chromium chromium-browser google-chrome google-chrome-stable | head -n 1 || true)}; \
+	if [ -z "$$browser" ]; then echo "No Chromium on the PATH; on Debian and Ubuntu: apt install chromium. Or name one: make pdf CHROMIUM=…" >&2; exit 1; fi; \
+	$(BIN)/python -m sphinx -b singlehtml -W --keep-going -q -d _build/.single book _build/single; \
+	"$$browser" --headless --no-sandbox --disable-gpu --virtual-time-budget=120000 --no-pdf-header-footer \
+		--print-to-pdf="$(CURDIR)/_build/llmpp.pdf" "file://$(CURDIR)/_build/single/index.html" 2> _build/pdf.log || { cat _build/pdf.log >&2; exit 1; }
+	@echo "The book is at _build/llmpp.pdf."
 
 # book/conf.py reads what both builds need from _config.yml: the way on if jupyter-book 1 is given up.
 sphinx: $(STAMP) ## build the same pages by plain Sphinx, into _build/sphinx/

@@ -33,7 +33,7 @@ numfig = True
 html_theme = "sphinx_book_theme"
 html_favicon = settings["html"]["favicon"]
 html_static_path = ["_static"]
-html_css_files = ["book.css"]
+html_css_files, html_js_files = ([path.name for path in sorted((BOOK / "_static").glob(f"*.{kind}"))] for kind in ("css", "js"))
 html_sourcelink_suffix = ""
 globals().update(settings["sphinx"]["config"])
 launch_buttons = {name: value for name, value in settings["launch_buttons"].items() if value}

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 import html
-import http.server
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,28 +129,6 @@ def test_every_work_has_a_label_of_its_own() -> None:
 
 
 # In a browser.
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def serve() -> Iterator[object]:
-    """Return a function that serves a folder on this machine and returns its address."""
-    servers = []
-
-    def start(folder: Path) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/"
-
-    yield functools.cache(start)
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 # What a page's own script cannot see is listened for; the rest is asked of the page once formulas are drawn.

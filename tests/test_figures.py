@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from llmpp_book import figures
 
@@ -28,9 +30,9 @@ def restore_style() -> Any:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     bundles: list[dict[str, Any]] = []
 
-    def display(bundle: dict[str, Any], *, raw: bool) -> None:
+    def display(bundle: dict[str, Any], *, raw: bool, metadata: Any = None) -> None:
         assert raw
-        bundles.append(bundle)
+        bundles.append(bundle if metadata is None else {**bundle, "metadata": metadata})
 
     monkeypatch.setattr(figures, "display", display)
     return bundles
@@ -108,8 +110,10 @@ def test_a_figure_is_a_picture_with_its_digest_and_is_closed(shown: list[dict[st
     fig = drawn(KINDS["line"], VALUES)
     figures.show(fig)
     (bundle,) = shown
-    assert bundle.keys() == {"image/png", "text/plain"}
-    assert bundle["image/png"].startswith(b"\x89PNG")
+    assert bundle.keys() == {"image/png", "text/plain", "metadata"}
+    # Stored with twice the pixels that it is shown with.
+    width = Image.open(io.BytesIO(bundle["image/png"])).width
+    assert bundle["metadata"]["image/png"]["width"] == width // 2 == pytest.approx(fig.get_figwidth() * figures.DPI, rel=0.1)
     assert bundle["text/plain"] == f"<figure, data {figures.digest(fig)}>"
     assert not plt.fignum_exists(fig.number)
 
@@ -152,6 +156,18 @@ def test_a_table_of_levels_and_decimals(shown: list[dict[str, Any]]) -> None:
     assert shown[0]["text/plain"].splitlines()[::2] == ["| task / depth | MAE mean | MAE std |", "| En-De / 1 | 1.0 | 2.0 |"]
     assert "<td>En-De / 1</td>" in shown[0]["text/html"]
     assert shown[1]["text/plain"].splitlines()[2] == "| 0 | True |"
+
+
+def luminance(colour: Any) -> float:
+    parts = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in mpl.colors.to_rgb(colour)]
+    return float(np.dot([0.2126, 0.7152, 0.0722], parts))
+
+
+def test_every_colour_stands_out_from_white() -> None:
+    """By at least 3, what the W3C's guidelines ask of graphics; two that are known show that the formula is theirs."""
+    contrast = {colour: 1.05 / (luminance(colour) + 0.05) for colour in (*figures.PALETTE, "black", "#767676")}
+    assert min(contrast.values()) >= 3
+    assert (contrast["black"], round(contrast["#767676"], 2)) == (pytest.approx(21), 4.54)
 
 
 def test_series_have_enough_colours_and_markers() -> None:

@@ -24,10 +24,15 @@ from llmpp_core import upstream
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 MAX_LINES = 25
+#: As many columns of code as fit beside two sidebars on a screen of 1280 pixels.
+MAX_COLUMNS = 76
+#: Chapters whose longest cells are folded or split when their text is next written.
+WIDE = {"06_llm_distill_pp", "07_latency", "08_supernets", "10_searched_architectures", "11_beyond_the_paper"}
 #: A misspelt tag is ignored in silence, and one that allows errors would let a traceback into the book.
 TAGS = {"parameters", "hide-input", "hide-output", "hide-cell", "nbval-check-output", "nbval-ignore-output"}
-#: Functions that leave something to see or to refer to.
-DISPLAYS = {"show", "show_table", "display", "print", "glue"}
+#: Functions that leave a picture, and all that leave something to see or to refer to.
+INTERACTIVE = {"show_cost", "show_guess", "show_search", "show_switch"}
+DISPLAYS = {"show", *INTERACTIVE, "show_table", "display", "print", "glue"}
 
 SECRETS = re.compile(
     r"\b(?:sk-|gh[pousr]_|github_pat_|hf_|AKIA|AIza|xox[abpr]-)[\w-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -104,6 +109,7 @@ def shown_text(output: NotebookNode) -> str:
 def problems(stem: str, nb: NotebookNode) -> Iterator[str]:
     """Yield what is wrong with a chapter."""
     yield from frame(nb)
+    yield from () if stem in WIDE else columns(nb)
     yield from figures_and_words(nb)
     yield from stored_outputs(stem, nb)
 
@@ -146,6 +152,13 @@ def frame(nb: NotebookNode) -> Iterator[str]:
         yield from (f"unknown tag {tag}; known are {', '.join(sorted(TAGS))}" for tag in tags(cell) if tag not in TAGS)
 
 
+def columns(nb: NotebookNode) -> Iterator[str]:
+    for cell in cells(nb, "code"):
+        if "hide-input" not in tags(cell):
+            lines = [line for line in cell.source.splitlines() if len(line) > MAX_COLUMNS]
+            yield from (f"{len(line)} columns of code, at most {MAX_COLUMNS}: {line[:60]!r}" for line in lines)
+
+
 def figures_and_words(nb: NotebookNode) -> Iterator[str]:
     typed = [cell.source for cell in cells(nb, "markdown")]
     for cell in cells(nb, "code"):
@@ -153,7 +166,10 @@ def figures_and_words(nb: NotebookNode) -> Iterator[str]:
         if len(kinds) > 1:
             yield f"more than one figure or table in a cell: {cell.source[:60]!r}"
         name, caption, alt = figure(cell)
-        if ("image/png" in kinds or "show" in calls(cell)) and not (name.startswith("fig-") and caption and alt):
+        # An interactive figure names itself to who cannot see it.
+        described = alt or calls(cell) & INTERACTIVE
+        drawn = "image/png" in kinds or calls(cell) & {"show", *INTERACTIVE}
+        if drawn and not (name.startswith("fig-") and caption and described):
             yield f"a figure lacks its name fig-…, caption or alternative text: {cell.source[:60]!r}"
         typed += [caption, *table_captions(cell)]
     names = [label for table in tables(nb) for label in labels(table)]
@@ -261,6 +277,8 @@ def faultless() -> NotebookNode:
         ("a path of one machine", "cells.1.outputs", [new_output("stream", text="saved to /home/somebody/x")]),
         ("looks like a key", "cells.1.source", "key = 's" + "k-" + 20 * "a" + "'"),
         ("lines of code", "cells.1.source", "x = 1\n" * 26),
+        ("columns of code", "cells.1.source", f"x = {'a' * 80!r}"),
+        ("a figure lacks", "cells.3", new_code_cell("interactive.show_cost()", execution_count=3)),
         ("", "metadata.title", "nothing is wrong"),
     ],
 )
