@@ -45,6 +45,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
 
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     executable = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
