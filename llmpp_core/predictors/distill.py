@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from llmpp_core.jobs.files import load_tensors, save_tensors, understood
-from llmpp_core.predictors.student import Network, StudentRecipe, train
+from llmpp_core.predictors.student import StudentNetwork, StudentRecipe, train
 from llmpp_core.space.choice import Space
 from llmpp_core.space.grammar import space_from_record
 from llmpp_core.space.inputs import as_list, as_scores, warn_if_weak
@@ -249,7 +249,7 @@ class DistilledPredictor(ArchitectureRegressor):
             for name in _RECORDED:
                 setattr(predictor, name, record[name])
             weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
-            predictor.network_ = Network(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
+            predictor.network_ = StudentNetwork(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
         return predictor
 
 

@@ -48,7 +48,7 @@ class StudentRecipe:
 
 
 @dataclass(frozen=True)
-class Network:
+class StudentNetwork:
     """A trained ensemble of E members over d features: ``linear(x) + scale * perceptron(x)`` with x standardised.
 
     Parameters
@@ -90,7 +90,7 @@ def _forward(weights: Sequence[torch.Tensor], x: torch.Tensor, activation: str) 
 
 def train(
     rows: np.ndarray, labels: np.ndarray, recipe: StudentRecipe, rising: np.ndarray, rng: np.random.Generator
-) -> tuple[Network, int, float]:
+) -> tuple[StudentNetwork, int, float]:
     """Train an ensemble whose members hold out different parts of the labels, on which the number of steps is chosen.
 
     Parameters
@@ -108,7 +108,7 @@ def train(
 
     Returns
     -------
-    network : Network
+    network : StudentNetwork
     stopped_at : int
         The step whose weights are kept, the same for all members; 0 is the linear part alone.
     held_out_rmse : float
@@ -151,7 +151,7 @@ def train(
     kept, stopped_at, mse = _descend(weights, torch.from_numpy(x).float(), target, scale, (seen, held_out), recipe, rising, rng)
     if not all(torch.isfinite(weight).all() for weight in kept):
         raise ValueError(f"learning_rate: training diverged at {recipe.learning_rate!r}; lower it")
-    return Network(mean, std, coef, intercept, scale, kept, recipe.activation), stopped_at, math.sqrt(mse)
+    return StudentNetwork(mean, std, coef, intercept, scale, kept, recipe.activation), stopped_at, math.sqrt(mse)
 
 
 def _initial_weights(sizes: Sequence[int], members: int, rng: np.random.Generator) -> list[torch.Tensor]:
