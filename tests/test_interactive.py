@@ -57,7 +57,7 @@ def search(space: Any, costly_from: int, gain: float) -> dict[str, Any]:
 def show_all() -> None:
     rng = np.random.default_rng(0)
     archs = HAT_WMT.sample(12, rng)
-    frame = pd.DataFrame({"architecture": archs, "bleu": 24 + np.arange(12) / 7, "flops": [count_flops(a) for a in archs]})
+    frame = pd.DataFrame({"architecture": archs, "bleu": 24 + np.arange(12) / 7, "flops": [count_flops(a, qkv_dim=512) for a in archs]})
     interactive.show_cost(HAT_WMT, archs[:3], archs[3])
     interactive.show_guess(frame[:10], frame[10:].assign(model=[24.1, 24.2], count=[24.3, 24.4]), HAT_WMT)
     hybrid, alone = (pd.DataFrame([search(TINY, at, g) for g in (0.0, 0.02, 0.05)]) for at in (2, 0))
@@ -100,7 +100,7 @@ def test_the_numbers_are_those_that_were_given(shown: list[dict[str, str]]) -> N
     show_all()
     costs, guess, steps, switch = (parts(bundle)[2] for bundle in shown)
     largest = HAT_WMT.largest()
-    assert costs["largest"] == {"p": count_parameters(largest), "f": count_flops(largest)}
+    assert costs["largest"] == {"p": count_parameters(largest, HAT_WMT.qkv_dim), "f": count_flops(largest, qkv_dim=HAT_WMT.qkv_dim)}
     assert [test["model"] for test in guess["tests"]] == [24.1, 24.2]
     assert guess["range"][0] < min(d["bleu"] for d in guess["demos"])
     assert guess["range"][1] > max(d["bleu"] for d in guess["demos"])

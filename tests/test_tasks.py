@@ -230,4 +230,4 @@ def test_multi30k(name: str) -> None:
         assert (tokens == UNK).sum() <= share * (tokens != 0).sum()
     assert task.bleu(task.vocabulary.encode(list(task.text["test"].tgt)), "test") > 99.9
     if mini:
-        assert max(len(sentence.split()) for side in SIDES for sentence in task.text[side].src) == 10
+        assert max(len(sentence.split()) for side in SIDES for sentence in task.text[side].src) == 12

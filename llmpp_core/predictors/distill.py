@@ -249,7 +249,8 @@ class DistilledPredictor(ArchitectureRegressor):
             for name in _RECORDED:
                 setattr(predictor, name, record[name])
             weights = [torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("weights.")]
-            predictor.network_ = StudentNetwork(**{name: arrays[name] for name in _ARRAYS}, weights=weights, activation=record["activation"])
+            fixed = {name: arrays[name] for name in _ARRAYS}
+            predictor.network_ = StudentNetwork(**fixed, weights=weights, activation=record["activation"])
         return predictor
 
 

@@ -123,7 +123,7 @@ class LocalSearch(BatchSearch):
         if previous is None:
             rows, costs = self._first(feasible, rng)
             heights = _heights(ask(rows))
-            highest = ranking(heights)[: self.climbers]
+            highest = ranking(heights)[: self.climbers] if len(rows) > self.climbers else np.arange(len(rows))
             climbers, heights, tried = rows[highest], heights[highest], [(rows, costs)]
         else:
             state = previous.record.state
