@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmpp_book.commands import decide, prompts, search, work
+from llmpp_book.commands import decide, digits, prompts, search, work
 from llmpp_book.errors import InputError, blame_input
 
 
@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add("--space", metavar="NAME", help="search space that it must lie in: HAT_WMT, HAT_IWSLT, SMALL or TINY")
     work.add_commands(commands)
     decide.add_commands(commands)
+    digits.add_commands(commands)
     search.add_commands(commands)
     prompts.add_commands(commands)
     return top

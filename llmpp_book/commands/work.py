@@ -87,10 +87,6 @@ def add_commands(commands: Any) -> None:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="where the network goes; read first if it is there")
     add("--seed", **{**number, "type": integer(0)}, default=0, help="draws weights, batches, subnets and dropout (default 0)")
 
-    digits = add_command(commands, "digits", _digits)
-    digits.add_argument("--results", type=Path, metavar="DIR", help="where the tables are (default: this project's, in results/digits)")
-
-    add_minutes(digits)
     for parser in (benchmark, searches, train):
         add_task(parser, jobs=parser is not train)
 
@@ -175,28 +171,6 @@ def _searches(args: argparse.Namespace) -> int:
         lambda folder, **options: searches.measure(args.task, folder, results=results, **given, **options),
         lambda **options: searches.measure_latency(args.task, results=results, **options),
     )
-
-
-@blame_input()
-def _digits(args: argparse.Namespace) -> int:
-    """Train every network of a small space on scikit-learn's handwritten digits. Then lets ways of choosing choose.
-
-    Uses one core; goes on where it stopped.
-    """
-    import numpy as np
-
-    from llmpp_book.studies import digits, digits_choices
-    from llmpp_book.studies.digits_training import measure
-
-    results, stop = args.results or digits.RESULTS, time.monotonic() + 60 * args.minutes
-    complete = measure(digits.networks(), results, seconds=60 * args.minutes, progress=True)
-    if complete:
-        for share, n in digits_choices.TENS.items():
-            of = digits.known(digits.scores(results=results), share)
-            tens = digits.splits(n, np.random.default_rng(0), of)
-            complete &= digits_choices.record_choices(of, tens, results, stop - time.monotonic(), progress=True)
-    print("complete" if complete else "not complete; the same command goes on")
-    return 0
 
 
 def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, trained: Sequence[Path] = ()) -> int:

@@ -12,6 +12,9 @@ from llmpp_book.studies.answers import answers
 from llmpp_core.metrics import Interval, kendall_tau, mean_absolute_error
 from llmpp_core.predictors.distill import DistilledPredictor
 
+#: Least and greatest accuracy, in percent.
+RANGE = (0.0, 100.0)
+
 
 def predictions(of: digits.Known, model: str, experiment: str = "digits-test") -> pd.DataFrame:
     """Return what the model and its rivals predict, one row per ten and network asked about.
@@ -20,18 +23,21 @@ def predictions(of: digits.Known, model: str, experiment: str = "digits-test") -
     regression" and "Gaussian process", all from the same ten; and "model and ridge", their mean.
     """
     asked = answers(experiment, model)
-    order = {network: row for row, network in enumerate(of.networks)}
     tens = digits.splits(int(asked["split"].max()) + 1, np.random.default_rng(0), of)
+    # A ten whose answers are not recorded is no ten.
+    asked = asked[asked.groupby("split")["predicted"].transform("count") > 0].reset_index(drop=True)
+    order = {network: row for row, network in enumerate(of.networks)}
     rows = asked["architecture"].map(order).to_numpy()
     frame = pd.DataFrame({"split": asked["split"], "row": rows, "true": of.held_out[rows], "language model": asked["predicted"]})
     for name, learner in (("ridge regression", digits_choices.ridge()), ("Gaussian process", digits_choices.process())):
         by_ten = [digits_choices.predicted(learner, of, ten) for ten in tens]
         frame[name] = [by_ten[split][row] for split, row in zip(frame["split"], frame["row"], strict=True)]
-    return frame.assign(**{"model and ridge": frame[["language model", "ridge regression"]].mean(axis=1)})
+    within = frame["ridge regression"].clip(*RANGE)
+    return frame.assign(**{"model and ridge": (frame["language model"] + within) / 2})
 
 
-def agreement(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return MAE and tau of each predictor of `predictions`, means over the tens, and paired differences from the ridge regression.
+def agreement(frame: pd.DataFrame, than: str = "ridge regression") -> pd.DataFrame:
+    """Return MAE and tau of each predictor of `predictions`, means over the tens, and paired differences from one of them.
 
     Columns MAE and tau hold numbers, "MAE difference" and "tau difference" an `Interval` each (`paired`).
     """
@@ -39,7 +45,7 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
     for name in frame.columns[3:]:
         parts = [part.dropna(subset=[name]) for _, part in frame.groupby("split")]
         found[name] = {"MAE": errors(frame, name), "tau": [kendall_tau(part["true"], part[name]) for part in parts]}
-    against = found["ridge regression"]
+    against = found[than]
     return pd.DataFrame.from_dict(
         {
             name: {measure: float(np.mean(values)) for measure, values in both.items()}
@@ -51,8 +57,9 @@ def agreement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def errors(frame: pd.DataFrame, name: str) -> list[float]:
-    """Return the mean absolute error of a predictor of `predictions` for each ten."""
-    return [mean_absolute_error(*part[["true", name]].dropna().to_numpy().T) for _, part in frame.groupby("split")]
+    """Return the mean absolute error of a predictor of `predictions` for each ten; what is out of range counts as its end."""
+    pairs = [part[["true", name]].dropna() for _, part in frame.groupby("split")]
+    return [mean_absolute_error(pair["true"], pair[name].clip(*RANGE)) for pair in pairs]
 
 
 def choices(of: digits.Known, frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
