@@ -6,6 +6,7 @@ Regret is measured on the mean of the other seeds, so that no choice is rewarded
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -55,6 +56,12 @@ def prompt_task() -> PromptTask:
 def networks() -> list[Network]:
     """Return all networks of the space, in the order of their genomes."""
     return space().build(Genes(space()).everything())
+
+
+def as_table(chosen: Sequence[Network]) -> pd.DataFrame:
+    """Return networks as people keep them in a table: a column per choice, lists with spaces between."""
+    rows = [{name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in net.items()} for net in chosen]
+    return pd.DataFrame(rows)
 
 
 def scores(seed: int | None = None, results: Path = RESULTS) -> pd.DataFrame:
