@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llmpp_book.studies import answers as experiments
@@ -24,9 +26,13 @@ def test_every_recorded_answer_belongs_to_a_question_and_reads_the_same_in_both_
         answer = read_answer(question.prompt, key, row.stored.response)
         assert answer.status == "answered", answer.reason
         assert answer.as_asked == answer.values
-    # A form that was asked was asked of every question.
-    asked = {row.labels["form"] for row in recording.rows.values()}
-    assert set(recording.rows) == {key for key, (question, _) in wanted.items() if question.labels["form"] in asked}
+    # A form that was asked of a split was asked of all its questions: no answer is left out of a conversation.
+    asked = {_conversation(row.labels) for row in recording.rows.values()}
+    assert set(recording.rows) == {key for key, (question, _) in wanted.items() if _conversation(question.labels) in asked}
+
+
+def _conversation(labels: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(labels[name] for name in ("task", "split", "form"))
 
 
 def test_the_data_card_counts_what_is_there() -> None:
