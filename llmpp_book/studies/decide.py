@@ -106,18 +106,17 @@ class State(NamedTuple):
     counts: Mapping[Architecture, int]
 
 
-def state(task_name: str, ours: str, theirs: str, column: str, results: Path, teacher: str) -> State:
-    """Return what the tables say of two schedules at the middle limit."""
+def state(task_name: str, ours: str, theirs: str, column: str, results: Path, teacher: str, limit_ms: float) -> State:
+    """Return what the tables say of two schedules under a limit."""
     rows = searches(task_name, results, teacher)
-    rows = rows[rows["limit_ms"] == sorted(rows["limit_ms"].unique())[len(rows["limit_ms"].unique()) // 2]]
+    rows = rows[rows["limit_ms"] == limit_ms]
     grouped = by_schedule(rows)
     a, b = (grouped.get(name, pd.DataFrame(columns=["architecture"])) for name in (ours, theirs))
     seeds = a.index.intersection(b.index)
     archs = list(dict.fromkeys([*a.loc[seeds, "architecture"], *b.loc[seeds, "architecture"]]))
-    try:
-        trained = found(task_name, results)
-    except ValueError:
-        trained = pd.DataFrame(columns=["architecture", "train_seconds", column])
+    # Before the first training there is no table; one that is damaged is an error.
+    nothing = pd.DataFrame(columns=["architecture", "train_seconds", column])
+    trained = found(task_name, results) if (results / f"{task_name}.found.jsonl").exists() else nothing
     trained = trained[trained["architecture"].isin(set(archs))]
     counts = trained.groupby("architecture", sort=False).size()
     spent = rows.assign(spent=rows.reindex(columns=["spent_seconds"])["spent_seconds"].fillna(rows["seconds"]))
@@ -198,7 +197,7 @@ def decide(
         return [row for row in looks.rows() if all(row.get(key) == value for key, value in question.items())]
 
     def known() -> State:
-        return state(name, ours, theirs, column, results, teacher)
+        return state(name, ours, theirs, column, results, teacher, plan.limits[LIMITS[1]])
 
     if (last := earlier()) and last[-1]["verdict"] in DECIDED:
         say(_line(ours, theirs, unit, last[-1]))
