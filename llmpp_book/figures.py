@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,6 +26,8 @@ from PIL import Image
 #: "colorblind", those with less than a contrast of 3 to white made darker.
 PALETTE = sns.color_palette(["#0173b2", "#ce8505", "#029e73", "#d55e00", "#cc78bc", "#bd8759", "#949494", "#4b9dcb"])
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Cells that are set to the right: a number, an interval, a share, or nothing.
+_NUMBERS = r"(?:[-+\u2212]?[\d.,]+[^A-Za-z]*|\u2013|)"
 #: Pixels per inch at which figures are shown. They are stored with twice as many, for sharp screens.
 DPI = 110
 
@@ -68,7 +73,7 @@ def show(fig: Figure) -> None:
     display(data, raw=True, metadata={"image/png": {"width": image.width // 2}})
 
 
-def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2) -> None:
+def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2, best: Mapping[str, str] = MappingProxyType({})) -> None:
     """Display a frame as a captioned table that the book numbers and can refer to by `name`.
 
     Parameters
@@ -81,11 +86,17 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2) 
         Label for references, such as ``tbl-baselines``.
     decimals : int
         Digits after the point of floats; nan is shown as a dash.
+    best : mapping of str to str
+        Columns of numbers, and whether the "smallest" or the "largest" is set in bold; all that are shown alike are.
     """
     text = frame.copy()
     text.columns = [" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    text = text.apply(lambda column: column.map(lambda value: _cell(value, decimals)))
+    shown = text.apply(lambda column: column.map(lambda value: _cell(value, decimals)))
+    numeric = [bool(column.str.fullmatch(_NUMBERS).all()) for _, column in shown.items()]
+    for column, which in best.items():
+        wanted = shown[column].loc[text[column].idxmin() if which == "smallest" else text[column].idxmax()]
+        shown[column] = shown[column].map(lambda cell, wanted=wanted: f"**{cell}**" if cell == wanted else cell)
+    text = shown
     corner = " / ".join(str(n) for n in frame.index.names if n) or " "
     header = [corner, *text.columns]
     rows = [
@@ -97,7 +108,9 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2) 
     display(
         {
             "text/markdown": markdown,
-            "text/html": pd.DataFrame(rows, columns=header).to_html(index=False, border=0),
+            "text/html": re.sub(
+                r"\*\*(.+?)\*\*", r"<strong>\1</strong>", pd.DataFrame(rows, columns=header).to_html(index=False, border=0)
+            ),
             "text/plain": "\n".join(lines),
         },
         raw=True,

@@ -158,6 +158,18 @@ def test_a_table_of_levels_and_decimals(shown: list[dict[str, Any]]) -> None:
     assert shown[1]["text/plain"].splitlines()[2] == "| 0 | True |"
 
 
+def test_the_best_of_a_column_is_marked_and_numbers_held_as_text_stand_to_the_right(shown: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame({"MAE": [0.121, 0.119, 2.0], "tau": [np.nan, 0.5, 0.7], "share": ["58 %", "+1.2 [-1.0, +3.0]", "\u2013"]})
+    figures.show_table(frame, "A caption.", "tbl-b", best={"MAE": "smallest", "tau": "largest"})
+    assert shown[0]["text/plain"].splitlines()[1:] == [
+        "| --- | ---: | ---: | ---: |",
+        "| 0 | **0.12** | \u2013 | 58 % |",
+        "| 1 | **0.12** | 0.50 | +1.2 [-1.0, +3.0] |",
+        "| 2 | 2.00 | **0.70** | \u2013 |",
+    ]
+    assert shown[0]["text/html"].count("<strong>0.12</strong>") == 2
+
+
 def luminance(colour: Any) -> float:
     parts = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in mpl.colors.to_rgb(colour)]
     return float(np.dot([0.2126, 0.7152, 0.0722], parts))

@@ -26,8 +26,13 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 MAX_LINES = 25
 #: As many columns of code as fit beside two sidebars on a screen of 1280 pixels.
 MAX_COLUMNS = 76
-#: Chapters whose longest cells are folded or split when their text is next written.
-WIDE = {"06_llm_distill_pp", "07_latency", "08_supernets", "10_searched_architectures", "11_beyond_the_paper"}
+#: Chapters whose text is still to be written anew in the book's style.
+OLD = set(NOTEBOOKS)
+#: The style: words and numbers of the answer, numbers in a paragraph (an interval belongs to its value), tables that are not folded.
+ANSWER_WORDS, ANSWER_NUMBERS, PARAGRAPH_NUMBERS, OPEN_TABLES = 60, 3, 4, 3
+NUMBER = re.compile(r"\{glue:text\}`[^`]+`")
+INTERVAL = re.compile(rf"\((?:95 % interval )?{NUMBER.pattern} to {NUMBER.pattern}[^()]*\)")
+TERMS = re.findall(r"^(?! |`|#|$)(.+)$", (ROOT / "book" / "glossary.md").read_text(), flags=re.M)
 #: A misspelt tag is ignored in silence, and one that allows errors would let a traceback into the book.
 TAGS = {"parameters", "hide-input", "hide-output", "hide-cell", "nbval-check-output", "nbval-ignore-output"}
 #: Functions that leave a picture, and all that leave something to see or to refer to.
@@ -109,7 +114,7 @@ def shown_text(output: NotebookNode) -> str:
 def problems(stem: str, nb: NotebookNode) -> Iterator[str]:
     """Yield what is wrong with a chapter."""
     yield from frame(nb)
-    yield from () if stem in WIDE else columns(nb)
+    yield from () if stem in OLD else style(nb)
     yield from figures_and_words(nb)
     yield from stored_outputs(stem, nb)
 
@@ -150,6 +155,43 @@ def frame(nb: NotebookNode) -> Iterator[str]:
         if not 0 < len(lines) <= MAX_LINES:
             yield f"{len(lines)} lines of code, at most {MAX_LINES}: {cell.source[:60]!r}"
         yield from (f"unknown tag {tag}; known are {', '.join(sorted(TAGS))}" for tag in tags(cell) if tag not in TAGS)
+
+
+def style(nb: NotebookNode) -> Iterator[str]:
+    """Yield what makes a chapter hard to finish."""
+    yield from columns(nb)
+    answer = re.search(r"\*\*Answer\.\*\*(.*?)\n\n", nb.cells[0].source + "\n\n", flags=re.S)
+    told = answer[1] if answer else ""
+    words, numbers = len(NUMBER.sub("1", told).split()), len(NUMBER.findall(INTERVAL.sub("", told)))
+    if words > ANSWER_WORDS or numbers > ANSWER_NUMBERS:
+        yield f"the answer has {words} words and {numbers} numbers; at most {ANSWER_WORDS} and {ANSWER_NUMBERS}"
+    for paragraph in (part for cell in cells(nb, "markdown") for part in re.split(r"\n\s*\n|\n(?=- |\d\. )", cell.source)):
+        if (count := len(NUMBER.findall(INTERVAL.sub("", paragraph)))) > PARAGRAPH_NUMBERS:
+            yield f"{count} numbers in a paragraph, at most {PARAGRAPH_NUMBERS}: {paragraph[:60]!r}"
+    text = "\n\n".join(cell.source for cell in cells(nb, "markdown"))
+    for link in re.findall(r"\{doc\}`([^`]*)`", text):
+        if (named := re.fullmatch(r"(?:(.*) <)?(?:\.\./notebooks/)?(\d\d)_\w+>?", link)) and named[1] != f"chapter {int(named[2])}":
+            yield f"a chapter is not called by its number: {link}"
+    first = next((i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and calls(cell) & {"show", *INTERACTIVE}), len(nb.cells))
+    if any(cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}" for cell in nb.cells[:first]):
+        yield "there is no picture between the answer and the first section"
+    open_tables = [c for c in cells(nb, "code") if "show_table" in calls(c) and not {"hide-output", "hide-cell"} & set(tags(c))]
+    if len(open_tables) > OPEN_TABLES:
+        yield f"{len(open_tables)} tables are not folded, at most {OPEN_TABLES}"
+    if not re.search(r"^:{3,}\{admonition\} Exercise\n", text, flags=re.M) or not re.search(
+        r"^:{3,}\{dropdown\} Solution\n", text, flags=re.M
+    ):
+        yield "there is no exercise with a folded solution"
+    yield from unlinked(text)
+
+
+def unlinked(text: str) -> Iterator[str]:
+    """Yield the terms of the glossary that a chapter uses and does not link; links are {term}`…`."""
+    linked = {link.rpartition("<")[2].rstrip(">").lower() for link in re.findall(r"\{term\}`([^`]*)`", text)}
+    plain = re.sub(r"^#.*", "", prose(text), flags=re.M)
+    for term in TERMS:
+        if term.lower() not in linked and re.search(rf"\b{re.escape(term)}s?\b", plain, flags=re.I if term.islower() else 0):
+            yield f"a term of the glossary is not linked where it is used first: {term}"
 
 
 def columns(nb: NotebookNode) -> Iterator[str]:
