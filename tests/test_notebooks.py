@@ -281,7 +281,9 @@ def faultless() -> NotebookNode:
         },
     ]
     run = [new_code_cell(execution_count=i, **cell) for i, cell in enumerate(code, 1)]
-    text = "Settings are `0.3`, $x = 0.1$, see {numref}`tbl-x` and [this](https://x.org/1.2).\n\n## What was found\n\nIt is so."
+    exercise = "::::{admonition} Exercise\n:class: exercise\nHow?\n\n:::{dropdown} Solution\nSo.\n:::\n::::"
+    text = "Settings are `0.3`, $x = 0.1$, see {numref}`tbl-x`, {doc}`chapter 2 <02_x>` and [this](https://x.org/1.2)."
+    text += f"\n\n{exercise}\n\n## What was found\n\nIt is so."
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "llmpp": {"needs": ["tfs"]}}
     return new_notebook(cells=[new_markdown_cell(opener), *run, new_markdown_cell(text)], metadata=metadata)
 
@@ -321,6 +323,19 @@ def faultless() -> NotebookNode:
         ("lines of code", "cells.1.source", "x = 1\n" * 26),
         ("columns of code", "cells.1.source", f"x = {'a' * 80!r}"),
         ("a figure lacks", "cells.3", new_code_cell("interactive.show_cost()", execution_count=3)),
+        ("the answer has 67 words", "cells.0.source", faultless().cells[0].source.replace("Answer.**", "Answer.**" + 66 * " so")),
+        ("and 5 numbers", "cells.0.source", faultless().cells[0].source.replace("Answer.**", "Answer.**" + 4 * " {glue:text}`ch99_x:.2f`")),
+        (
+            "5 numbers in a paragraph",
+            "cells.5.source+",
+            "\n\n- " + 5 * "{glue:text}`ch99_x:.2f` ({glue:text}`ch99_x` to {glue:text}`ch99_x`) ",
+        ),
+        ("called by its number", "cells.5.source+", "\n\nSee {doc}`02_x`."),
+        ("called by its number", "cells.5.source+", "\n\nSee {doc}`chapter 3 <02_x>`."),
+        ("no picture between", "cells.1", new_markdown_cell("## First")),
+        ("5 tables are not folded", "cells+", [new_code_cell("figures.show_table()") for _ in range(4)]),
+        ("no exercise", "cells.5.source", "## What was found\n\nIt is so."),
+        ("not linked where it is used first: supernet", "cells.5.source+", "\n\nSupernets."),
         ("", "metadata.title", "nothing is wrong"),
     ],
 )
