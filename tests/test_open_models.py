@@ -125,4 +125,4 @@ def test_the_page_tells_what_is_recorded(name: str, size: str) -> None:
     mean = summarise(table).loc["mean"]
     tau = "none: one number for all ranks nothing" if math.isnan(mean["tau", "mean"]) else f"{mean['tau', 'mean']:.2f}"
     told = f"all are numbers, {different.min()} to {different.max()} different ones per split | {mean['MAE', 'mean']:.2f} | {tau} |"
-    assert f"| {size} billion | {told}" in (Path(__file__).parents[1] / "book" / "local_models.md").read_text(encoding="utf-8")
+    assert f"| {size} billion | {told}" in (Path(__file__).parents[1] / "book" / "language_models.md").read_text(encoding="utf-8")

