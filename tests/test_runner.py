@@ -166,7 +166,10 @@ def test_the_book_tells_of_the_run(book: tuple[Paths, Outcome]) -> None:
     for stem, state in {"01_first": "done", "03_broken": "failed", "05_data": "stored outputs"}.items():
         assert f"* - {stem}\n  - {state}\n" in status
     assert re.search(r"  - \[\d\] \d+\.\d s: ``\S", status)
-    assert "- 0.25; see 01_first\n  - ✓ reproduced\n" in (paths.generated / "scorecard.md").read_text()
+    assert (
+        "* - [✓ reproduced]{.verdict-0}\n  - The value is a quarter.\n  - 0.25; see 01_first\n"
+        in (paths.generated / "scorecard.md").read_text()
+    )
 
 
 def test_the_life_of_a_page(book: tuple[Paths, Outcome]) -> None:

@@ -42,8 +42,8 @@ def card(tmp_path: Path, values: dict[str, str], *, kind: str = "claims", state:
     page = scorecard_page(
         paths, read_claims(claims_file(tmp_path, {**CLAIM, **changes}, kind=kind)), {"01_a": Record(state) if state else None}
     )
-    row = page.split("\n* - ")[2].split("\n:::")[0]
-    return " | ".join(line.strip(" -") for line in row.splitlines())
+    verdict, *cells = page.split("\n* - ")[2].split("\n:::")[0].splitlines()
+    return " | ".join([*(line.strip(" -") for line in cells), re.sub(r"\[(.*)\]\{\.verdict-\d\}", r"\1", verdict)])
 
 
 GOOD = {"ch01_mae": "0.9752", "ch01_tau": "0.8", "ch01_other_tau": "0.7"}
@@ -81,7 +81,7 @@ def test_an_interval_decides_only_with_both_ends(low: str, high: str, at_least: 
     for comparison, verdict in (("at_least", at_least), ("at_most", at_most)):
         check = {"value": ["ch01_low", "ch01_high"], comparison: -0.3}
         assert card(tmp_path, values, checks=[check]).endswith(f"| {verdict}")
-        assert card(tmp_path, GOOD, checks=[check]).endswith("| 01_a | not tested yet")
+        assert card(tmp_path, GOOD, checks=[check]).endswith("| 01_a | both. *abstract* | not tested yet")
 
 
 def test_what_is_open_stays_open_where_it_could_change_the_verdict(tmp_path: Path) -> None:
@@ -102,10 +102,14 @@ def test_the_quality_of_hs_nas_is_judged_by_its_interval(low: str, high: str, ve
     # An interval of the loss that lies about its own margin as that of BLEU does, on the other side.
     loss = {"ch09_loss_low": f"{(-float(high) - 0.3) / 60 + 0.005:.5f}", "ch09_loss_high": f"{(-float(low) - 0.3) / 60 + 0.005:.5f}"}
     difference = {"ch10_bleu_difference": "-0.12", "ch09_loss_difference": "0.001"}
-    row = card(tmp_path, difference | loss | {"ch10_bleu_low": low, "ch10_bleu_high": high}, **claim)
+    bleu = {"ch10_bleu_low": low, "ch10_bleu_high": high}
+    # Both tasks alike.
+    both = {key.replace("_", mini, 1): value for key, value in (loss | bleu).items() for mini in ("_", "_mini_")}
+    row = card(tmp_path, difference | both, **claim)
     assert f"difference of -0.12 BLEU, 95 % interval {float(low):+.2f} to {float(high):+.2f}; of +0.0010 nats" in row
     assert row.endswith(f"| {verdict}")
-    assert card(tmp_path, difference, **claim).endswith("| to come: searched architectures | not tested yet")
+    assert "| to come: 10_searched_architectures |" in (row := card(tmp_path, difference, **claim))
+    assert row.endswith("| not tested yet")
 
 
 def test_evidence_is_the_glued_numbers_and_says_when_they_are_not_of_a_run_here(tmp_path: Path) -> None:
@@ -125,7 +129,14 @@ def test_the_page_counts_verdicts_by_section(tmp_path: Path) -> None:
     page = scorecard_page(small_book(tmp_path), read_claims(claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other"}, kind="questions")), {})
     assert "- Some: 2 not answered yet\n" in page
     assert "{doc}" not in page, "a chapter that the book does not show is not linked"
-    assert "- to come: a\n" in page
+    assert "- to come: 01_a\n" in page
+
+
+def test_headline_claims_stand_on_top_once_more(tmp_path: Path) -> None:
+    file = claims_file(tmp_path, CLAIM, {**CLAIM, "id": "other", "claim": "It is cheap.", "headline": True})
+    top, _, rest = scorecard_page(small_book(tmp_path), read_claims(file), {}).partition("## In numbers")
+    assert ("It is cheap." in top, "It is the best." in top) == (True, False)
+    assert rest.count("It is cheap.") == rest.count("It is the best.") == 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,7 @@ def test_the_claims_file_can_be_read_and_judged() -> None:
     assert {section.kind for section in sections} == set(VERDICTS)
     page = scorecard_page(Paths(), sections, {})
     claims = [claim for section in sections for claim in section.claims]
-    assert page.count("- not tested yet\n") + page.count("- not answered yet\n") == len(claims)
+    assert page.count("[not tested yet]") + page.count("[not answered yet]") == len(claims) + sum(claim.headline for claim in claims)
 
 
 def test_a_chapter_glues_every_number_that_claims_need_of_it() -> None:

@@ -34,7 +34,7 @@ def test_the_page_tells_of_every_notebook(tmp_path: Path) -> None:
     page = status.status_page(paths, records)
     rows = [" | ".join(line.strip(" *-") for line in row.splitlines()) for row in page.split("\n* - ")]
     assert rows[2] == (
-        "{doc}`/notebooks/01_a` | done | 12.3\N{NO-BREAK SPACE}s | [3] 9.0 s: ``fit(x | y)`` | tfs (LLMPP_DATA_DIR) | smoke, 0"
+        "{doc}`chapter 1 </notebooks/01_a>` | done | 12.3\N{NO-BREAK SPACE}s | [3] 9.0 s: ``fit(x | y)`` | tfs (LLMPP_DATA_DIR) | smoke, 0"
     )
     assert rows[3] == "02_b | stored outputs | – | – | latency (stored outputs) | –"
     assert rows[4].startswith("03_c | failed | – | –")

@@ -28,6 +28,7 @@ VERDICTS = {
 }
 _ALL, _SOME, _NONE, _OPEN, _MISSING = range(5)
 _MARKS = ("✓ ", "± ", "✗ ", "? ", "")
+_WIDTHS = (14, 26, 32, 28)
 
 Text = Annotated[str, Field(min_length=1)]
 _KEY = r"^ch\d\d_[a-z0-9_]+$"
@@ -89,6 +90,7 @@ class Claim(_Strict):
     criterion: Text
     checks: Annotated[list[Check], Field(min_length=1)]
     evidence: Text
+    headline: bool = False
 
     @field_validator("evidence")
     @classmethod
@@ -171,13 +173,22 @@ def _value(plain: str) -> Any:
 
 _SCORECARD = """# Scorecard
 
-Every claim of the paper that this book can check, with the verdict that follows from the numbers in the chapters. The
-criterion is this book's reading of the claim; where it sets a limit that the paper does not give, it says so. The page is
-generated from the list of claims and the numbers of the latest run, so no verdict is typed by hand.
+What became of the paper's claims, and of the questions they raise. Each verdict follows from numbers that the chapters
+computed in their latest run and from a criterion that was written down beforehand; none is typed by hand. A criterion is
+this book's reading of the claim, and says where it sets a limit that the paper does not give. *Undecided* means that the
+interval holds both answers.
 
-{counts}
+{headline}{counts}
 
 {tables}"""
+_HEADLINE = """## The headline claims
+
+What the paper's abstract promises.
+
+{table}
+## In numbers
+
+"""
 
 
 def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[str, Record | None]) -> str:
@@ -190,23 +201,33 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
             values |= glued
             here = record is not None and record.state == DONE
             origins |= dict.fromkeys(glued, "stored outputs" if stored else "" if here else "an earlier run")
-    counts, tables = [], []
+    counts, tables, headline = [], [], []
     for number, section in enumerate(sections, 1):
         names = VERDICTS[section.kind]
         verdicts = [_verdict(claim, values) for claim in section.claims]
         counted = [f"{verdicts.count(v)} {name}" for v, name in enumerate(names) if v in verdicts]
         counts.append(f"- {section.title}: {', '.join(counted)}")
-        heads = ["Claim", "Where in the paper"] if section.kind == "claims" else ["Question", "Why it is asked"]
-        rows = [[*heads, "Criterion", "Evidence", "Verdict"]]
+        rows = [["Verdict", "Claim" if section.kind == "claims" else "Question", "Evidence", "Criterion and source"]]
         for claim, verdict in zip(section.claims, verdicts, strict=True):
-            chapter = link(paths, claim.chapter)
-            if not paths.page(claim.chapter).is_file():
-                chapter = f"to come: {claim.chapter.partition('_')[2].replace('_', ' ')}"
             evidence = "" if verdict == _MISSING else f"{_evidence(claim, values, origins)}; see "
-            rows.append([claim.claim, claim.source, claim.criterion, evidence + chapter, _MARKS[verdict] + names[verdict]])
-        table = list_table(f"{section.title}.", f"tbl-scorecard-{number}", (28, 17, 20, 20, 15), rows)
-        tables.append(f"## {section.title}\n\n{section.intro.strip()}\n\n{table}")
-    return _SCORECARD.format(counts="\n".join(counts), tables="\n".join(tables))
+            where = link(paths, claim.chapter) if paths.page(claim.chapter).is_file() else f"to come: {claim.chapter}"
+            mark = f"[{_MARKS[verdict]}{names[verdict]}]{{.verdict-{verdict}}}"
+            rows.append([mark, claim.claim, evidence + where, f"{claim.criterion}. *{claim.source}*"])
+            headline += [rows[-1]] if claim.headline else []
+        tables.append(f"## {section.title}\n\n{list_table(section.intro, f'tbl-scorecard-{number}', _WIDTHS, rows)}")
+    first = (
+        _HEADLINE.format(
+            table=list_table(
+                "The claims of the abstract.",
+                "tbl-scorecard",
+                _WIDTHS,
+                [["Verdict", "Claim", "Evidence", "Criterion and source"], *headline],
+            )
+        )
+        if headline
+        else ""
+    )
+    return _SCORECARD.format(headline=first, counts="\n".join(counts), tables="\n".join(tables))
 
 
 def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
