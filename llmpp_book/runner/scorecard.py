@@ -207,7 +207,7 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
         verdicts = [_verdict(claim, values) for claim in section.claims]
         counted = [f"{verdicts.count(v)} {name}" for v, name in enumerate(names) if v in verdicts]
         counts.append(f"- {section.title}: {', '.join(counted)}")
-        rows = [["Verdict", "Claim" if section.kind == "claims" else "Question", "Evidence", "Criterion and source"]]
+        rows = [_heads(section.kind)]
         for claim, verdict in zip(section.claims, verdicts, strict=True):
             evidence = "" if verdict == _MISSING else f"{_evidence(claim, values, origins)}; see "
             where = link(paths, claim.chapter) if paths.page(claim.chapter).is_file() else f"to come: {claim.chapter}"
@@ -227,7 +227,11 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
         if headline
         else ""
     )
-    return _SCORECARD.format(headline=first, counts="\n".join(counts), tables="\n".join(tables))
+    return _SCORECARD.format(headline=first if headline else "", counts="\n".join(counts), tables="\n".join(tables))
+
+
+def _heads(kind: str) -> list[str]:
+    return ["Verdict", "Claim" if kind == "claims" else "Question", "Evidence", "Criterion and source"]
 
 
 def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
