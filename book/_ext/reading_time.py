@@ -18,7 +18,7 @@ def minutes(words: int) -> int:
 
 def count(app: Sphinx, doctree: nodes.document) -> None:
     """Count the words of a page that are text: paragraphs and captions, not code and not tables."""
-    texts = [node for node in doctree.findall(lambda node: isinstance(node, (nodes.paragraph, nodes.caption)))]
+    texts = list(doctree.findall(lambda node: isinstance(node, (nodes.paragraph, nodes.caption))))
     words = sum(len(node.astext().split()) for node in texts if not isinstance(node.parent, nodes.entry))
     _known(app.env)[app.env.docname] = words
 
