@@ -196,7 +196,7 @@ def unlinked(text: str) -> Iterator[str]:
 
 def columns(nb: NotebookNode) -> Iterator[str]:
     for cell in cells(nb, "code"):
-        if "hide-input" not in tags(cell):
+        if not {"hide-input", "hide-cell"} & set(tags(cell)):
             lines = [line for line in cell.source.splitlines() if len(line) > MAX_COLUMNS]
             yield from (f"{len(line)} columns of code, at most {MAX_COLUMNS}: {line[:60]!r}" for line in lines)
 
