@@ -91,6 +91,7 @@ class Claim(_Strict):
     checks: Annotated[list[Check], Field(min_length=1)]
     evidence: Text
     headline: bool = False
+    pending: bool = False
 
     @field_validator("evidence")
     @classmethod
