@@ -27,7 +27,7 @@ MAX_LINES = 25
 #: As many columns of code as fit beside two sidebars on a screen of 1280 pixels.
 MAX_COLUMNS = 76
 #: Chapters whose text is still to be written anew in the book's style.
-OLD = {"03_baselines", "04_llm_pp", "05_prompt_ablations", "06_llm_distill_pp"}
+OLD = {"03_baselines"}
 #: The style: words and numbers of the answer, numbers in a paragraph (an interval belongs to its value), tables that are not folded.
 ANSWER_WORDS, ANSWER_NUMBERS, PARAGRAPH_NUMBERS, OPEN_TABLES = 60, 3, 4, 3
 NUMBER = re.compile(r"\{glue:text\}`[^`]+`")
