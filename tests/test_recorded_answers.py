@@ -14,7 +14,7 @@ RECORDED = sorted((path.parent.name, path.stem) for path in experiments.RESULTS.
 CLAUDE = "anthropic-claude-2026-11"
 
 
-@pytest.mark.needs_data("tfs")
+@pytest.mark.needs_data("tfs", "multi30k")
 @pytest.mark.parametrize(("name", "model"), RECORDED)
 def test_every_recorded_answer_belongs_to_a_question_and_reads_the_same_in_both_ways(name: str, model: str) -> None:
     recording = read_recording(recording_path(experiments.RESULTS, name, model))
