@@ -97,6 +97,8 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> tuple[Paths, Outcome]:
     write_notebook(folder, "07_meets", MEETS.format(me="b", other="a"))
     write_notebook(folder, "08_exits", "import sys\nsys.exit(0)", "print('never')")
     write_notebook(folder, "09_killed", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    # The page of a chapter that was renamed.
+    write_notebook(paths.pages, "05_old_name", "")
     return paths, call(paths)
 
 

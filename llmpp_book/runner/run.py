@@ -92,6 +92,9 @@ def run(
     outcomes = _Run(paths, notebooks, jobs, min(workers or joblib.cpu_count(), len(notebooks))).execute()
     for stem in notebooks.keys() - jobs.keys():
         _fill(paths, notebooks[stem])
+    # Pages of chapters that are no more, such as one that was renamed.
+    for page in set(paths.pages.glob("*.ipynb")) - {paths.page(stem) for stem in notebooks}:
+        page.unlink()
     records = {stem: read_record(paths.record(stem)) for stem in notebooks}
     write_atomically(paths.generated / "status.md", status_page(paths, records))
     write_atomically(paths.generated / "scorecard.md", scorecard_page(paths, sections, records))
