@@ -14,6 +14,7 @@ import warnings
 from dataclasses import asdict
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -288,3 +289,16 @@ def test_a_place_that_cannot_be_written_is_found_before_the_cheap_predictor_is_m
     monkeypatch.setattr(search_benchmark, "distilled_predictor", lambda *_: pytest.fail("the work began"))
     with pytest.raises(ValueError, match="cannot be written: its folder is a file"):
         measure(NAME, ground / "checkpoints", results=tmp_path / "file", ground_truth=ground / "tfs")
+
+
+def test_a_limit_is_rounded_only_where_some_architecture_keeps_it() -> None:
+    """Networks of a millisecond differ by less than the tenth that limits are rounded to."""
+
+    class Fixed:
+        def predict(self, archs: Any) -> np.ndarray:
+            return np.linspace(1.508, 1.548, len(archs))
+
+    task: Any = SimpleNamespace(space=TINY)
+    assert list(limits(task, Fixed()).values()) == [1.518, 1.528, 1.5380]  # type: ignore[arg-type]
+    Fixed.predict = lambda self, archs: np.linspace(7.0, 17.04, len(archs))  # type: ignore[method-assign]
+    assert list(limits(task, Fixed()).values()) == [9.5, 12.0, 14.5]  # type: ignore[arg-type]
