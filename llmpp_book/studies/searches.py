@@ -84,7 +84,7 @@ def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyP
 
 def limits(task: Task, latency: LatencyPredictor) -> dict[float, float]:
     """Return the limits in ms: quantiles of the predicted latency of random architectures, rounded to a tenth where some keep that."""
-    drawn = latency.predict(task.space.sample(2000, np.random.default_rng(0)))
+    drawn = np.asarray(latency.predict(task.space.sample(2000, np.random.default_rng(0))))
     found = {quantile: float(np.quantile(drawn, quantile)) for quantile in LIMITS}
     # Networks of a millisecond may all take longer than the tenth below.
     return {quantile: round(limit, 1 if round(limit, 1) >= drawn.min() else 4) for quantile, limit in found.items()}
