@@ -94,13 +94,13 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2, 
     shown = text.apply(lambda column: column.map(lambda value: _cell(value, decimals)))
     numeric = [bool(column.str.fullmatch(_NUMBERS).all()) for _, column in shown.items()]
     for column, which in best.items():
-        wanted = shown[column].loc[text[column].idxmin() if which == "smallest" else text[column].idxmax()]
+        # By position, since rows may have equal names.
+        wanted = shown[column].iloc[{"smallest": text[column].argmin, "largest": text[column].argmax}[which]()]
         shown[column] = shown[column].map(lambda cell, wanted=wanted: f"**{cell}**" if cell == wanted else cell)
-    text = shown
     corner = " / ".join(str(n) for n in frame.index.names if n) or " "
     header = [corner, *text.columns]
     rows = [
-        [" / ".join(map(str, i)) if isinstance(i, tuple) else str(i), *row] for i, row in zip(frame.index, text.to_numpy(), strict=True)
+        [" / ".join(map(str, i)) if isinstance(i, tuple) else str(i), *row] for i, row in zip(frame.index, shown.to_numpy(), strict=True)
     ]
     rule = ["---", *("---:" if n else "---" for n in numeric)]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in [header, rule, *rows]]

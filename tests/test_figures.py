@@ -168,6 +168,9 @@ def test_the_best_of_a_column_is_marked_and_numbers_held_as_text_stand_to_the_ri
         "| 2 | 2.00 | **0.70** | \u2013 |",
     ]
     assert shown[0]["text/html"].count("<strong>0.12</strong>") == 2
+    # Rows of one name.
+    figures.show_table(pd.DataFrame({"MAE": [0.3, 0.2]}, index=["a", "a"]), "A caption.", "tbl-c", best={"MAE": "smallest"})
+    assert shown[1]["text/plain"].splitlines()[2:] == ["| a | 0.30 |", "| a | **0.20** |"]
 
 
 def luminance(colour: Any) -> float:

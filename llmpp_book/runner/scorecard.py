@@ -216,19 +216,9 @@ def scorecard_page(paths: Paths, sections: Sequence[Section], records: Mapping[s
             rows.append([mark, claim.claim, evidence + where, f"{claim.criterion}. *{claim.source}*"])
             headline += [rows[-1]] if claim.headline else []
         tables.append(f"## {section.title}\n\n{list_table(section.intro, f'tbl-scorecard-{number}', _WIDTHS, rows)}")
-    first = (
-        _HEADLINE.format(
-            table=list_table(
-                "The claims of the abstract.",
-                "tbl-scorecard",
-                _WIDTHS,
-                [["Verdict", "Claim", "Evidence", "Criterion and source"], *headline],
-            )
-        )
-        if headline
-        else ""
-    )
-    return _SCORECARD.format(headline=first if headline else "", counts="\n".join(counts), tables="\n".join(tables))
+    top = list_table("The claims of the abstract.", "tbl-scorecard", _WIDTHS, [_heads("claims"), *headline])
+    first = _HEADLINE.format(table=top) if headline else ""
+    return _SCORECARD.format(headline=first, counts="\n".join(counts), tables="\n".join(tables))
 
 
 def _heads(kind: str) -> list[str]:
