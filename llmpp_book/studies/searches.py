@@ -60,7 +60,7 @@ _LABELS = 2000
 SENTENCES = 200
 # Evaluations by the supernet of the peers: below a fifth of what its evolutionary search asks for; and of random search, which has as
 # many as that could ask for: 125, then 100 in each iteration.
-PEERS = {"local search": 400, "verified climb": 400, "Bayesian": 400, "random": 125 + 29 * 100}
+PEERS = {"local search": 350, "verified climb": 350, "Bayesian": 350, "random": 125 + 29 * 100}
 
 
 def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
