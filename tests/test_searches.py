@@ -102,7 +102,7 @@ def test_the_plan_has_every_schedule_with_all_seeds_at_the_middle_limit() -> Non
 
 def test_a_search_has_a_row_and_what_it_found_is_trained(measured: Path, ground: Path) -> None:
     task = reversed_task()
-    latency = latency_predictor(task, ground / "tfs")
+    latency = latency_predictor(task.name, ground / "tfs")
     allowed = limits(task, latency)
     frame = searches(NAME, measured)
     assert list(zip(frame["schedule"], frame["limit_ms"], frame["seed"], strict=True)) == [(n, allowed[q], s) for n, q, s in PLAN]

@@ -155,7 +155,7 @@ class Live:
     @cached_property
     def latency(self) -> Any:
         """The latency predictor, fitted to the live measurements."""
-        return searches.latency_predictor(self.task, self.benchmark)
+        return searches.latency_predictor(self.task.name, self.benchmark)
 
     def _time(self, archs: list[Architecture], results: Path) -> None:
         settings, path = LatencySettings(len(self.task.vocabulary), device=self.device), results / f"{self.task.name}.latency.jsonl"
@@ -227,7 +227,7 @@ def found_latency(task: Task, benchmark: Path = ground_truth.RESULTS, results: P
     Rows: the mean and the median of the absolute value, with 95 % intervals over architectures (percentile bootstrap).
     """
     measured = read_latency_table(results / f"{task.name}.latency.jsonl").set_index("architecture")["latency_ms"]
-    off = 100 * (measured.to_numpy() / searches.latency_predictor(task, benchmark).predict(list(measured.index)) - 1)
+    off = 100 * (measured.to_numpy() / searches.latency_predictor(task.name, benchmark).predict(list(measured.index)) - 1)
     found = {
         "mean excess (%)": _over_architectures(np.mean, off),
         "median error (%)": _over_architectures(np.median, np.abs(off)),

@@ -76,9 +76,9 @@ def plan(seeds: int = 5, others: int = 2) -> list[tuple[str, float, int]]:
     return main + more[: -len(few)] + outer + more[-len(few) :]
 
 
-def latency_predictor(task: Task, results: Path = benchmark.RESULTS) -> LatencyPredictor:
-    """Return the latency predictor fitted to the latencies measured for the task's benchmark, in ms."""
-    table = read_latency_table(results / f"{task.name}.latency.jsonl")
+def latency_predictor(task_name: str, results: Path = benchmark.RESULTS) -> LatencyPredictor:
+    """Return the latency predictor fitted to the latencies measured for a task's benchmark, in ms."""
+    table = read_latency_table(results / f"{task_name}.latency.jsonl")
     return LatencyPredictor().fit(list(table["architecture"]), table["latency_ms"])
 
 
@@ -261,7 +261,7 @@ class Searches:
     def __init__(self, study: Study, ground_truth: Path, teacher: str = OFFLINE):
         self.study, self.table, task = study, study.table(table_name(teacher)), study.task
         self.trained = _trained_supernets(study, ground_truth)
-        latency = latency_predictor(task, ground_truth)
+        latency = latency_predictor(task.name, ground_truth)
         self.limits = limits(task, latency)
         there = {row["limit_ms"] for row in self.table.rows()}
         if there - set(self.limits.values()):
