@@ -186,10 +186,11 @@ def decide(
     if not (margin > 0 and math.isfinite(margin)):
         raise ValueError(f"margin: expected a positive number of {unit}, got {margin!r}")
     study = Study(given, folder, results, **options)
-    plan, name = Searches(study, ground_truth, teacher), study.task.name
+    name = study.task.name
     once = float(benchmark.trainings(name, ground_truth)["train_seconds"].mean())
     if not budget * 60 >= once:
         raise ValueError(f"budget: {budget:g} core-minutes are too few for one training, which takes {once / 60:.1f}")
+    plan = Searches(study, ground_truth, teacher)
     question = {"ours": ours, "theirs": theirs, "teacher": teacher, "measure": measure, "margin": margin, "compared_with": compared_with}
     looks, level = Table(results / f"{name}.decisions.jsonl"), 1 - (1 - LEVEL) / compared_with
 
