@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import save_file
 from sklearn.base import clone
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -268,68 +267,6 @@ def test_every_feature_set_serves_every_space(name: str, space: SearchSpace, rng
     y = np.log([count_parameters(arch, space.qkv_dim) for arch in archs])
     student = DistilledPredictor(features=name, space=space, steps=20).fit(archs, y)
     assert np.isfinite(student.predict(space.sample(5, rng))).all()
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def test_a_loaded_student_predicts_the_same_to_the_last_bit(student, unseen, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "student.safetensors"
-    student.save(path)
-    loaded = DistilledPredictor.load(path)
-    for ours, theirs in zip(student.predict(unseen, return_std=True), loaded.predict(unseen, return_std=True), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert loaded.get_params() == student.get_params()
-    assert (loaded.teacher_, loaded.features_, loaded.n_labels_) == ("a formula", "averages", 600)
-    assert loaded.held_out_rmse_ == student.held_out_rmse_
-    assert list(tmp_path.iterdir()) == [path]
-    first = path.read_bytes()
-    loaded.save(path)
-    assert path.read_bytes() == first
-
-
-def test_a_checkpoint_keeps_any_space_and_recipe(tmp_path, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
-    own = replace(TINY, name="own", encoder_layers=(4,), decoder_layers=(2, 3))
-    archs = own.sample(20, rng)
-    settings = {**OFFICIAL, "steps": np.int64(3), "space": own, "random_state": None}
-    student = DistilledPredictor(**settings).fit(archs, np.arange(20.0))
-    student.save(tmp_path / "own")
-    loaded = DistilledPredictor.load(tmp_path / "own")
-    assert loaded.space == own
-    np.testing.assert_array_equal(loaded.predict(archs), student.predict(archs))
-
-
-def test_damaged_and_foreign_files_are_refused_by_name(student: DistilledPredictor, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "student.safetensors"
-    student.save(path)
-    whole = path.read_bytes()
-    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
-    renamed = whole.replace(b"a formula", b"a miracle")
-    for content in (b"", b"not a checkpoint at all", whole[:-8], whole[: len(whole) // 2], flipped, renamed):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"student\.safetensors: damaged") as caught:
-            DistilledPredictor.load(path)
-        assert "\n" not in str(caught.value)
-    save_file({"mean": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of kind 'distill'"):
-        DistilledPredictor.load(path)
-    with pytest.raises(FileNotFoundError):
-        DistilledPredictor.load(tmp_path / "none")
-
-
-def test_a_failed_save_leaves_the_old_checkpoint(student, archs, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "student.safetensors"
-    student.save(path)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        DistilledPredictor(**QUICK).fit(archs, Linear().predict(archs)).save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -26,8 +26,6 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 MAX_LINES = 25
 #: As many columns of code as fit beside two sidebars on a screen of 1280 pixels.
 MAX_COLUMNS = 76
-#: Chapters whose text is still to be written anew in the book's style.
-OLD = {"03_baselines"}
 #: The style: words and numbers of the answer, numbers in a paragraph (an interval belongs to its value), tables that are not folded.
 ANSWER_WORDS, ANSWER_NUMBERS, PARAGRAPH_NUMBERS, OPEN_TABLES = 60, 3, 4, 3
 NUMBER = re.compile(r"\{glue:text\}`[^`]+`")
@@ -114,7 +112,7 @@ def shown_text(output: NotebookNode) -> str:
 def problems(stem: str, nb: NotebookNode) -> Iterator[str]:
     """Yield what is wrong with a chapter."""
     yield from frame(nb)
-    yield from () if stem in OLD else style(nb)
+    yield from style(nb)
     yield from figures_and_words(nb)
     yield from stored_outputs(stem, nb)
 
