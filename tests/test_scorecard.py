@@ -100,8 +100,8 @@ def test_what_is_open_stays_open_where_it_could_change_the_verdict(tmp_path: Pat
 def test_the_quality_of_hs_nas_is_judged_by_its_interval(low: str, high: str, verdict: str, tmp_path: Path) -> None:
     (claim,) = (c for part in yaml.safe_load(Paths().claims.read_text())["sections"] for c in part["claims"] if c["id"] == "same-bleu")
     # An interval of the loss that lies about its own margin as that of BLEU does, on the other side.
-    loss = {"ch09_loss_low": f"{(-float(high) - 0.3) / 60 + 0.005:.5f}", "ch09_loss_high": f"{(-float(low) - 0.3) / 60 + 0.005:.5f}"}
-    difference = {"ch10_bleu_difference": "-0.12", "ch09_loss_difference": "0.001"}
+    loss = {"ch09_hs_loss_low": f"{(-float(high) - 0.3) / 60 + 0.005:.5f}", "ch09_hs_loss_high": f"{(-float(low) - 0.3) / 60 + 0.005:.5f}"}
+    difference = {"ch10_bleu": "-0.12", "ch09_hs_loss": "0.001"}
     bleu = {"ch10_bleu_low": low, "ch10_bleu_high": high}
     row = card(tmp_path, difference | loss | bleu, **claim)
     assert f"difference of -0.12 BLEU, 95 % interval {float(low):+.2f} to {float(high):+.2f}; of +0.0010 nats" in row
