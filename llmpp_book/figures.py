@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from myst_nb import glue
 from PIL import Image
 
 #: Colours that readers with any colour vision can tell apart, used in this order; give series different markers too. They are seaborn's
@@ -123,3 +124,9 @@ def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
+
+
+def glue_interval(name: str, interval: Iterable[float], scale: float = 1) -> None:
+    """Glue a value as `name` and the ends of its interval as `name`_low and `name`_high, all times `scale`."""
+    for end, number in zip(("", "_low", "_high"), interval, strict=True):
+        glue(f"{name}{end}", float(scale * number), display=False)
