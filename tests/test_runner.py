@@ -134,7 +134,7 @@ def test_without_its_data_a_notebook_shows_stored_outputs_under_a_notice(book: t
     assert f"05_data  stored outputs: {reason}" in outcome.lines
     title, notice, _, cell = page(paths, "05_data").cells
     assert title.source == "# 05_data"
-    assert notice.source.startswith("```{admonition} Stored outputs\n:class: warning\n")
+    assert notice.source.startswith(":::{div} stored-outputs\n*Stored outputs*: ")
     assert re.search(r"\(tfs\) could not be had here.*`llmpp fetch tfs`.*run 05_data", notice.source, re.DOTALL)
     assert cell.outputs[0].text == "stored\n"
 

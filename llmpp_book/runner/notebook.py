@@ -140,10 +140,9 @@ def normalise(executed: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return _dump({**content, "metadata": metadata})
 
 
-def stored_page(notebook: Notebook, title: str, notice: str) -> str:
+def stored_page(notebook: Notebook, notice: str) -> str:
     """Return the committed notebook, outputs included, with a notice right after its first cell."""
-    lines = f"```{{admonition}} {title}\n:class: warning\n{notice}\n```"
-    cell = {"cell_type": "markdown", "id": NOTICE, "metadata": {}, "source": lines}
+    cell = {"cell_type": "markdown", "id": NOTICE, "metadata": {}, "source": f":::{{div}} {NOTICE}\n{notice}\n:::"}
     first, *rest = notebook.content["cells"]
     return _dump({**notebook.content, "cells": [first, cell, *rest]})
 

@@ -39,11 +39,9 @@ from llmpp_core.jobs.provenance import commit, machine
 #: Outcome of a notebook whose page is still what a run would give.
 UNCHANGED = "unchanged"
 
-_DATA_NOTICE = """The upstream files of this chapter ({groups}) could not be had here, so the page shows the outputs that are stored with
-the project. To compute it here, set `LLMPP_DATA_DIR` to a folder that holds the files, or fetch them with
-`llmpp fetch {names}`; then `llmpp run {stem}`."""
-_NOT_RUN_NOTICE = """This chapter was not run in this build, so the page shows the outputs that are stored with the project. To compute it
-here: `llmpp run {stem}`."""
+_DATA_NOTICE = """*Stored outputs*: the upstream files of this chapter ({groups}) could not be had here. To compute it, set `LLMPP_DATA_DIR`
+to a folder that holds them or `llmpp fetch {names}`; then `llmpp run {stem}`."""
+_NOT_RUN_NOTICE = "*Not run in this build*: the outputs are those stored with the project. To compute them here: `llmpp run {stem}`."
 
 
 def run(
@@ -115,7 +113,7 @@ def _fill(paths: Paths, notebook: Notebook) -> None:
     page, record = paths.page(notebook.stem), read_record(paths.record(notebook.stem))
     if page.is_file() and (record is None or record.state != NOT_RUN):
         return
-    write_atomically(page, stored_page(notebook, "Not run in this build", _NOT_RUN_NOTICE.format(stem=notebook.stem)))
+    write_atomically(page, stored_page(notebook, _NOT_RUN_NOTICE.format(stem=notebook.stem)))
     if record is None:
         write_record(paths.record(notebook.stem), Record(NOT_RUN, data=dict.fromkeys(notebook.needs, STORED), run=notebook.stored_run))
 
@@ -189,7 +187,7 @@ class _Run:
         """Make the page of a notebook whose data cannot be had."""
         stem, groups = job.notebook.stem, [group for group, origin in job.data.items() if origin == STORED]
         notice = _DATA_NOTICE.format(groups=", ".join(groups), names=" ".join(groups), stem=stem)
-        write_atomically(self.paths.page(stem), stored_page(job.notebook, "Stored outputs", notice))
+        write_atomically(self.paths.page(stem), stored_page(job.notebook, notice))
         self.conclude(job, Record(STORED, data=job.data, reason=job.missing, run=job.notebook.stored_run), f"stored outputs: {job.missing}")
 
     def run_notebook(self, job: Job) -> None:
