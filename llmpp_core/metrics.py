@@ -220,11 +220,19 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval."""
+    """A value and the ends of its 95 % interval; a format for numbers, such as "+.2f", writes "+0.12 [-0.03, +0.27]", and nan as a dash."""
 
     value: float
     low: float
     high: float
+
+    def times(self, factor: float) -> Interval:
+        """Return it in another unit, `factor` of which make one of this."""
+        return Interval(*(factor * number for number in self))
+
+    def __format__(self, numbers: str) -> str:
+        value, low, high = (format(number, numbers) for number in self)
+        return "–" if np.isnan(self.value) else f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Interval]:

@@ -235,6 +235,12 @@ def test_compare_pairs_architectures(predictions: pd.DataFrame) -> None:
     assert set(same.values()) == {metrics.Interval(0.0, 0.0, 0.0)}, "what both share must not widen the interval"
 
 
+def test_an_interval_is_written_with_its_ends() -> None:
+    found = metrics.Interval(0.0012, -0.0003, 0.0027)
+    assert f"{found.times(1000):+.1f}" == "+1.2 [-0.3,\N{NO-BREAK SPACE}+2.7]"
+    assert f"{metrics.Interval(np.nan, np.nan, np.nan):+.1f}" == "–"
+
+
 def test_bootstrap_weights_equal_repeated_rows(rng: np.random.Generator) -> None:
     y, p = rng.integers(0, 9, size=(2, 15)).astype(float)
     weights = rng.multinomial(15, np.full(15, 1 / 15), size=20).astype(float)

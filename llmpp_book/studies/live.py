@@ -248,5 +248,4 @@ def side_by_side(live: pd.DataFrame, recorded: Callable[[], pd.DataFrame], decim
 def _written(frame: pd.DataFrame, row: str, decimals: int) -> str:
     if row not in frame.index:
         return "–"
-    value, low, high = (f"{x:.{decimals}f}" for x in frame.loc[row])
-    return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
+    return f"{Interval(*frame.loc[row]):.{decimals}f}"
