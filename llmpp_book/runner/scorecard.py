@@ -21,7 +21,7 @@ from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import NOTICE, Paths, text
 from llmpp_book.runner.status import DONE, Record, link, list_table
 
-#: Verdicts by kind of section: all checks pass, some, none, an interval leaves it open, a number is missing.
+#: Verdicts by kind of section: all parts hold, some, none, an interval leaves it open, a number is missing.
 VERDICTS = {
     "claims": ("reproduced", "partly reproduced", "not reproduced", "undecided", "not tested yet"),
     "questions": ("yes", "partly", "no", "undecided", "not answered yet"),
@@ -88,7 +88,8 @@ class Claim(_Strict):
     source: Text
     chapter: Text
     criterion: Text
-    checks: Annotated[list[Check], Field(min_length=1)]
+    checks: Annotated[list[Check], Field(min_length=1)] | None = None
+    parts: Annotated[list[Annotated[list[Check], Field(min_length=1)]], Field(min_length=2)] | None = None
     evidence: Text
     headline: bool = False
     pending: bool = False
@@ -101,10 +102,21 @@ class Claim(_Strict):
                 raise ValueError(f"{{{name}}} is not allowed; write {{key}} or {{key:.2f}} with a glue key such as ch03_hat_mae")
         return evidence
 
+    @model_validator(mode="after")
+    def _checks_or_parts(self) -> Self:
+        if (self.checks is None) == (self.parts is None):
+            raise ValueError("expected checks, all of which must hold, or parts, some of which may")
+        return self
+
+    @property
+    def judged(self) -> list[list[Check]]:
+        """The parts, each a list of checks that hold together."""
+        return self.parts or [self.checks or []]
+
     @property
     def keys(self) -> set[str]:
         """Names of the glued values that it needs."""
-        checked = {key for check in self.checks for key in (*check.ends, *check.limits.values()) if isinstance(key, str)}
+        checked = {key for part in self.judged for check in part for key in (*check.ends, *check.limits.values()) if isinstance(key, str)}
         return checked | {name for _, name, _, _ in string.Formatter().parse(self.evidence) if name}
 
 
@@ -138,7 +150,7 @@ def read_claims(path: Path) -> list[Section]:
     except ValidationError as error:
         first = error.errors()[0]
         where = list(first["loc"])
-        if where[2:3] == ["claims"] and len(where) > 4:
+        if where[2:3] == ["claims"] and len(where) > 3:
             claim = content["sections"][where[1]]["claims"][where[3]]
             where[:4] = [f"claim {claim.get('id', where[3])}"]
         found = " ".join(str(first["input"]).split())[:80]
@@ -230,13 +242,14 @@ def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
     if not claim.keys <= values.keys():
         return _MISSING
     try:
-        outcomes = [check.outcomes(values) for check in claim.checks]
+        outcomes = [[check.outcomes(values) for check in part] for part in claim.judged]
     except InputError as error:
         raise InputError(f"claims.yml, claim {claim.id}, checks: {error}") from None
-    # What is open stays open only where it could change the verdict.
-    worst, best = (sum(extreme(outcome) for outcome in outcomes) for extreme in (min, max))
-    low, high = (_ALL if passed == len(outcomes) else _SOME if passed else _NONE for passed in (worst, best))
-    return low if low == high else _OPEN
+    # An interval in which a limit lies holds perhaps.
+    surely, perhaps = (sum(all(map(extreme, part)) for part in outcomes) for extreme in (min, max))
+    if perhaps == 0:
+        return _NONE
+    return _ALL if surely == len(outcomes) else _SOME if surely else _OPEN
 
 
 def _evidence(claim: Claim, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
