@@ -108,14 +108,18 @@ def signal(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
     rows, found = read(results / f"{task_name}.pilot.jsonl", "pilot"), []
     for variant, part in rows.groupby(list(Variant._fields), sort=False):
         for measure in MEASURES:
-            scores = part.pivot_table(index=part["architecture"].map(str), columns="seed", values=measure).dropna().to_numpy()
-            noise = float(scores.var(axis=1, ddof=1).mean())
-            spread = max(0.0, float(scores.mean(axis=1).var(ddof=1)) - noise / scores.shape[1]) ** 0.5
-            ratios = {"ratio": spread / noise**0.5, "ratio of three": spread / (noise / 3) ** 0.5}
-            numbers = {"architectures": len(scores), "trainings": scores.size, "noise": noise**0.5, "spread": spread, **ratios}
-            found.append({**dict(zip(Variant._fields, variant, strict=True)), "measure": measure, **numbers})
+            found.append({**dict(zip(Variant._fields, variant, strict=True)), "measure": measure, **told_apart(part, measure)})
             found[-1]["seconds"] = float(part["train_seconds"].mean())
     return pd.DataFrame(found)
+
+
+def told_apart(trainings: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Return how well trainings tell their architectures apart; see `signal` for the numbers."""
+    scores = trainings.pivot_table(index=trainings["architecture"].map(str), columns="seed", values=measure).dropna().to_numpy()
+    noise = float(scores.var(axis=1, ddof=1).mean())
+    spread = max(0.0, float(scores.mean(axis=1).var(ddof=1)) - noise / scores.shape[1]) ** 0.5
+    ratios = {"ratio": spread / noise**0.5, "ratio of three": spread / (noise / 3) ** 0.5}
+    return {"architectures": len(scores), "trainings": scores.size, "noise": noise**0.5, "spread": spread, **ratios}
 
 
 def main(target: str, *variants: str) -> None:
