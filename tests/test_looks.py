@@ -88,6 +88,7 @@ def test_what_is_folded_is_open_on_paper(tab: Callable[..., Page]) -> None:
         assert not page.locator(folded).first.is_visible()
         page.emulate_media(media="print")
         assert page.locator(folded).first.is_visible()
+    assert page.locator(".tag_hide-cell .cell_input").count()
     assert not page.locator(".tag_hide-cell .cell_input").first.is_visible()
 
 

@@ -187,8 +187,8 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
         ({"source": None}, "claims.yml, claim best, source: Input should be a valid string"),
         ({"verdict": "reproduced"}, "claim best, verdict: Extra inputs are not permitted"),
         ({"checks": []}, "claim best, checks: List should have at least 1 item"),
-        ({"checks": None}, "claim best: Value error, expected checks, all of which must hold, or parts, some of which may"),
-        ({"parts": [CLAIM["checks"]] * 2}, "expected checks, all of which must hold, or parts, some of which may"),
+        ({"checks": None}, "claim best: Value error, expected either checks, all of which must hold, or parts, some of which may"),
+        ({"parts": [CLAIM["checks"]] * 2}, "expected either checks, all of which must hold, or parts, some of which may"),
         ({"parts": [CLAIM["checks"]], "checks": None}, "claim best, parts: List should have at least 2 items"),
         ({"checks": [{"value": "best mae", "equals": 1}]}, "claim best, checks, 0, value"),
         ({"checks": [{"value": ["ch01_low"], "at_most": 1}]}, "claim best, checks, 0, value"),
@@ -201,6 +201,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
         ({"evidence": "{ch01_mae:{ch01_tau}}"}, "claim best, evidence: Value error, {ch01_mae} is not allowed"),
         ({"evidence": "MAE {ch01_mae"}, "claim best, evidence: Value error, expected '}'"),
         ("sections: 3", "claims.yml, sections: Input should be a valid list"),
+        ("sections: [{title: A, kind: claims, intro: B, claims: [x]}]", "claim 0: Input should be a valid dictionary"),
         ("a: [", "claims.yml: while parsing"),
     ],
 )
@@ -221,7 +222,7 @@ def test_a_claim_given_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({**GOOD, "ch01_mae": "'small'"}, "claim best, checks: ch01_mae is 'small', compared with 0.98: expected two numbers"),
+        ({**GOOD, "ch01_mae": "'small'"}, "claim best: ch01_mae is 'small', compared with 0.98: expected two numbers"),
         ({**GOOD, "ch01_shown": "'small'"}, "claim best, evidence: Unknown format code"),
     ],
 )

@@ -40,7 +40,7 @@ from llmpp_core.jobs.provenance import commit, machine
 UNCHANGED = "unchanged"
 
 _DATA_NOTICE = """*Stored outputs*: the upstream files of this chapter ({groups}) could not be had here. To compute it, set `LLMPP_DATA_DIR`
-to a folder that holds them or `llmpp fetch {names}`; then `llmpp run {stem}`."""
+to a folder that holds them or run `llmpp fetch {names}`; then run `llmpp run {stem}`."""
 _NOT_RUN_NOTICE = "*Not run in this build*: the outputs are those stored with the project. To compute them here: `llmpp run {stem}`."
 
 

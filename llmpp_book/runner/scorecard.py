@@ -105,7 +105,7 @@ class Claim(_Strict):
     @model_validator(mode="after")
     def _checks_or_parts(self) -> Self:
         if (self.checks is None) == (self.parts is None):
-            raise ValueError("expected checks, all of which must hold, or parts, some of which may")
+            raise ValueError("expected either checks, all of which must hold, or parts, some of which may")
         return self
 
     @property
@@ -152,7 +152,7 @@ def read_claims(path: Path) -> list[Section]:
         where = list(first["loc"])
         if where[2:3] == ["claims"] and len(where) > 3:
             claim = content["sections"][where[1]]["claims"][where[3]]
-            where[:4] = [f"claim {claim.get('id', where[3])}"]
+            where[:4] = [f"claim {claim.get('id', where[3]) if isinstance(claim, dict) else where[3]}"]
         found = " ".join(str(first["input"]).split())[:80]
         raise InputError(f"{', '.join(map(str, [path.name, *where]))}: {first['msg']}; got {found}") from None
 
@@ -189,7 +189,7 @@ _SCORECARD = """# Scorecard
 What became of the paper's claims, and of the questions they raise. Each verdict follows from numbers that the chapters
 computed in their latest run and from a criterion that was written down beforehand; none is typed by hand. A criterion is
 this book's reading of the claim, and says where it sets a limit that the paper does not give. *Undecided* means that the
-interval holds both answers.
+interval holds both answers. *Partly* means that some parts of the claim hold for sure; the others may be open.
 
 {headline}{counts}
 
@@ -244,8 +244,8 @@ def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
     try:
         outcomes = [[check.outcomes(values) for check in part] for part in claim.judged]
     except InputError as error:
-        raise InputError(f"claims.yml, claim {claim.id}, checks: {error}") from None
-    # An interval in which a limit lies holds perhaps.
+        raise InputError(f"claims.yml, claim {claim.id}: {error}") from None
+    # A check whose limit lies inside its interval may hold.
     surely, perhaps = (sum(all(map(extreme, part)) for part in outcomes) for extreme in (min, max))
     if perhaps == 0:
         return _NONE
