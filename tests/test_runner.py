@@ -227,7 +227,7 @@ import llmpp_core.space
     assert record.content == "", "so that it is never skipped, not even if the edit of the module is undone"
     assert other
     assert other.state == "not run"
-    assert "was not run in this build" in page(paths, "02_b").cells[1].source, "what was not asked for shows stored outputs"
+    assert "Not run in this build" in page(paths, "02_b").cells[1].source, "what was not asked for shows stored outputs"
 
 
 @pytest.mark.parametrize(
