@@ -157,6 +157,11 @@ def test_a_busy_machine_is_named_and_a_quiet_one_not(
             warn_if_busy(TINY, QUICK)
 
 
+def test_sizes_are_hats_for_wmt_unless_given() -> None:
+    usual = LatencySettings(vocab_size=300)
+    assert (usual.source_length, usual.target_length, usual.batch, usual.beam, usual.threads) == (30, 30, 1, 5, 1)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("source_length", 0), ("batch", -1), ("warmup", -1), ("runs", 0), ("threads", 0), ("vocab_size", 4), ("beam", 2.5)]
 )
