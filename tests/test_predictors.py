@@ -305,3 +305,9 @@ def test_the_own_choice_is_good_on_the_papers_splits_and_on_fresh_ones(
     mean = metrics.summarise(metrics.evaluate(lambda split: own[split.task], fresh)).loc["mean"]
     assert mean[("MAE", "mean")] <= 0.15, "the paper's three splits were not lucky"
     assert mean[("tau", "mean")] >= 0.80
+
+
+def test_a_base_that_is_fitted_is_calibrated_on_what_it_says_of_each_left_out() -> None:
+    base, ways = ZOO["depth + parameters, ridge"], (None, LeaveOneOut(), 2)
+    usual, one_by_one, halves = (CalibratedPredictor(base, cv=cv).fit(ARCHS[:10], BLEU[:10]).predict(ARCHS).tolist() for cv in ways)
+    assert usual == one_by_one != halves
