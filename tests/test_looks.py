@@ -82,9 +82,9 @@ def test_pages_fit_the_window_and_hide_nothing(width: int, tab: Callable[..., Pa
 @needs_book
 def test_what_is_folded_is_open_on_paper(tab: Callable[..., Page]) -> None:
     page = tab()
-    page.goto((SITE / "notebooks" / "09_hs_nas.html").as_uri())
-    for folded in (".tag_hide-cell table", "details.sd-dropdown p:not(summary *)"):
+    for folded in (".lab-still details p", ".tag_hide-cell table", "details.sd-dropdown p:not(summary *)"):
         page.emulate_media(media="screen")
+        page.goto((SITE / (LABS["guess"] if "lab" in folded else LABS["search"])).as_uri())
         assert not page.locator(folded).first.is_visible()
         page.emulate_media(media="print")
         assert page.locator(folded).first.is_visible()
