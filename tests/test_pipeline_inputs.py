@@ -148,13 +148,17 @@ def test_what_looks_wrong_is_told_and_done(tmp_path: Path, capsys: pytest.Captur
 def test_every_field_is_documented_in_a_form_that_is_read(tmp_path: Path) -> None:
     page = (EXAMPLE.parents[1] / "book" / "own_networks.md").read_text()
     section = page.partition("## Your own networks\n")[2].partition("\n## ")[0]
-    (tmp_path / "run.yml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
-    run = read_run(tmp_path / "run.yml")
+    first, model = re.findall(r"```yaml\n(.*?)```", section, flags=re.S)
+    (tmp_path / "run.yml").write_text(first)
+    (tmp_path / "model.yml").write_text(re.sub("(?m)^model: .*\n", model, first))
+    run, asked = read_run(tmp_path / "run.yml"), read_run(tmp_path / "model.yml")
     for name, (default, _) in FIELDS.items():
         assert re.search(rf"\b{name.rpartition('.')[2]}\b", section), name
         # What is shown as a default is one.
         if not name.startswith(("model.", "score.", "columns", "costs", "limits", "task", "told", "folder")) and default is not REQUIRED:
             assert run[name] == default, name
+        if name.startswith("model.") and default not in (None, 0.0):
+            assert asked[name] == default, name
 
 
 def test_forms_of_tables(tmp_path: Path) -> None:
