@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
 from llmpp_book.__main__ import main
-from llmpp_book.studies import digits, digits_choices
+from llmpp_book.studies import digits, digits_answers, digits_choices
 from llmpp_book.studies.digits_training import SEEDS, Recipe, _Batched, measure, train
 from llmpp_core.metrics import Interval
 
@@ -131,6 +132,41 @@ def test_choices_are_kept_and_those_of_other_networks_refused(tmp_path, monkeypa
     pd.testing.assert_frame_equal(digits_choices.recorded_choices(of, tens, tmp_path), digits_choices.choices(of, tens, ways))
     with pytest.raises(ValueError, match="made from something else: scores_sha256"):
         digits_choices.recorded_choices(of._replace(seen=of.seen + 1), tens, tmp_path)
+
+
+def test_answers_are_judged_beside_regressions_from_the_same_tens(monkeypatch):
+    whole = digits.known(_frame())
+    of = whole._replace(seen=whole.seen / 2, held_out=whole.held_out / 2)  # below 100
+    tens, rng = digits.splits(3, np.random.default_rng(0), of), np.random.default_rng(1)
+    rows = np.array([rng.choice(np.setdiff1d(np.flatnonzero(of.allowed), ten), 20, replace=False) for ten in tens])
+    asked = {"split": np.repeat(range(3), 20), "architecture": [of.networks[row] for row in rows.ravel()]}
+    said = pd.DataFrame({**asked, "predicted": of.held_out[rows.ravel()] + 2})
+    # Of one ten nothing is recorded, and one answer is invalid.
+    said.loc[said["split"] == 1, "predicted"] = said.loc[3, "predicted"] = np.nan
+    monkeypatch.setattr(digits_answers, "answers", lambda experiment, model: said)
+    frame = digits_answers.predictions(of, "a model")
+    assert frame["split"].tolist() == [0] * 20 + [2] * 20
+    np.testing.assert_allclose(frame["true"], of.held_out[rows[[0, 2]].ravel()])
+    ridge = [digits_choices.predicted(digits_choices.ridge(), of, tens[ten])[rows[ten]] for ten in (0, 2)]
+    np.testing.assert_allclose(frame["ridge regression"], np.concatenate(ridge))
+    found = digits_answers.agreement(frame)
+    assert found.loc["language model", ["MAE", "tau"]].tolist() == pytest.approx([2, 1])
+    assert found.loc["ridge regression", "MAE difference"] == Interval(0, 0, 0)
+    low, high = sorted(2 - np.abs(part - of.held_out[rows[ten]]).mean() for ten, part in zip((0, 2), ridge, strict=True))
+    assert found.loc["language model", "MAE difference"].value == pytest.approx((low + high) / 2)
+    assert digits_answers.errors(frame.assign(**{"language model": 1000}), "language model")[0] == pytest.approx(
+        (100 - frame["true"][:20]).mean()
+    )
+    chosen = digits_answers.choices(of, frame)
+    best = [part.loc[part["language model"].idxmax(), "row"] for _, part in frame.groupby("split")]
+    assert chosen["language model, of those asked about"].tolist() == best
+    assert of.allowed[chosen["student of the language model, of all"]].all()
+
+
+def test_an_interval_over_tens_is_that_of_students_t():
+    ours, theirs = np.random.default_rng(0).normal(size=(2, 9))
+    known = ttest_rel(ours, theirs).confidence_interval()
+    assert digits_answers.paired(ours, theirs) == pytest.approx(((ours - theirs).mean(), *known))
 
 
 def test_scores_are_read_and_what_lacks_is_named(tmp_path):

@@ -65,6 +65,28 @@ RUN = {
     "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
     "outside the range": ({"score": {"high": 30}}, "trained.csv:2: perplexity 32.2 is outside 1..30"),
     "folder in a file": ({"folder": "trained.csv/out"}, "trained.csv/out/run.lock.yml: cannot be written: its folder is a file"),
+    "group that is none": ({"search": 3}, "run.yml:10: search: expected iterations, population, seed, costly, switch below it, got 3"),
+    "columns": ({"columns": ["ffn"]}, "columns: expected names and what they are, got ['ffn']"),
+    "cost of both": (
+        {"costs": {"ms": {"column": "ms", "python": "m:f"}}},
+        "costs: expected {column: NAME, unit: TEXT} or {python: MODULE:FUNCTION, unit: TEXT}, got",
+    ),
+    "range": ({"score": {"low": 5, "high": 5}}, "score.low is 5, not below score.high, 5"),
+    "model twice": (
+        {"model": {"name": "m", "recording": "no.jsonl"}, "task": {"description": "x"}},
+        "model: give a name or a recording, not both",
+    ),
+    "model without name": ({"model": {"samples": 3}}, "model.name is missing"),
+    "price": ({"model": {"price": 3}}, "model.price: expected {prompt: P, answer: A, date: 'YYYY-MM-DD'}, the prices of a million tokens"),
+    "model without range": (
+        {"model": {"name": "m", "base_url": "http://127.0.0.1:9/v1"}, "task": {"description": "x"}, "score": {"high": None}},
+        "a model needs score.low and score.high, the range of possible scores",
+    ),
+    "examples": ({"task": {"examples": ["a"]}}, "task.examples: expected pairs of texts, [[input, output], ...], got ['a']"),
+    "costly too late": (
+        {"search": {"costly": "m:f", "iterations": 9}},
+        "search.switch: expected less than iterations, 9",
+    ),
     "no such recording": (
         {"model": {"recording": "no.jsonl"}, "task": {"description": "x"}},
         "no.jsonl",

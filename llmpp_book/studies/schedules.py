@@ -60,12 +60,14 @@ def comparison(task_name: str, rng: np.random.Generator, results: Path = RESULTS
         One row per schedule, in the order of `LABELS`: seeds; evaluations by the supernet (mean); evaluation_share and time_share
         (`Interval`, over seeds); supernet_score, own and second (means; see `at_the_middle`); valid_loss and valid_bleu from scratch
         (means); and for "loss" and "bleu" the difference (`Interval`, paired, at the level corrected for the number of schedules and
-        measures by Bonferroni), and its verdict under the margin of `llmpp_book.studies.decide.MEASURES`.
+        measures by Bonferroni, which is in the frame's ``attrs["comparisons"]``), and its verdict under the margin of
+        `llmpp_book.studies.decide.MEASURES`.
     """
     grouped, trained = at_the_middle(task_name, results, teacher), found(task_name, results)
     means = trained.groupby("architecture", sort=False)[["valid_loss", "valid_bleu"]].mean()
     base, rows = grouped["costly"], dict[str, dict[str, Any]]()
-    level = 1 - 0.05 / (len(MEASURES) * max(len(grouped) - 1, 1))
+    comparisons = len(MEASURES) * max(len(grouped) - 1, 1)
+    level = 1 - 0.05 / comparisons
     for name, frame in grouped.items():
         scored = frame.join(means, on="architecture")
         row: dict[str, Any] = {"seeds": len(frame), "evaluations": frame["supernet_evaluations"].mean()}
@@ -77,7 +79,9 @@ def comparison(task_name: str, rng: np.random.Generator, results: Path = RESULTS
             few = pair is not None and pair.pairs < _FEWEST
             row |= {measure: interval, f"{measure} verdict": "undecided" if few else verdict(interval, margin, sign) if pair else ""}
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.attrs["comparisons"] = comparisons
+    return table
 
 
 # Fewer pairs of searches decide nothing, even where all found the same.
