@@ -52,11 +52,12 @@ test: book ## run pytest, and every notebook a second time
 	echo; for name in tests fresh-notebooks; do echo "$$name"; tail -n 1 "_build/test/$$name.txt"; done; \
 	exit $$status
 
-lint: $(STAMP) ## ruff (rules and format), mypy, and who imports whom
+lint: $(STAMP) ## ruff (rules and format), mypy, who imports whom, and how much there is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+	$(BIN)/python benchmarks/rooms.py > /dev/null
 
 notebooks: $(STAMP) ## run every notebook and store the outputs in notebooks/, the ones to commit
 	$(BIN)/llmpp run --update
