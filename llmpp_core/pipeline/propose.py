@@ -14,6 +14,7 @@ from llmpp_core.pipeline.inputs import Inputs
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.space.choice import is_number
 from llmpp_core.space.regressor import ArchitectureRegressor
+from llmpp_core.space.search_space import SearchSpace
 
 _PLACES = ("best", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 # Random networks among which a spread is chosen.
@@ -84,18 +85,11 @@ def _unordered(inputs: Inputs, rows: np.ndarray) -> np.ndarray:
 
 
 def trained_rows(inputs: Inputs) -> np.ndarray:
-    """Return genomes of the trained networks; -2 where a value is not one of those that may be proposed."""
-    rows = np.full((len(inputs.trained.networks), len(inputs.genes)), -1, dtype=np.int8)
-    for i, network in enumerate(inputs.trained.networks):
-        try:
-            rows[i] = inputs.genes.encode([network])[0]
-        except ValueError:
-            for gene, (name, layer) in enumerate(inputs.space.genes):
-                value = network.get(name)
-                value = value if layer is None or value is None else value[layer] if layer < len(value) else None
-                values = next(choice.values for choice in inputs.space.choices if choice.name == name)
-                rows[i, gene] = -1 if value is None else values.index(value) if value in values else -2
-    return rows
+    """Return genomes of the trained networks; a value that may not be proposed has the position after the last one."""
+    if isinstance(inputs.space, SearchSpace):
+        return inputs.genes.encode(inputs.trained.networks)
+    columns = inputs.space.columns(inputs.trained.networks)
+    return np.hstack([columns.positions(name) for name in inputs.genes.columns]).astype(np.int8)
 
 
 def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, hopeful: np.ndarray) -> list[tuple[int, str]]:
