@@ -69,19 +69,16 @@ class Blend(ArchitectureRegressor):
 def distances(inputs: Inputs, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return for each pair the share of genes that differ, of those that either network has, shape (len(a), len(b)).
 
-    The order of layers does not count: the predictors, which see averages, cannot tell it either.
+    The order of layers does not count: each choice of layers is compared in the order in which the fewest differ.
     """
-    a, b = (_unordered(inputs, rows) for rows in (a, b))
-    different = (a[:, None] != b[None]).sum(axis=2)
-    return different / np.maximum(((a[:, None] != -1) | (b[None] != -1)).sum(axis=2), 1)
-
-
-def _unordered(inputs: Inputs, rows: np.ndarray) -> np.ndarray:
-    """Return rows with the values of each choice that is made per layer in order of size."""
-    rows = rows.copy()
+    differ = made = np.zeros((len(a), len(b)))
     for columns in inputs.genes.columns.values():
-        rows[:, columns] = -np.sort(-rows[:, columns], axis=1)
-    return rows
+        # How often a network has each value, the last being any that may not be proposed.
+        values = np.arange(inputs.genes.cardinalities[columns.start] + 1)
+        x, y = ((rows[:, columns, None] == values).sum(axis=1) for rows in (a, b))
+        either = np.maximum(x.sum(axis=1)[:, None], y.sum(axis=1))
+        made, differ = made + either, differ + either - np.minimum(x[:, None], y).sum(axis=2)
+    return differ / np.maximum(made, 1)
 
 
 def trained_rows(inputs: Inputs) -> np.ndarray:
