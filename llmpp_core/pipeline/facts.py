@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,13 @@ def proposals(
     rows = np.array([row for row, _ in chosen], dtype=np.int8).reshape(len(chosen), len(inputs.genes))
     table, trained = inputs.genes.table(rows), propose.trained_rows(inputs)
     networks, found = list(table), []
-    ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 3))
+    ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 4))
     costs = {name: cost.value(table) for name, cost in inputs.costs.items()}
     near = propose.distances(inputs, rows, trained)
     for i, (network, (_, kind)) in enumerate(zip(networks, chosen, strict=True)):
-        score, low, high = ends[i].tolist()
-        row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high, "widened": wider}
+        score, low, high, deviation = ends[i].tolist()
+        row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high}
+        row |= {"deviation": deviation, "widened": wider}
         row["network"] = propose.described(inputs, network)
         row["key"] = inputs.key(network)
         row["costs"] = [
@@ -78,8 +80,8 @@ def _csv(head: list[str], rows: Sequence[list[str]], networks: Sequence[Mapping[
 def _cell(value: Any) -> str:
     if not isinstance(value, list):
         return str(value)
-    texts = [str(item) for item in value]
-    return json.dumps(value) if any(" " in text for text in texts) else " ".join(texts)
+    texts = ["-" if item is None else str(item) for item in value]
+    return json.dumps(value) if any(re.search(r"[\s;,]", text) for text in texts) else " ".join(texts)
 
 
 def fronts(inputs: Inputs, scored: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ def gather(
     rows = zip(trained.networks, trained.scores, trained.where, strict=True)
     texts = [(text_of(propose.described(inputs, network)), score, where) for network, score, where in rows]
     found["trained"] = [{"text": text, "score": score, "where": where} for text, score, where in texts]
-    found |= {"files": run["trained"], "ignored": trained.ignored, "digests": inputs.digests, "command": f"llmpp search {run.file}"}
+    found |= {"files": run["trained"], "ignored": trained.ignored, "digests": inputs.digests}
     pairs = zip(trained.scores, evidence["left_out"][evidence["used"]], strict=True)
     found["left_out"] = [(score, inputs.sign * guess) for score, guess in pairs if guess is not None]
     if records is not None:

@@ -124,8 +124,11 @@ def read_inputs(run: Run) -> Inputs:
             costs[name].limit = limit
     if run["told"] is not None and run["told"] not in costs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
+    if run["search.costly"]:
+        with problems.collect(), named(f"{run.at('search.costly')}: search.costly"):
+            load(run["search.costly"], run.base)
     problems.check()
-    files += [run.path(run["space"])] * _is_file(run) + [run.path(run.file)] * (run.tree is not None)
+    files += ([run.path(run["space"])] if _is_file(run) else []) + [run.path(run.file)] * (run.tree is not None)
     # Files of different folders may have one name.
     contents = {
         f"{i}-{path.name}" if path.name in {p.name for p in files[:i]} else path.name: path.read_bytes() for i, path in enumerate(files)

@@ -132,27 +132,28 @@ def spread_out(inputs: Inputs) -> np.ndarray:
 
 
 def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out: Sequence[float | None], wider: float) -> np.ndarray:
-    """Return scores and the ends of their 80 % intervals, shape (m, 3), as the user has scores; `wider` stretches the intervals."""
+    """Return scores and the ends of their 80 % intervals, as the user has scores, and standard deviations, shape (m, 4).
+
+    `wider` stretches the intervals, and what the user says is possible cuts them off; neither is in the standard deviations.
+    """
     known = [i for i, value in enumerate(left_out) if value is not None]
     residuals = np.abs([left_out[i] - inputs.scores[i] for i in known])
     mean, folds = predictor.predict(networks), predictor.folds(networks, len(inputs.scores))[known]
     below, above = jackknife_plus(folds, residuals)
     ends = np.stack([np.minimum(below, mean), np.maximum(above, mean)])
+    deviation = np.ptp(ends, axis=0) / (2 * _WIDTH)
     ends = mean + wider * (ends - mean)
     if inputs.sign < 0:
         ends = -ends[::-1]
     # No score is beyond what the user says is possible.
     low, high = (inputs.run[f"score.{end}"] for end in ("low", "high"))
-    return np.column_stack([inputs.sign * mean, *ends]).clip(-np.inf if low is None else low, np.inf if high is None else high)
+    told = np.column_stack([inputs.sign * mean, *ends]).clip(-np.inf if low is None else low, np.inf if high is None else high)
+    return np.column_stack([told, deviation])
 
 
 def widening(promises: Sequence[dict[str, Any]]) -> float:
     """Return by how much intervals are to be stretched: the root mean squared miss of promises in standard deviations, at least 1."""
-    misses = [
-        (row["measured"] - row["score"]) / max((row["high"] - row["low"]) / (2 * _WIDTH * row["widened"]), 1e-12)
-        for row in promises
-        if row["measured"] is not None
-    ]
+    misses = [(row["measured"] - row["score"]) / max(row["deviation"], 1e-12) for row in promises if row["measured"] is not None]
     return max(1.0, float(np.sqrt(np.mean(np.square(misses))))) if misses else 1.0
 
 
