@@ -316,7 +316,7 @@ def seed_noise(scores: ArrayLike, rng: np.random.Generator, resamples: int = 100
         if both.sum() > 1:
             between.append((both.sum(), kendall_tau(y[both, i], y[both, j])))
     ceiling = [kendall_tau(mean, mean + d) for d in drawn]
-    weights, taus = zip(*between, strict=True)
+    weights, taus = zip(*(between or [(1, np.nan)]), strict=True)
     return SeedNoise(float(noise), float(mean.std(ddof=1)), float(np.average(taus, weights=weights)), float(np.mean(ceiling)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +32,7 @@ class Asking:
 
     def __init__(self, inputs: Inputs, client: Client):
         self.inputs, self.client, self.name = inputs, client, client.settings.model
+        self.task = self._task()
         self.path: Path | None = None  #: Where answers are recorded.
 
     @classmethod
@@ -69,8 +69,7 @@ class Asking:
             client.budget.settle((0, 0), (reply.prompt_tokens or 0, reply.answer_tokens or 0))
         return cls(inputs, client)
 
-    @cached_property
-    def task(self) -> PromptTask:
+    def _task(self) -> PromptTask:
         """What the prompts say."""
         run, space = self.inputs.run, self.inputs.space
         told = run["told"] or next(iter(space.costs), None)

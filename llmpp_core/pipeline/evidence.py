@@ -51,7 +51,7 @@ class Regression(ArchitectureRegressor):
 
     def fit(self, networks: Sequence[Any], scores: ArrayLike) -> Self:
         """Fit to n different networks and their scores, higher being better; at least 3."""
-        X, y = self._features(networks), np.asarray(scores, dtype=float)
+        X, y = self.features(networks), np.asarray(scores, dtype=float)
         if len(y) < 3:
             raise ValueError(f"networks: expected at least 3, got {len(y)}")
         self.model_ = _ridge().fit(X, y)
@@ -62,14 +62,15 @@ class Regression(ArchitectureRegressor):
 
     def predict(self, networks: Sequence[Any]) -> np.ndarray:
         """Return an array of shape (n,)."""
-        return self.model_.predict(self._features(networks))
+        return self.model_.predict(self.features(networks))
 
     def fold_predictions(self, networks: Sequence[Any]) -> np.ndarray:
         """Return what each fold predicts, shape (folds, n)."""
-        X = self._features(networks)
+        X = self.features(networks)
         return np.array([fold.predict(X) for fold in self.folds_])
 
-    def _features(self, networks: Sequence[Any]) -> np.ndarray:
+    def features(self, networks: Sequence[Any]) -> np.ndarray:
+        """Return what it sees of networks, shape (n, features)."""
         columns = [part.transform(networks) for part in self.space.feature_set("averages")]
         return np.hstack([np.asarray(column, dtype=float) for column in columns])
 

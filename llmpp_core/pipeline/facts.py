@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,16 +26,19 @@ def proposals(
     rows = np.array([row for row, _ in chosen], dtype=np.int8).reshape(len(chosen), len(inputs.genes))
     table, trained = inputs.genes.table(rows), propose.trained_rows(inputs)
     networks, found = list(table), []
-    ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 3))
-    costs = {cost.name: cost.value(table) for cost in inputs.costs.values()}
+    ends = propose.interval(inputs, predictor, table, left_out, wider) if networks else np.empty((0, 4))
+    costs = {name: cost.value(table) for name, cost in inputs.costs.items()}
     near = propose.distances(inputs, rows, trained)
     for i, (network, (_, kind)) in enumerate(zip(networks, chosen, strict=True)):
-        score, low, high = ends[i].tolist()
-        row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high, "widened": wider}
+        score, low, high, deviation = ends[i].tolist()
+        row: dict[str, Any] = {"place": propose.place(i), "kind": kind, "score": score, "low": low, "high": high}
+        row |= {"deviation": deviation, "widened": wider}
         row["network"] = propose.described(inputs, network)
         row["key"] = inputs.key(network)
-        named = [(cost, float(costs[cost.name][i])) for cost in inputs.costs.values()]
-        row["costs"] = [{"name": cost.name, "value": value, "unit": cost.unit, "limit": cost.limit} for cost, value in named]
+        row["costs"] = [
+            {"name": name, "value": float(costs[name][i]), "unit": cost.value.unit, "limit": cost.limit}
+            for name, cost in inputs.costs.items()
+        ]
         nearest = int(np.argmin(near[i]))
         row["nearest"] = {"where": inputs.trained.where[nearest], "distance": float(near[i, nearest])}
         row["beyond"] = propose.beyond(inputs, network)
@@ -76,22 +80,22 @@ def _csv(head: list[str], rows: Sequence[list[str]], networks: Sequence[Mapping[
 def _cell(value: Any) -> str:
     if not isinstance(value, list):
         return str(value)
-    texts = [str(item) for item in value]
-    return json.dumps(value) if any(" " in text for text in texts) else " ".join(texts)
+    texts = ["-" if item is None else str(item) for item in value]
+    return json.dumps(value) if any(re.search(r"[\s;,]", text) for text in texts) else " ".join(texts)
 
 
 def fronts(inputs: Inputs, scored: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the points of a figure for every cost."""
     found = []
-    for cost in inputs.costs.values():
+    for name, cost in inputs.costs.items():
         points: list[tuple[float, float]] = []
         if scored is not None:
             few = np.unique(np.linspace(0, len(scored[0]) - 1, _DOTS).astype(int))
             costs = cost.value(inputs.genes.table(scored[0][few]))
             points = list(zip(costs.tolist(), (inputs.sign * scored[1][few]).tolist(), strict=True))
         trained = list(zip(cost.value(inputs.trained.networks).tolist(), inputs.trained.scores, strict=True))
-        proposed = [(next(c["value"] for c in row["costs"] if c["name"] == cost.name), row["score"]) for row in listed]
-        found.append({"name": cost.name, "unit": cost.unit, "seen": points, "trained": trained, "proposed": proposed})
+        proposed = [(next(c["value"] for c in row["costs"] if c["name"] == name), row["score"]) for row in listed]
+        found.append({"name": name, "unit": cost.value.unit, "seen": points, "trained": trained, "proposed": proposed})
     return found
 
 
@@ -116,12 +120,12 @@ def gather(
     found: dict[str, Any] = {"confident": evidence["confident"], "warnings": inputs.warnings, "evidence": evidence, "search": None}
     found["space"] = {"name": inputs.space.name, "size": inputs.space.size()}
     found["score"] = {"name": inputs.score_name, "better": run["score.better"], "decimals": inputs.decimals}
-    limited = [cost for cost in inputs.costs.values() if cost.limit is not None]
-    found["limits"] = [{name: getattr(cost, name) for name in ("name", "limit", "unit", "note")} for cost in limited]
+    limited = [(name, cost) for name, cost in inputs.costs.items() if cost.limit is not None]
+    found["limits"] = [{"name": name, "limit": cost.limit, "unit": cost.value.unit, "note": cost.note} for name, cost in limited]
     rows = zip(trained.networks, trained.scores, trained.where, strict=True)
     texts = [(text_of(propose.described(inputs, network)), score, where) for network, score, where in rows]
     found["trained"] = [{"text": text, "score": score, "where": where} for text, score, where in texts]
-    found |= {"files": run["trained"], "ignored": trained.ignored, "digests": inputs.digests, "command": f"llmpp search {run.file}"}
+    found |= {"files": run["trained"], "ignored": trained.ignored, "digests": inputs.digests}
     pairs = zip(trained.scores, evidence["left_out"][evidence["used"]], strict=True)
     found["left_out"] = [(score, inputs.sign * guess) for score, guess in pairs if guess is not None]
     if records is not None:

@@ -39,16 +39,6 @@ class Priced:
     limit: float | None = None
     note: str = ""  #: How well it is known, if it was fitted.
 
-    @property
-    def name(self) -> str:
-        """Name of the cost."""
-        return self.value.name
-
-    @property
-    def unit(self) -> str:
-        """Its unit, "" if it has none."""
-        return self.value.unit
-
 
 @dataclass
 class Inputs:
@@ -86,7 +76,7 @@ class Inputs:
     def limits(self) -> list[Limit]:
         """The limits, and every cost of the space itself, to be recorded."""
         kept = [cost for cost in self.costs.values() if cost.limit is not None or cost.value.kind == "formula"]
-        return [Limit(cost.value, np.inf if cost.limit is None else cost.limit, cost.name, cost.unit) for cost in kept]
+        return [Limit(cost.value, np.inf if cost.limit is None else cost.limit, cost.value.name, cost.value.unit) for cost in kept]
 
     @property
     def score_name(self) -> str:
@@ -128,14 +118,17 @@ def read_inputs(run: Run) -> Inputs:
         at = run.at(f"limits.{name}")
         if name not in costs:
             problems.add(f"{at}: limit {name!r}: no such cost; costs are {listed(costs)}")
-        elif unit not in (None, costs[name].unit):
-            problems.add(f"{at}: limit {name!r}: {limit:g} {unit}, but the cost is in {costs[name].unit or 'no unit'}")
+        elif unit not in (None, costs[name].value.unit):
+            problems.add(f"{at}: limit {name!r}: {limit:g} {unit}, but the cost is in {costs[name].value.unit or 'no unit'}")
         else:
             costs[name].limit = limit
     if run["told"] is not None and run["told"] not in costs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
+    if run["search.costly"]:
+        with problems.collect(), named(f"{run.at('search.costly')}: search.costly"):
+            load(run["search.costly"], run.base)
     problems.check()
-    files += [run.path(run["space"])] * _is_file(run) + [run.path(run.file)] * (run.tree is not None)
+    files += ([run.path(run["space"])] if _is_file(run) else []) + [run.path(run.file)] * (run.tree is not None)
     # Files of different folders may have one name.
     contents = {
         f"{i}-{path.name}" if path.name in {p.name for p in files[:i]} else path.name: path.read_bytes() for i, path in enumerate(files)
@@ -210,9 +203,9 @@ def _fitted(name: str, given: Mapping[str, str], space: Any, trained: Trained) -
 def _warnings(found: Inputs) -> list[str]:
     run, trained, said = found.run, found.trained, list[str]()
     drawn = found.genes.table(found.genes.sample(_DRAWN, np.random.default_rng(0)))
-    for cost in found.costs.values():
+    for name, cost in found.costs.items():
         if cost.limit is not None and (cost.value(drawn) <= cost.limit).all():
-            said.append(f"{run.at(f'limits.{cost.name}')}: limit {cost.name!r}: no network of {_DRAWN:,} exceeds it")
+            said.append(f"{run.at(f'limits.{name}')}: limit {name!r}: no network of {_DRAWN:,} exceeds it")
     if len(trained.networks) < _FEW:
         said.append(f"{len(trained.networks)} trained networks are few: no answer can be confident before there are {_FEW}")
     if found.noise is not None and np.std(trained.scores, ddof=1) <= found.noise:

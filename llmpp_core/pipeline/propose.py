@@ -14,6 +14,7 @@ from llmpp_core.pipeline.inputs import Inputs
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.space.choice import is_number
 from llmpp_core.space.regressor import ArchitectureRegressor
+from llmpp_core.space.search_space import SearchSpace
 
 _PLACES = ("best", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 # Random networks among which a spread is chosen.
@@ -68,34 +69,24 @@ class Blend(ArchitectureRegressor):
 def distances(inputs: Inputs, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return for each pair the share of genes that differ, of those that either network has, shape (len(a), len(b)).
 
-    The order of layers does not count: the predictors, which see averages, cannot tell it either.
+    The order of layers does not count: each choice of layers is compared in the order in which the fewest differ.
     """
-    a, b = (_unordered(inputs, rows) for rows in (a, b))
-    different = (a[:, None] != b[None]).sum(axis=2)
-    return different / np.maximum(((a[:, None] != -1) | (b[None] != -1)).sum(axis=2), 1)
-
-
-def _unordered(inputs: Inputs, rows: np.ndarray) -> np.ndarray:
-    """Return rows with the values of each choice that is made per layer in order of size."""
-    rows = rows.copy()
+    differ = made = np.zeros((len(a), len(b)))
     for columns in inputs.genes.columns.values():
-        rows[:, columns] = -np.sort(-rows[:, columns], axis=1)
-    return rows
+        # How often a network has each value, the last being any that may not be proposed.
+        values = np.arange(inputs.genes.cardinalities[columns.start] + 1)
+        x, y = ((rows[:, columns, None] == values).sum(axis=1) for rows in (a, b))
+        either = np.maximum(x.sum(axis=1)[:, None], y.sum(axis=1))
+        made, differ = made + either, differ + either - np.minimum(x[:, None], y).sum(axis=2)
+    return differ / np.maximum(made, 1)
 
 
 def trained_rows(inputs: Inputs) -> np.ndarray:
-    """Return genomes of the trained networks; -2 where a value is not one of those that may be proposed."""
-    rows = np.full((len(inputs.trained.networks), len(inputs.genes)), -1, dtype=np.int8)
-    for i, network in enumerate(inputs.trained.networks):
-        try:
-            rows[i] = inputs.genes.encode([network])[0]
-        except ValueError:
-            for gene, (name, layer) in enumerate(inputs.space.genes):
-                value = network.get(name)
-                value = value if layer is None or value is None else value[layer] if layer < len(value) else None
-                values = next(choice.values for choice in inputs.space.choices if choice.name == name)
-                rows[i, gene] = -1 if value is None else values.index(value) if value in values else -2
-    return rows
+    """Return genomes of the trained networks; a value that may not be proposed has the position after the last one."""
+    if isinstance(inputs.space, SearchSpace):
+        return inputs.genes.encode(inputs.trained.networks)
+    columns = inputs.space.columns(inputs.trained.networks)
+    return np.hstack([columns.positions(name) for name in inputs.genes.columns]).astype(np.int8)
 
 
 def choose(inputs: Inputs, rows: np.ndarray, order: np.ndarray, hopeful: np.ndarray) -> list[tuple[int, str]]:
@@ -141,27 +132,28 @@ def spread_out(inputs: Inputs) -> np.ndarray:
 
 
 def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out: Sequence[float | None], wider: float) -> np.ndarray:
-    """Return scores and the ends of their 80 % intervals, shape (m, 3), as the user has scores; `wider` stretches the intervals."""
+    """Return scores and the ends of their 80 % intervals, as the user has scores, and standard deviations, shape (m, 4).
+
+    `wider` stretches the intervals, and what the user says is possible cuts them off; neither is in the standard deviations.
+    """
     known = [i for i, value in enumerate(left_out) if value is not None]
     residuals = np.abs([left_out[i] - inputs.scores[i] for i in known])
     mean, folds = predictor.predict(networks), predictor.folds(networks, len(inputs.scores))[known]
     below, above = jackknife_plus(folds, residuals)
     ends = np.stack([np.minimum(below, mean), np.maximum(above, mean)])
+    deviation = np.ptp(ends, axis=0) / (2 * _WIDTH)
     ends = mean + wider * (ends - mean)
     if inputs.sign < 0:
         ends = -ends[::-1]
     # No score is beyond what the user says is possible.
     low, high = (inputs.run[f"score.{end}"] for end in ("low", "high"))
-    return np.column_stack([inputs.sign * mean, *ends]).clip(-np.inf if low is None else low, np.inf if high is None else high)
+    told = np.column_stack([inputs.sign * mean, *ends]).clip(-np.inf if low is None else low, np.inf if high is None else high)
+    return np.column_stack([told, deviation])
 
 
 def widening(promises: Sequence[dict[str, Any]]) -> float:
     """Return by how much intervals are to be stretched: the root mean squared miss of promises in standard deviations, at least 1."""
-    misses = [
-        (row["measured"] - row["score"]) / max((row["high"] - row["low"]) / (2 * _WIDTH * row["widened"]), 1e-12)
-        for row in promises
-        if row["measured"] is not None
-    ]
+    misses = [(row["measured"] - row["score"]) / max(row["deviation"], 1e-12) for row in promises if row["measured"] is not None]
     return max(1.0, float(np.sqrt(np.mean(np.square(misses))))) if misses else 1.0
 
 

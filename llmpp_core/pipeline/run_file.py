@@ -104,7 +104,7 @@ def _read(kind: str, value: Any) -> Any:
     elif "|" in kind:
         said = str(value).lower() if isinstance(value, bool) else value
         if said in kind.split("|"):
-            return value
+            return said == "true" if kind == "true|false" else value
     elif kind == "cost":
         if isinstance(value, Mapping) and len(set(value) & {"column", "python"}) == 1 and set(value) <= {"column", "python", "unit"}:
             return {key: _read("location" if key == "python" else "text", text) for key, text in value.items()}
@@ -178,7 +178,7 @@ def read_run(run: Mapping[str, Any] | str | Path) -> Run:
         if name == "model" and value in ("none", None):
             continue
         if name not in _GROUPS:
-            flat[name] = value
+            flat[str(name)] = value
         elif isinstance(value, Mapping):
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:

@@ -117,6 +117,8 @@ class Pipeline:
     def __init__(self, inputs: Inputs, folder: str | Path | None, say: Callable[[str], Any]):
         self.inputs, self.fields, self.say = inputs, inputs.run, say
         self.folder = Path(folder) if folder is not None else inputs.run.folder
+        if self.folder.name in ("", ".."):
+            self.folder = self.folder.resolve()
         # Wrong settings are told before anything is written.
         self.asking = Asking.of(inputs, sorted(self.folder.glob("round-*/answers.jsonl")))
         self.round = 1
@@ -128,6 +130,7 @@ class Pipeline:
             if restart and (self.folder / "run.lock.yml").exists():
                 number = next(i for i in range(1, 10_000) if not self.folder.with_name(f"{self.folder.name}.old-{i}").exists())
                 self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{number}"))
+                self.asking = Asking.of(self.inputs, [])
             # What a killed process has left half-written.
             for partial in self.folder.rglob(".*.partial"):
                 partial.unlink()
@@ -261,7 +264,8 @@ class Pipeline:
             return [(row, "spread") for row in propose.spread_out(self.inputs)]
         rows, scores = facts.seen(self.inputs, records)
         # Neither trained nor so in another order of layers, which no predictor here can tell.
-        new = propose.distances(self.inputs, rows, propose.trained_rows(self.inputs)).min(axis=1) > 0
+        seen = [self.regression.features(networks) for networks in (self.inputs.genes.table(rows), self.inputs.trained.networks)]
+        new = ~np.isclose(seen[0][:, None], seen[1]).all(axis=2).any(axis=1)
         rows, scores = rows[new], scores[new]
         if not len(rows):
             raise ValueError(f"{self.folder}: every network that the search found within the limits is trained already")
@@ -289,6 +293,7 @@ class Pipeline:
         replace_file(self.here / "front.csv", facts.front(inputs, records, rows).encode())
         said = facts.gather(inputs, evidence, records, rows)
         said |= {
+            "command": f"llmpp search {self.fields.file}" + (f" --folder {self.folder}" if self.folder != self.fields.folder else ""),
             "round": self.round,
             "rounds": self._promises(),
             "model": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -92,6 +93,7 @@ def read_trained(
                     cells = {name: row[column] for column in row if (name := _choice_of(column, space, columns or {}))}
                     if isinstance(space, SearchSpace):
                         network = space.read({name: _hat_cell(name, value) for name, value in cells.items()})
+                        space.validate(network)
                     else:
                         network = space.read(cells, inactive=inactive, longer_lists=longer_lists)
                     value = _number(row.get(score), f"score {score!r}")
@@ -153,7 +155,8 @@ def _check_columns(where: str, row: Mapping[str, Any], space: Any, needed: Seque
         where = where.rpartition(":")[0] + ":1"
     there = f"columns are {', '.join(row)}"
     for name in [*needed, *columns.values()]:
-        if name not in row and not any(column.startswith(f"{name}_") for column in row):
+        layered = name not in needed and any(column.startswith(f"{name}_") for column in row)
+        if name not in row and not layered:
             raise ValueError(f"{where}: no column {name!r}; {there}")
     told = [_choice_of(column, space, columns) or "" for column in row]
     found = {re.sub(r"_\d+$", "", name) for name in told} | set(told)
@@ -183,7 +186,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if kind == ".csv":
         yield from _csv_rows(path.name, text)
     elif kind == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 row = json.loads(line) if line.strip() else {}
             except ValueError:
@@ -202,7 +205,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader, head, line = csv.reader(text.splitlines(keepends=True), strict=True), list[str](), 1
+    reader, head, line = csv.reader(io.StringIO(text), strict=True), list[str](), 1
     try:
         for cells in reader:
             where, line = f"{name}:{line}", reader.line_num + 1
