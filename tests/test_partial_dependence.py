@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_distill import Linear
 
 from llmpp_core.predictors.partial_dependence import partial_dependence
 from llmpp_core.space.architecture import Architecture
-from llmpp_core.space.features import OfficialFeatures
 from llmpp_core.space.search_space import HAT_WMT
-
-
-class Linear:
-    slopes = np.array([1.0, 0.0, 2.0, -0.5, -1.0, 3.0, 0.7, 0.2, 0.0, 0.4])
-
-    def predict(self, archs: list[Architecture]) -> np.ndarray:
-        return 25 + OfficialFeatures().transform(archs) @ self.slopes
 
 
 def test_partial_dependence_reads_off_the_slopes_of_a_linear_teacher(rng: np.random.Generator) -> None:
