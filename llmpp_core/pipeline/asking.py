@@ -125,6 +125,13 @@ class Asking:
             said.append(f"this exceeds model.token_cap {settings.token_cap:,} by up to {tokens - settings.token_cap:,} tokens")
         return said
 
+    def require_recorded(self) -> None:
+        """Raise ValueError if a recording lacks answers that every run needs, those about networks left out."""
+        if self.client.mode == "replay" and (lacking := self.client.pending(self._left_out_prompts(), self.inputs.run["model.samples"])):
+            where = f"{self.inputs.run.at('model.recording')}: model.recording: {self.inputs.run['model.recording']}"
+            n = len(self.inputs.trained.networks) * self.inputs.run["model.samples"]
+            raise ValueError(f"{where} lacks {len(lacking)} of {n} answers about these trained networks, or was asked in another way")
+
     def left_out(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Ask about each trained network, shown the others.
 

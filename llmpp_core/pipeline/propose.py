@@ -151,9 +151,14 @@ def interval(inputs: Inputs, predictor: Blend, networks: Sequence[Any], left_out
     return np.column_stack([told, deviation])
 
 
+def _deviation(row: Mapping[str, Any]) -> float:
+    # Earlier rounds do not say it.
+    return float(row.get("deviation", (row["high"] - row["low"]) / (2 * _WIDTH * row["widened"])))
+
+
 def widening(promises: Sequence[dict[str, Any]]) -> float:
     """Return by how much intervals are to be stretched: the root mean squared miss of promises in standard deviations, at least 1."""
-    misses = [(row["measured"] - row["score"]) / max(row["deviation"], 1e-12) for row in promises if row["measured"] is not None]
+    misses = [(row["measured"] - row["score"]) / max(_deviation(row), 1e-12) for row in promises if row["measured"] is not None]
     return max(1.0, float(np.sqrt(np.mean(np.square(misses))))) if misses else 1.0
 
 

@@ -176,6 +176,6 @@ def _rounds(facts: Mapping[str, Any]) -> str:
 
 
 def _again(facts: Mapping[str, Any]) -> str:
-    said = "run.lock.yml holds every setting, inputs/ the files as they were. Without a language model the same inputs give the same files."
+    said = "run.lock.yml holds every setting, inputs/ the files as they were. Without a model the same inputs give the same networks."
     rows = list(facts["digests"].items())
     return element("p", said) + table(["input", "sha256"], rows) + element("p", f"Made with {facts['versions']}.", "soft")

@@ -63,7 +63,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "folder": (None, "text"),
 }
 #: Fields that may differ when a run goes on, since what is done does not depend on them.
-FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "folder", "trained")
+FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "model.recording", "folder", "trained")
 # What is expected of each kind that does not say it by itself.
 _WORDS = {
     "text": "one line of text",

@@ -121,6 +121,8 @@ class Pipeline:
             self.folder = self.folder.resolve()
         # Wrong settings are told before anything is written.
         self.asking = Asking.of(inputs, sorted(self.folder.glob("round-*/answers.jsonl")))
+        if self.asking is not None:
+            self.asking.require_recorded()
         self.round = 1
 
     def run(self, restart: bool = False) -> Proposal:
@@ -153,20 +155,27 @@ class Pipeline:
         """Check what is there against what is asked, find the round, and write down what is asked."""
         lock, inputs = self.folder / "run.lock.yml", self.inputs
         asked = {name: value for name, value in self.fields.fields.items() if name not in FREE}
+        if self.asking is not None and self.fields["model.recording"]:
+            # Of which model, whatever the file is called.
+            asked["recording"] = self.asking.client.settings.identity()
         asked = json.loads(json.dumps({**asked, "space": inputs.space.to_record()}))
         if lock.exists():
             before = yaml.safe_load(lock.read_text(encoding="utf-8"))["fields"]
+            # Earlier runs name the file in its place.
+            if before.pop("model.recording", None):
+                before.setdefault("recording", asked.get("recording"))
             if different := differences(before, asked):
                 raise ValueError(f"{self.folder}: made with other settings: {different}; use another folder or --restart")
         rounds = self._rounds()
         now = dict(zip(map(inputs.key, inputs.trained.networks), inputs.trained.scores, strict=True))
         was: dict[str, float] = rounds[-1]["trained"] if rounds else {}
         for network, score in was.items():
-            if now.get(network) != score:
+            # A further training of a network changes the mean.
+            if now.get(network) != score and not (network in now and self.fields["repeats"] == "mean"):
                 what = f"is {now[network]:g} now" if network in now else "is gone"
                 said = f"the score {score:g} of the network {', '.join(network.splitlines())} of round {len(rounds)} {what}"
                 raise ValueError(f"{self.folder}: {said}; use another folder or --restart")
-        self.round = len(rounds) + (len(now) > len(was))
+        self.round = len(rounds) + (now != was)
         versions = {"llmpp": llmpp_core.__version__, "numpy": np.__version__}
         known = {"fields": asked, "versions": versions, "inputs": inputs.digests}
         for name, content in inputs.files.items():
@@ -212,9 +221,13 @@ class Pipeline:
         found = compare(self.inputs.scores, left_out, noise=self.inputs.noise, wanted=self.fields["predictor"])
         return self._write("evidence.json", {"depends": self.depends, **found, "answers": answers})
 
-    def _student(self) -> DistilledPredictor:
+    def _student(self) -> DistilledPredictor | None:
         assert self.asking is not None
         networks, path = label_networks(self.inputs), self.here / "student.safetensors"
+        if len(networks) < _FEWEST_LABELS:
+            said = f"{len(networks)} networks are within the limits, and a student of the model needs {_FEWEST_LABELS}"
+            self.inputs.warnings.append(f"{said}: the regression proposes")
+            return None
         if (known := self._known("labels.json", self.depends)) is None:
             self.say(f"asking {self.asking.name} for {len(networks)} labels")
             labels, answers = self.asking.labels(networks)
@@ -263,9 +276,10 @@ class Pipeline:
         if records is None:
             return [(row, "spread") for row in propose.spread_out(self.inputs)]
         rows, scores = facts.seen(self.inputs, records)
-        # Neither trained nor so in another order of layers, which no predictor here can tell.
+        # Neither trained nor so in another order of layers, where the regression cannot tell the two.
         seen = [self.regression.features(networks) for networks in (self.inputs.genes.table(rows), self.inputs.trained.networks)]
-        new = ~np.isclose(seen[0][:, None], seen[1]).all(axis=2).any(axis=1)
+        alike = np.isclose(seen[0][:, None], seen[1]).all(axis=2)
+        new = ~(alike & (propose.distances(self.inputs, rows, propose.trained_rows(self.inputs)) == 0)).any(axis=1)
         rows, scores = rows[new], scores[new]
         if not len(rows):
             raise ValueError(f"{self.folder}: every network that the search found within the limits is trained already")

@@ -100,7 +100,7 @@ def read_trained(
                     groups.setdefault(network, []).append((where, value, row))
     found.head = list(seen)
     found.ignored = [column for column in seen if column not in (score, *costs) and not _choice_of(column, space, columns or {})]
-    variances = []
+    squares = []
     for network, group in groups.items():
         values, (first, *again) = [value for _, value, _ in group], [where for where, _, _ in group]
         if again and len(set(values)) == 1:
@@ -111,7 +111,7 @@ def read_trained(
                 f"{again[0]}: the network of {_near(first, again[0])}, with another score ({shown}); keep one or set repeats: mean"
             )
         elif again:
-            variances.append(np.var(values, ddof=1))
+            squares.append((np.var(values) * len(values), len(values) - 1))
         found.networks.append(network)
         found.scores.append(float(np.mean(values)))
         found.where.append(first)
@@ -126,7 +126,8 @@ def read_trained(
     elif len(set(found.scores)) == 1 and not problems.lines:
         problems.add(f"{file}: all {len(groups)} scores are {found.scores[0]:g}: nothing can be learned from them")
     problems.check()
-    found.noise = math.sqrt(np.mean(variances)) if variances else None
+    # Pooled, so that who was trained more often counts for more.
+    found.noise = math.sqrt(sum(part for part, _ in squares) / sum(n for _, n in squares)) if squares else None
     return found
 
 
@@ -219,7 +220,7 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             head = [cell.strip() for cell in cells]
             if len(head) == 1 and re.search("[;\t]", head[0]):
                 raise ValueError(f"{where}: the columns are not separated by commas, as in {head[0][:40]!r}; write commas")
-            if twice := [column for column in head if head.count(column) > 1]:
+            if twice := [column for column in head if column and head.count(column) > 1]:
                 raise ValueError(f"{where}: the column {twice[0]!r} is there twice")
     except csv.Error as error:
         raise ValueError(f"{name}:{reader.line_num}: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -119,7 +120,8 @@ class Choice:
                 return own
         if isinstance(plain, str):
             for own in self.values:
-                if plain.strip() in (str(own), show(own)):
+                # A spreadsheet writes TRUE.
+                if plain.strip() in (str(own), show(own), show(own).upper() if isinstance(own, bool) else ""):
                     return own
             try:
                 plain = float(plain) if self.numbers is not None else plain
@@ -236,7 +238,7 @@ def paragraph(lines: Sequence[str]) -> str:
 
 def is_number(value: Any) -> bool:
     """Return whether this is a finite number and neither true nor false."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def show(value: Any) -> str:
