@@ -30,7 +30,7 @@ from llmpp_core.llm.batches import write_batches
 from llmpp_core.llm.cache import Cache, Stored
 from llmpp_core.llm.client import Client, LLMStopped, MissingAnswers, Price, Settings
 from llmpp_core.llm.predictor import LLMPredictor
-from llmpp_core.llm.recordings import Recording, Row, load, write_recording
+from llmpp_core.llm.recordings import Recording, Row, write_recording
 
 TASK = prompt_task(name="t", description="d", metric="BLEU", metric_description="m", low=0, high=100)
 
@@ -116,17 +116,6 @@ def test_replay_needs_no_key_opens_no_socket_and_lists_what_is_missing(tmp_path:
     assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="unknown mode 'x'; allowed are live, replay"):
         Client(settings, mode="x")
-
-
-def test_what_is_recorded_is_not_paid_for_again(tmp_path: Path) -> None:
-    with FakeLLM() as server:
-        client = make_client(server.url, tmp_path)
-        answers, job = client.ask([prompt(0)]), client.job(prompt(0))
-        row = Row({"i": 0}, 0, client.lookup(job.key))
-        write_recording(Recording(tmp_path / "results" / "x" / "fake.jsonl", "x", client.settings, {job.key: row}))
-        other = Client(client.settings, cache=tmp_path / "other", recordings=load(tmp_path / "results", client.settings))
-        assert other.ask([prompt(0)]) == answers
-        assert len(server.calls) == 1
 
 
 def test_requests_with_a_fifth_of_faults_all_settle_once(tmp_path: Path) -> None:

@@ -139,14 +139,7 @@ def test_an_allowance_spent_on_reasoning_is_named_not_cached_and_stops_the_run(t
         assert (len(server.calls), len(client.cache), client.budget.answer_tokens) == (4, 1, 16)
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        *(completion(text) for text in ("Somewhere above 25.3 BLEU.", "nan", "25,3", "25.3 26.1", "250", "-3", "", None)),
-        *(completion(text, "content_filter") for text in ("25.3", None)),
-        completion("25", "length"),
-    ],
-)
+@pytest.mark.parametrize("reply", [completion("25,3"), completion(""), completion(None, "content_filter"), completion("25", "length")])
 def test_invalid_answers_are_kept_counted_and_not_asked_again(tmp_path: Path, reply: dict[str, Any]) -> None:
     with FakeLLM(lambda body, number: Act(200, reply)) as server:
         client = make_client(server.url, tmp_path)

@@ -151,20 +151,16 @@ def digits_questions(tens: int = 8, networks: int = 100, anonymous: bool = False
     # Loads torch, which most experiments do without.
     from llmpp_book.studies import digits
 
-    of, task = digits.known(digits.scores(), 1.0), digits.prompt_task()
-    task = task.anonymous() if anonymous else task
-    questions = []
+    of, splits = digits.known(digits.scores(), 1.0), []
     for number, ten in enumerate(digits.splits(tens, np.random.default_rng(0), of)):
-        shown = [(of.networks[row], float(of.seen[row])) for row in ten]
         others = np.setdiff1d(np.arange(len(of.networks)), ten)
         drawn = np.random.default_rng([0, number]).choice(others, networks, replace=False)
-        labels = {"task": "digits", "split": number, "level": FULL, "form": "batched", "anonymous": anonymous, "demonstrations": len(shown)}
-        for first in range(0, networks, _BATCH):
-            rows = drawn[first : first + _BATCH]
-            group = tuple(of.networks[row] for row in rows)
-            prompt = build_prompt(task, shown, group, FULL, "batched")
-            questions.append(Question({**labels, "first": first}, prompt, group, tuple(of.held_out[rows].tolist())))
-    return questions
+        parts = [
+            {"architecture": [of.networks[row] for row in rows], "bleu": told[rows]}
+            for rows, told in ((ten, of.seen), (drawn, of.held_out))
+        ]
+        splits.append(TFSSplit("digits", number, *map(pd.DataFrame, parts)))
+    return ask_test_sets(splits, {"digits": digits.prompt_task()}, form="batched", anonymous=anonymous)
 
 
 _TEN, _BOTH = ("batched",), (False, True)

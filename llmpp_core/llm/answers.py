@@ -93,7 +93,7 @@ def read_reply(raw: str) -> Reply:
     text, has_reasoning = _join(content) if in_parts else (content, False)
     has_reasoning = has_reasoning or any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
     text = text if isinstance(text, str) else refusal if isinstance(refusal, str) else ""
-    sent, received = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    sent, received = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
     if received == 0 and not text.strip() and not has_reasoning and finish_reason not in ("length", "content_filter"):
         raise ServerFailed("an empty reply of 0 tokens: the server gave up")
     return Reply(printable(text), finish_reason, sent, received, in_parts, has_reasoning)
@@ -122,7 +122,8 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _count(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """Return a count as a server gave it, None if it is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

@@ -6,9 +6,8 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from llmpp_core.llm.answers import Answer
+from llmpp_core.llm.answers import Answer, token_count
 from llmpp_core.llm.settings import Settings
 
 # Answers from which on the share of invalid ones is judged: of fewer, half may be invalid by chance.
@@ -143,8 +142,8 @@ def read_usage(raw: str, fewest: int) -> tuple[int | None, int | None]:
     usage = json.loads(raw).get("usage")
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) or 0 if isinstance(details, dict) else 0
-    prompt, answer, total = (_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
+    cached = token_count(details.get("cached_tokens")) or 0 if isinstance(details, dict) else 0
+    prompt, answer, total = (token_count(usage.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
     if prompt is None and answer is not None and total is not None:
         prompt = max(0, total - answer)
     if prompt is not None and (prompt < cached or prompt < fewest <= prompt + cached):
@@ -152,7 +151,3 @@ def read_usage(raw: str, fewest: int) -> tuple[int | None, int | None]:
     if prompt is not None and total is not None:
         answer = max(answer or 0, total - prompt)
     return prompt, answer
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
