@@ -118,9 +118,9 @@ def test_a_table_measured_otherwise_is_refused_and_left_alone(
     before = path.read_bytes()
     if device := change.pop("device", None):
         monkeypatch.setattr(profiler, "device_name", lambda _: device)
-    with pytest.raises(ValueError, match=f"table.jsonl:1: measured otherwise: {message}.*; use another file$"):
+    with pytest.raises(ValueError, match=f"table.jsonl:1: made from something else: {message}.*; move the file away$"):
         extend(path, **change)
-    with pytest.raises(ValueError, match=f"latencies.jsonl:1: measured otherwise: {message}.*; use another file$"):
+    with pytest.raises(ValueError, match=f"latencies.jsonl:1: made from something else: {message}.*; move the file away$"):
         MeasuredLatency(**{"space": TINY, "settings": SETTINGS, **change}, path=latencies)
     assert path.read_bytes() == before
 
