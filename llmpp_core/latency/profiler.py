@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from scipy.stats import iqr, trimboth
 
+from llmpp_core.jobs.files import understood
 from llmpp_core.jobs.provenance import commit, processor
 from llmpp_core.jobs.table import Table
-from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times, row_errors
+from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times
 from llmpp_core.nets.transformer import Cache, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
@@ -142,7 +143,7 @@ class MeasuredLatency:
 
     def _read(self) -> None:
         for number, row in enumerate(self._table.rows(), 1):
-            with row_errors(self.path, number):
+            with understood(f"{self.path}:{number}"):
                 check_times(row["latency_ms"], row["pace_ms"])
                 self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
                 self._pace = float(row["pace_ms"])
