@@ -106,7 +106,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], di
 
 @contextlib.contextmanager
 def understood(path: str | Path) -> Iterator[None]:
-    """Turn what goes wrong while a whole checkpoint is made into an object, as of another version, into a ValueError of one line."""
+    """Turn what goes wrong while what was read whole, a checkpoint or a row, becomes an object into a ValueError of one line."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:

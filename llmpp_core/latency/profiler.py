@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from scipy.stats import iqr, trimboth
 
-from llmpp_core.jobs.files import alone, append_rows, need_writable, read_rows
+from llmpp_core.jobs.files import understood
 from llmpp_core.jobs.provenance import commit, processor
-from llmpp_core.jobs.table import Table, differences
-from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times, row_errors
+from llmpp_core.jobs.table import Table
+from llmpp_core.latency.tables import MEASURED, LatencyMeasurement, LatencySettings, check_times
 from llmpp_core.nets.transformer import Cache, Transformer
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.inputs import as_list
@@ -95,8 +95,8 @@ def extend_latency_table(
     """
     stop = time.time() + seconds
     order = measurement_order(archs, space, repeats, rng)
-    origin = _origin(space, settings)
-    _read_alike(path, origin)
+    table = _table(space, settings, path)
+    table.rows()
     if seconds > 0:
         warn_if_busy(space, settings)
 
@@ -104,10 +104,10 @@ def extend_latency_table(
         if time.time() > stop:
             return None
         measured = measure_latency(arch, space, settings)
-        return {**{name: getattr(measured, name) for name in MEASURED}, **origin, "commit": _commit()}
+        return {**{name: getattr(measured, name) for name in MEASURED}, "commit": _commit()}
 
     jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
-    return len(Table(path).run(work, jobs, progress=path.stem if progress else None)) == len(jobs)
+    return len(table.run(work, jobs, progress=path.stem if progress else None)) == len(jobs)
 
 
 class MeasuredLatency:
@@ -135,15 +135,15 @@ class MeasuredLatency:
         if repeats < 1:
             raise ValueError(f"repeats: expected a positive number, got {repeats}")
         self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
-        self._origin = {**_origin(space, settings), "repeats": repeats}
+        self._table = _table(space, settings, path, repeats=repeats)
         self._known: dict[Architecture, float] = {}
         # All times are as if the machine always had the pace of the first measurement.
         self._pace: float | None = None
         self._read()
 
     def _read(self) -> None:
-        for number, row in enumerate(_read_alike(self.path, self._origin), 1):
-            with row_errors(self.path, number):
+        for number, row in enumerate(self._table.rows(), 1):
+            with understood(f"{self.path}:{number}"):
                 check_times(row["latency_ms"], row["pace_ms"])
                 self._known[Architecture.from_hat_dict(row["arch"])] = float(row["latency_ms"])
                 self._pace = float(row["pace_ms"])
@@ -152,8 +152,7 @@ class MeasuredLatency:
         """Return latencies in ms, shape (n,), measuring what is not known."""
         archs = as_list(archs)
         if any(arch not in self._known for arch in archs):
-            need_writable(self.path)
-            with alone(self.path):
+            with self._table.writing():
                 # What another process measured since; twice would be two answers to one question.
                 self._read()
                 for arch in archs:
@@ -166,26 +165,16 @@ class MeasuredLatency:
         if self._pace is None:
             self._pace = float(np.median([m.calibration_ms for m in rounds]))
         latency = float(np.median([m.latency_ms / m.calibration_ms for m in rounds])) * self._pace
-        row = {"arch": arch.to_hat_dict(), "latency_ms": latency, "pace_ms": self._pace, **self._origin, "commit": _commit()}
-        append_rows(self.path, [row])
+        self._table.append([{"arch": arch.to_hat_dict(), "latency_ms": latency, "pace_ms": self._pace, "commit": _commit()}])
         self._known[arch] = latency
 
 
-def _origin(space: SearchSpace, settings: LatencySettings) -> dict[str, Any]:
-    """Return what the rows of one file have in common."""
+def _table(space: SearchSpace, settings: LatencySettings, path: Path, **more: Any) -> Table:
+    """Return a table whose rows were all measured alike."""
     device, library = device_name(settings.device), str(torch.__version__)
-    return {"space": space.name, "qkv_dim": space.qkv_dim, "settings": asdict(settings), "device_name": device, "torch": library}
-
-
-def _read_alike(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table; ValueError if one was measured otherwise."""
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        # Earlier rows do not say how wide attention is inside, which no architecture says either.
-        row.setdefault("qkv_dim", origin["qkv_dim"])
-        if different := differences({name: row.get(name) for name in origin}, origin):
-            raise ValueError(f"{path}:{number}: measured otherwise: {different}; use another file")
-    return rows
+    origin = {"space": space.name, "qkv_dim": space.qkv_dim, "settings": asdict(settings), "device_name": device, "torch": library}
+    # Earlier rows do not say how wide attention is inside, which no architecture says either.
+    return Table(path, {**origin, **more}, {"qkv_dim": space.qkv_dim})
 
 
 @cache

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from llmpp_core.jobs.files import read_rows
+from llmpp_core.jobs.files import read_rows, understood
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
 
@@ -117,7 +116,7 @@ def read_latency_table(path: Path) -> pd.DataFrame:
     """
     found: dict[Architecture, list[LatencyMeasurement]] = {}
     for number, row in enumerate(read_rows(path), 1):
-        with row_errors(path, number):
+        with understood(f"{path}:{number}"):
             arch = Architecture.from_hat_dict(row["arch"])
             measured = LatencyMeasurement(**{name: row[name] for name in MEASURED}, settings=LatencySettings(**row["settings"]))
             check_times(measured.encoder_ms, measured.decoder_ms, measured.calibration_ms)
@@ -128,17 +127,6 @@ def read_latency_table(path: Path) -> pd.DataFrame:
     features = pd.DataFrame(HATFeatures().transform(list(found)), columns=list(HAT_FEATURE_NAMES))
     table = pd.concat([pd.DataFrame({"architecture": list(found)}), features, table], axis=1)
     return table.assign(latency_ms=table["encoder_ms"] + table["decoder_ms"])
-
-
-@contextmanager
-def row_errors(path: Path, number: int) -> Iterator[None]:
-    """Name file and line in what goes wrong while a row is read."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{path}:{number}: the row has no {error}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
 
 
 def check_times(*times: float) -> None:

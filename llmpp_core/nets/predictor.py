@@ -5,7 +5,7 @@ Batches are made once and stay on the device, and candidates whose encoders begi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
@@ -99,19 +99,18 @@ class SupernetPredictor(ArchitectureScorer):
     @torch.inference_mode()
     def _share(self, archs: Sequence[Architecture], batches: Sequence[Batch]) -> list[float]:
         """Score one core's share of the candidates."""
+        models = (self.supernet.subnet(arch, copy=False).eval() for arch in archs)
+        if self.bleu is not None:
+            return [float(self.bleu(translate(model, self.pairs))) for model in models]
         tokens = sum(batch.tokens for batch in batches)
-        encoders = _SharedEncoders(batches, shared=self.supernet.kind == "shared")
         scores = []
-        for arch in archs:
-            model = self.supernet.subnet(arch, copy=False).eval()
-            if self.bleu is not None:
-                scores.append(float(self.bleu(translate(model, self.pairs))))
-            else:
-                losses = [
-                    chunked_loss(model, model.decode(batch.tgt, memory), batch.labels, self.label_smoothing)
-                    for batch, memory in zip(batches, encoders.memories(model), strict=True)
-                ]
-                scores.append(-float(torch.stack(losses).sum()) / tokens)
+        # In a mixture every weight depends on the whole architecture, so nothing is ever the same.
+        for model, memories in _encoded(models, batches, shared=self.supernet.kind == "shared"):
+            losses = [
+                chunked_loss(model, model.decode(batch.tgt, memory), batch.labels, self.label_smoothing)
+                for batch, memory in zip(batches, memories, strict=True)
+            ]
+            scores.append(-float(torch.stack(losses).sum()) / tokens)
         return scores
 
     def __sklearn_clone__(self) -> Self:
@@ -119,28 +118,20 @@ class SupernetPredictor(ArchitectureScorer):
         return type(self)(**self.get_params(deep=False))
 
 
-class _SharedEncoders:
-    """Encoder states of all batches, of which the next candidate reuses those of the layers at which its encoder is the same."""
-
-    def __init__(self, batches: Sequence[Batch], shared: bool):
-        self.batches = batches
-        self.masks = [batch.src != PAD for batch in batches]
-        # In a mixture every weight depends on the whole architecture, so nothing is ever the same.
-        self.shared = shared
-        self.key: tuple[Any, ...] = ()
-        self.states: list[list[Tensor]] = []
-
-    def memories(self, model: Transformer) -> Iterator[Memory]:
-        """Yield what the decoder reads of each batch."""
+def _encoded(models: Iterable[Transformer], batches: Sequence[Batch], shared: bool) -> Iterator[tuple[Transformer, list[Memory]]]:
+    """Yield networks with what they read of each batch, reusing the states of layers at which an encoder is that of the one before."""
+    masks = [batch.src != PAD for batch in batches]
+    before: tuple[Any, ...] = ()
+    states: list[list[Tensor]] = []
+    for model in models:
         key = _encoder_key(model.arch)
-        same = list(takewhile(lambda pair: pair[0] == pair[1], zip(self.key, key, strict=False))) if self.shared else []
-        self.key, self.states = key, self.states[: len(same)]
-        if not self.states:
-            self.states.append([model.embed(batch.src, model.arch.encoder_embed_dim) for batch in self.batches])
-        for layer in model.encoder[len(self.states) - 1 :]:
-            self.states.append([layer(x, mask[:, None, None, :]) for x, mask in zip(self.states[-1], self.masks, strict=True)])
-        for i, mask in enumerate(self.masks):
-            yield Memory([states[i] for states in self.states[:-4:-1]], mask)
+        same = list(takewhile(lambda pair: pair[0] == pair[1], zip(before, key, strict=False))) if shared else []
+        before, states = key, states[: len(same)]
+        if not states:
+            states.append([model.embed(batch.src, model.arch.encoder_embed_dim) for batch in batches])
+        for layer in model.encoder[len(states) - 1 :]:
+            states.append([layer(x, mask[:, None, None, :]) for x, mask in zip(states[-1], masks, strict=True)])
+        yield model, [Memory(last, mask) for *last, mask in zip(*states[:-4:-1], masks, strict=True)]
 
 
 def _encoder_key(arch: Architecture) -> tuple[tuple[int, ...], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from llmpp_core.jobs.files import SourceError
 from llmpp_core.nets.training import Recipe
 from llmpp_core.space.search_space import HAT_WMT, SMALL, TINY
 from llmpp_core.tasks.task import Task
-from llmpp_core.text.batches import Pairs
 from llmpp_core.text.corpora import LANGUAGES, SIDES, ParallelText, multi30k
 from llmpp_core.text.synthetic import Language
 from llmpp_core.text.vocabulary import Vocabulary
@@ -106,17 +105,6 @@ def multi30k_mini(target: str, words: int = 12, updates: int = 1000, learning_ra
     )
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedTask(Task):
-    """A task whose training side is larger than memory; `text` holds a sample of it."""
-
-    #: The training pairs, on disk.
-    stored: Pairs = field(kw_only=True, repr=False)
-
-    def _pairs(self, side: str) -> Pairs:
-        return self.stored if side == "train" else super()._pairs(side)
-
-
 def prepared_task(name: str, folder: Path) -> Task:
     """Return a WMT task from the folder that `llmpp_core.text.wmt.prepare` made; ValueError if it is damaged or of another task."""
     manifest, vocabulary, text, pairs = load_prepared(folder)
@@ -125,7 +113,7 @@ def prepared_task(name: str, folder: Path) -> Task:
     # HAT's files configs/wmt*/subtransformer/common.yml and supertransformer/space0.yml: 40,000 updates of 128 x 4,096 tokens, learning
     # rate 0.001 with 4,000 updates of warm-up, 10,000 for supernets. They clip no gradients and also drop out a tenth of the attention.
     recipe = Recipe(updates=40_000, batch_tokens=4096, accumulate=128, learning_rate=1e-3, warmup=0.1, dropout=0.3)
-    return PreparedTask(
+    return Task(
         name=name,
         title=PAPER_TASKS[name].title,
         space=HAT_WMT,

@@ -61,6 +61,8 @@ class Task:
     beam: int = 4
     #: Most tokens of a sentence, without markers, on either side. Longer training pairs are left out of `pairs`.
     longest: int = 100
+    #: The training pairs, if they are on disk since they are larger than memory; `text` then holds a sample of them.
+    stored: Pairs | None = field(default=None, repr=False)
     #: The sides as tokens.
     pairs: Mapping[str, Pairs] = field(init=False, repr=False)
 
@@ -129,6 +131,8 @@ class Task:
         return cls(name=name, space=space, vocabulary=vocabulary, text=text, **settings)
 
     def _pairs(self, side: str) -> Pairs:
+        if side == "train" and self.stored is not None:
+            return self.stored
         mark, tokens = self.vocabulary.space_mark, []
         for which, given in (("source", self.text[side].src), ("target", self.text[side].tgt)):
             sentences, pair = list(given), f"task {self.name}: the {which} of {side} pair"
