@@ -53,6 +53,9 @@ class Recipe:
     accumulate: int = 1  #: Batches per update, whose gradients are added up; all processes together.
 
     def __post_init__(self) -> None:
+        for name in ("updates", "batch_tokens", "accumulate"):
+            if getattr(self, name) % 1:
+                raise ValueError(f"{name}: expected an integer, got {getattr(self, name)!r}")
         for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
