@@ -153,6 +153,8 @@ def train(
     first = place is None or place.is_main_process
     if isinstance(model, SuperTransformer) != (sampling is not None):
         raise ValueError("sampling: a supernet needs one, a single architecture takes none")
+    if model.dropout != recipe.dropout:
+        raise ValueError(f"dropout: the network has {model.dropout} and the recipe {recipe.dropout}; make the network with the recipe's")
     if len(pairs) == 0:
         raise ValueError("pairs: there are none to train on")
     device = pairs.src.device
