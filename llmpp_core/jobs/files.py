@@ -168,16 +168,21 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _append(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
+    with open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         with contextlib.suppress(OSError):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.seek(0)
-                file.truncate(file.read(size).rfind(b"\n") + 1)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+                size = file.truncate(file.read(size).rfind(b"\n") + 1)
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            # All or nothing: what is kept elsewhere is to be appended whole.
+            file.truncate(size)
+            raise
 
 
 class SourceError(RuntimeError):

@@ -23,7 +23,7 @@ def translate(model: Transformer, pairs: Pairs, *, beam: int = 1, batch_tokens: 
     if model.training:
         raise ValueError("model: expected a network in evaluation mode; call model.eval()")
     found: dict[int, list[int]] = {}
-    order = np.argsort(pairs.src_lengths, kind="stable")
+    order = np.argsort(-pairs.src_lengths, kind="stable")  # the longest of a batch first
     start = 0
     while start < len(order):
         n = max(1, batch_tokens // (beam * int(pairs.src_lengths[order[start]])))

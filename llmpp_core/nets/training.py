@@ -53,6 +53,9 @@ class Recipe:
     accumulate: int = 1  #: Batches per update, whose gradients are added up; all processes together.
 
     def __post_init__(self) -> None:
+        for name in ("updates", "batch_tokens", "accumulate"):
+            if getattr(self, name) % 1:
+                raise ValueError(f"{name}: expected an integer, got {getattr(self, name)!r}")
         for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
@@ -150,6 +153,8 @@ def train(
     first = place is None or place.is_main_process
     if isinstance(model, SuperTransformer) != (sampling is not None):
         raise ValueError("sampling: a supernet needs one, a single architecture takes none")
+    if model.dropout != recipe.dropout:
+        raise ValueError(f"dropout: the network has {model.dropout} and the recipe {recipe.dropout}; make the network with the recipe's")
     if len(pairs) == 0:
         raise ValueError("pairs: there are none to train on")
     device = pairs.src.device

@@ -141,6 +141,8 @@ def find_wmt(name: str, side: str, folder: Path | None = None) -> list[Path]:
         rows = sorted(place.glob(f"{split}[.-]*"))
         if len({path.suffix == ".parquet" for path in rows}) > 1:
             raise ValueError(f"{place}: {split} is there both as parquet and as jsonl; keep one")
+        if len({path.name.removesuffix(".gz") for path in rows}) < len(rows):
+            raise ValueError(f"{place}: {split} is there both packed and not; keep one")
         if rows:
             return rows
     if folder:

@@ -58,6 +58,8 @@ class Vocabulary:
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(_SPECIAL.values()), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
+        if (n := tokenizer.get_vocab_size()) > size:
+            raise ValueError(f"subwords: expected at least {n:,}, as the text has {n - len(_SPECIAL):,} characters, got {size:,}")
         return cls(tokenizer)
 
     @classmethod
