@@ -80,7 +80,7 @@ OTHER_SPACE = replace(MICRO, name="OTHER", decoder_ffn_dims=(36, 18, 9))
     [
         (single, {"seed": 1}, "seed is 0 there and 1 here"),
         (single, {"recipe": replace(RECIPE, learning_rate=0.5, clip=2.0)}, "recipe.clip is 1.0 there and 2.0 here; recipe.learning_rate"),
-        (single, {"model": single(dropout=0.2)}, "network.dropout is 0.1 there and 0.2 here"),
+        (single, {"recipe": replace(RECIPE, dropout=0.2)}, "network.dropout is 0.1 there and 0.2 here; recipe.dropout"),
         (single, {"model": single(MICRO.largest())}, "network.arch is encoder-embed-dim-subtransformer: 12"),
         (single, {"model": single(MICRO.smallest(), OTHER_SPACE)}, "is [36, 18] there and [36, 18, 9] here; space.name is MICRO"),
         (single, {"pairs": reversed_pairs(60, seed=1)}, "pairs is "),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,29 @@ def test_rows_are_appended_in_order(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 3
 
 
+def lines_of(data: bytes) -> list[tuple[bytes, int]]:
+    lines = data.split(b"\n")[:-1]
+    return [(line, sum(len(other) + 1 for other in lines[:i])) for i, line in enumerate(lines)]
+
+
+def test_rows_of_a_full_disk_are_added_by_hand_as_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    path, rows = tmp_path / "rows.jsonl", [{"a": i} for i in range(4)]
+    append_rows(path, rows[:1])
+    before, limit = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Enough for the second file, and for a row and a half more in the first.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="append it to the table"):
+            append_rows(path, rows[1:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    spare = tmp_path / "spare" / f"llmpp-{os.getuid()}" / "rows.jsonl"
+    path.write_bytes(before + spare.read_bytes())
+    assert read_rows(path) == rows
+
+
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=8)), max_size=4), cut=st.integers(0, 200))
 def test_a_crash_while_writing_loses_the_row_under_way_alone(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -127,7 +153,8 @@ def test_a_crash_while_writing_loses_the_row_under_way_alone(rows: list[dict], c
     append_rows(path, rows)
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])
-    kept = whole[:cut].count(b"\n")
+    # A row that lacks nothing but the end of its line is whole.
+    kept = sum(len(line) <= max(0, cut - start) for line, start in lines_of(whole))
     assert read_rows(path) == rows[:kept]
     append_rows(path, [{"new": 1}])
     assert read_rows(path) == [*rows[:kept], {"new": 1}]

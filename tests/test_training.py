@@ -96,6 +96,34 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs)
             torch.testing.assert_close(ours, theirs - 0.5 * recipe.clip / norm * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_is_that_of_the_recipe(pairs: Pairs) -> None:
+    made = []
+    for network, recipe in ((0.1, 0.0), (0.5, 0.0), (0.1, 0.5)):
+        model = fresh("shared", network)
+        train(model, pairs, replace(QUICK, dropout=recipe), seed=0, sampling=uniform)
+        assert model.subnet(MICRO.smallest()).dropout == recipe
+        made.append(model)
+    assert same(*made[:2])
+    assert not same(made[0], made[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"updates": 10.5}, "updates: expected an integer, got 10.5"),
+        ({"accumulate": 1.5}, "accumulate: expected an integer, got 1.5"),
+    ],
+)
+def test_a_recipe_that_would_never_end_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **change)
+
+
+def test_tokens_of_another_vocabulary_are_refused(pairs: Pairs) -> None:
+    with pytest.raises(ValueError, match=rf"token \d+ is none of the network's {VOCAB - 1}"):
+        train(SuperTransformer(MICRO, VOCAB - 1), pairs, QUICK, seed=0, sampling=uniform)
+
+
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     recipe = Recipe(updates=200, batch_tokens=100, learning_rate=2.0, warmup=0.1)
     rates = [recipe.rate(update) for update in range(200)]

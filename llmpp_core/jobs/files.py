@@ -125,8 +125,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file that is still being written; a last line cut off by a crash is left out, a damaged one a ValueError naming it."""
     if not path.is_file():
         return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    rows, lines = [], path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines if _is_row(lines[-1]) else lines[:-1], 1):
         try:
             row = json.loads(line)
         except ValueError:
@@ -135,6 +135,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number}: not a JSON object")
         rows.append(row)
     return rows
+
+
+def _is_row(line: bytes) -> bool:
+    """Return whether a last line without an end is whole all the same, as an editor may leave it: half an object is no JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 # What Python writes for numbers that JSON has no word for; strings are matched so that their content is left alone.
@@ -174,7 +182,11 @@ def _append(path: Path, data: bytes) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.seek(0)
-                size = file.truncate(file.read(size).rfind(b"\n") + 1)
+                last = (whole := file.read(size)).rfind(b"\n") + 1
+                if _is_row(whole[last:]):
+                    data = b"\n" + data
+                else:
+                    size = file.truncate(last)
         try:
             while data:
                 data = data[file.write(data) :]

@@ -79,7 +79,8 @@ class Table:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Add rows and return them with what they were made from; raises as `writing` and `append_rows`."""
-        added = [{**row, **self.made_from} for row in rows]
+        # As they will be read, so that it makes no difference whether a row was made now or before.
+        added = [json.loads(to_json({**row, **self.made_from})) for row in rows]
         with self.writing():
             append_rows(self.path, added)
         return added
@@ -194,11 +195,18 @@ def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]
         arrived.put((name, cancelled, error, None if cancelled or error else future.result()))
 
     failure: BaseException | None = None
+    submitted = 0
     try:
         for name, arguments in jobs:
-            pending[name] = executor.submit(work, *arguments)
+            try:
+                pending[name] = executor.submit(work, *arguments)
+            except RuntimeError as broken:
+                # Meanwhile, or shut down; what is finished is to be kept all the same.
+                failure = broken
+                break
             pending[name].add_done_callback(partial(take, name))
-        for _ in jobs:
+            submitted += 1
+        for _ in range(submitted):
             name, cancelled, error, result = arrived.get()
             if not cancelled and error is None:
                 yield name, result
@@ -215,4 +223,4 @@ def results(work: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]
 
 
 def _hashable(key: Mapping[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True)
+    return json.dumps(json.loads(to_json(key)), sort_keys=True)

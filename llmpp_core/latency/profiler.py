@@ -75,7 +75,7 @@ def extend_latency_table(
     archs: Sequence[Architecture],
     space: SearchSpace,
     settings: LatencySettings,
-    path: Path,
+    path: str | Path,
     rng: np.random.Generator,
     *,
     repeats: int = 3,
@@ -107,7 +107,7 @@ def extend_latency_table(
         return {**{name: getattr(measured, name) for name in MEASURED}, "commit": _commit()}
 
     jobs = [({"arch": arch.to_hat_dict(), "round": number}, (arch,)) for number, arch in order]
-    return len(table.run(work, jobs, progress=path.stem if progress else None)) == len(jobs)
+    return len(table.run(work, jobs, progress=table.path.stem if progress else None)) == len(jobs)
 
 
 class MeasuredLatency:
@@ -131,10 +131,10 @@ class MeasuredLatency:
         If the file is damaged or was measured otherwise; in a call, if another process is measuring into it.
     """
 
-    def __init__(self, space: SearchSpace, settings: LatencySettings, path: Path, *, repeats: int = 3):
+    def __init__(self, space: SearchSpace, settings: LatencySettings, path: str | Path, *, repeats: int = 3):
         if repeats < 1:
             raise ValueError(f"repeats: expected a positive number, got {repeats}")
-        self.space, self.settings, self.path, self.repeats = space, settings, path, repeats
+        self.space, self.settings, self.path, self.repeats = space, settings, Path(path), repeats
         self._table = _table(space, settings, path, repeats=repeats)
         self._known: dict[Architecture, float] = {}
         # All times are as if the machine always had the pace of the first measurement.
@@ -169,7 +169,7 @@ class MeasuredLatency:
         self._known[arch] = latency
 
 
-def _table(space: SearchSpace, settings: LatencySettings, path: Path, **more: Any) -> Table:
+def _table(space: SearchSpace, settings: LatencySettings, path: str | Path, **more: Any) -> Table:
     """Return a table whose rows were all measured alike."""
     device, library = device_name(settings.device), str(torch.__version__)
     origin = {"space": space.name, "qkv_dim": space.qkv_dim, "settings": asdict(settings), "device_name": device, "torch": library}

@@ -100,7 +100,7 @@ def normalise_pace(measured: Sequence[Sequence[LatencyMeasurement]]) -> list[Lat
     return steady
 
 
-def read_latency_table(path: Path) -> pd.DataFrame:
+def read_latency_table(path: str | Path) -> pd.DataFrame:
     """Read a table, corrected for the machine's pace (see `normalise_pace`).
 
     Returns
@@ -115,7 +115,7 @@ def read_latency_table(path: Path) -> pd.DataFrame:
         If the file is absent, empty or damaged; names file and line.
     """
     found: dict[Architecture, list[LatencyMeasurement]] = {}
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(read_rows(Path(path)), 1):
         with understood(f"{path}:{number}"):
             arch = Architecture.from_hat_dict(row["arch"])
             measured = LatencyMeasurement(**{name: row[name] for name in MEASURED}, settings=LatencySettings(**row["settings"]))

@@ -16,7 +16,11 @@ _LOGITS = 2**24
 
 @torch.inference_mode()
 def validation_loss(model: Transformer, pairs: Pairs, *, label_smoothing: float = 0.1, batch_tokens: int = 8192) -> float:
-    """Return the label-smoothed loss of `pairs` in nats per token."""
+    """Return the label-smoothed loss of `pairs` in nats per token; ValueError for a network in training mode, or no pairs."""
+    if model.training:
+        raise ValueError("model: expected a network in evaluation mode; call model.eval()")
+    if not len(pairs):
+        raise ValueError("pairs: there are none")
     total = torch.zeros((), dtype=torch.float64, device=pairs.src.device)
     tokens = 0
     for rows in pairs.batches(batch_tokens):

@@ -37,7 +37,7 @@ class SuperTransformer(nn.Module):
         How feed-forward layers are made: one matrix for all, or a mixture of experts with one weight per expert, or with one
         weight per expert and neuron. The weights come from a router that reads the architecture.
     dropout : float
-        Dropout at the full width.
+        Dropout at the full width, until a recipe sets it.
     experts : int
         Number of experts of a mixture.
     """
@@ -46,18 +46,25 @@ class SuperTransformer(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind: {kind!r} is not allowed; allowed are {', '.join(KINDS)}")
-        self.space, self.vocab_size, self.kind, self.dropout, self.experts = space, vocab_size, kind, dropout, experts
-        self.weights = Transformer(space.largest(), space, vocab_size, dropout)
+        self.space, self.vocab_size, self.kind, self.experts = space, vocab_size, kind, experts
+        self.weights = Transformer(space.largest(), space, vocab_size)
         self.mixtures = nn.ModuleDict()
         if kind != "shared":
             for stack in ("encoder", "decoder"):
                 for i, layer in enumerate(getattr(self.weights, stack)):
                     self.mixtures[f"{stack}-{i}"] = Mixture(layer.ffn, experts, per_neuron=kind == "neuron-wise")
         self._skeletons: dict[Architecture, Transformer] = {}
+        self.set_dropout(dropout)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the skeletons, which hold no weights; a copy makes its own."""
         return {**self.__dict__, "_skeletons": {}}
+
+    def set_dropout(self, dropout: float) -> None:
+        """Set the dropout at the full width, as a recipe has it."""
+        self.dropout = dropout
+        self.weights.set_dropout(dropout)
+        self._skeletons.clear()
 
     def describe(self) -> dict[str, Any]:
         """Return what, with the space, makes this supernet again, as JSON holds it."""

@@ -106,7 +106,7 @@ def train(
     *,
     seed: int,
     sampling: Sampling | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     seconds: float = math.inf,
     progress: str | None = None,
     place: PartialState | None = None,
@@ -149,15 +149,17 @@ def train(
         If the checkpoint is damaged, of another training or cannot be written, or the arguments do not fit each other; on all
         processes, if on one.
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     place = place if place and place.num_processes > 1 else None
     first = place is None or place.is_main_process
     if isinstance(model, SuperTransformer) != (sampling is not None):
         raise ValueError("sampling: a supernet needs one, a single architecture takes none")
-    if model.dropout != recipe.dropout:
-        raise ValueError(f"dropout: the network has {model.dropout} and the recipe {recipe.dropout}; make the network with the recipe's")
     if len(pairs) == 0:
         raise ValueError("pairs: there are none to train on")
+    if isinstance(pairs.src, torch.Tensor) and (most := int(max(pairs.src.max(), pairs.tgt.max()))) >= model.vocab_size:
+        raise ValueError(f"pairs: token {most} is none of the network's {model.vocab_size:,}; was another vocabulary used?")
     device = pairs.src.device
+    model.set_dropout(recipe.dropout)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
     model.initialise(torch.Generator(device).manual_seed(seed))
     # What a checkpoint must have been made with to be continued.

@@ -104,13 +104,13 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each added to its input and then normalised."""
 
-    def __init__(self, dim: int, qkv_dim: int, ffn_dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, qkv_dim: int, ffn_dim: int, heads: int):
         super().__init__()
         self.attention = SelfAttention(dim, qkv_dim, heads)
         self.attention_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return (batch, source, dim) for x of that shape; `mask` (batch, 1, 1, source) is true where there is a token."""
@@ -121,7 +121,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention and feed-forward, each added to its input and then normalised."""
 
-    def __init__(self, dim: int, source_dim: int, qkv_dim: int, ffn_dim: int, heads: tuple[int, int], span: int, dropout: float):
+    def __init__(self, dim: int, source_dim: int, qkv_dim: int, ffn_dim: int, heads: tuple[int, int], span: int):
         super().__init__()
         self.attention = SelfAttention(dim, qkv_dim, heads[0])
         self.attention_norm = nn.LayerNorm(dim)
@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout()
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Return (batch, target, dim) for x of that shape."""
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
     vocab_size : int
         Size V of the joint vocabulary, the special tokens included.
     dropout : float
-        Dropout at the full width; a narrower stack has less, in proportion.
+        Dropout at the full width, until a recipe sets it; a narrower stack has less, in proportion.
     """
 
     positions: Tensor
@@ -167,24 +167,32 @@ class Transformer(nn.Module):
     def __init__(self, arch: Architecture, space: SearchSpace, vocab_size: int, dropout: float = 0.1):
         super().__init__()
         space.validate(arch)
-        self.arch, self.space, self.vocab_size, self.dropout = arch, space, vocab_size, dropout
+        self.arch, self.space, self.vocab_size = arch, space, vocab_size
         encoder_dim, decoder_dim, qkv = arch.encoder_embed_dim, arch.decoder_embed_dim, space.qkv_dim
-        encoder_dropout = dropout * encoder_dim / max(space.encoder_embed_dim)
-        decoder_dropout = dropout * decoder_dim / max(space.decoder_embed_dim)
         width = max(encoder_dim, decoder_dim)
         self.embedding = nn.Embedding(vocab_size, width, padding_idx=PAD, _weight=torch.empty(vocab_size, width))
         self.encoder: Sequence[EncoderLayer] = nn.ModuleList(  # type: ignore[assignment]
-            EncoderLayer(encoder_dim, qkv, ffn, heads, encoder_dropout)
-            for ffn, heads in zip(arch.encoder_ffn_dims, arch.encoder_heads, strict=True)
+            EncoderLayer(encoder_dim, qkv, ffn, heads) for ffn, heads in zip(arch.encoder_ffn_dims, arch.encoder_heads, strict=True)
         )
         decoder_heads = zip(arch.decoder_self_heads, arch.decoder_cross_heads, strict=True)
         self.decoder: Sequence[DecoderLayer] = nn.ModuleList(  # type: ignore[assignment]
-            DecoderLayer(decoder_dim, encoder_dim, qkv, ffn, heads, span, decoder_dropout)
+            DecoderLayer(decoder_dim, encoder_dim, qkv, ffn, heads, span)
             for ffn, heads, span in zip(arch.decoder_ffn_dims, decoder_heads, arch.decoder_cross_spans, strict=True)
         )
-        self.source_dropout, self.target_dropout = nn.Dropout(encoder_dropout), nn.Dropout(decoder_dropout)
+        self.source_dropout, self.target_dropout = nn.Dropout(), nn.Dropout()
+        self.set_dropout(dropout)
         full = max(*space.encoder_embed_dim, *space.decoder_embed_dim)
         self.register_buffer("positions", _sinusoids(MAX_LENGTH, full), persistent=False)
+
+    def set_dropout(self, dropout: float) -> None:
+        """Set the dropout at the full width, as a recipe has it; a narrower stack has less, in proportion."""
+        self.dropout = dropout
+        encoder = dropout * self.arch.encoder_embed_dim / max(self.space.encoder_embed_dim)
+        decoder = dropout * self.arch.decoder_embed_dim / max(self.space.decoder_embed_dim)
+        for part in (self.source_dropout, *(layer.dropout for layer in self.encoder)):
+            part.p = encoder
+        for part in (self.target_dropout, *(layer.dropout for layer in self.decoder)):
+            part.p = decoder
 
     def describe(self) -> dict[str, Any]:
         """Return what, with the space, makes this network again, as JSON holds it."""
