@@ -64,16 +64,20 @@ def show_cost(space: SearchSpace, archs: Sequence[Architecture], start: Architec
         Number of source and of target tokens.
     """
     ends = {"smallest": space.smallest(), "largest": space.largest()}
-    counts = {name: {"p": _parameters(space, arch), "f": _flops(space, arch, length)} for name, arch in ends.items()}
-    checks = [[_short(a), _parameters(space, a), _flops(space, a, length)] for a in (*ends.values(), start, *archs)]
+
+    def costs(arch: Architecture) -> tuple[int, int]:
+        return count_parameters(arch, space.qkv_dim), count_flops(arch, length=length, qkv_dim=space.qkv_dim)
+
+    counts = {name: dict(zip("pf", costs(arch), strict=True)) for name, arch in ends.items()}
+    checks = [[_short(a), *costs(a)] for a in (*ends.values(), start, *archs)]
     data = {"space": _space(space), "qkv": space.qkv_dim, "length": length, "start": _short(start), "checks": checks, **counts}
     rows = []
     for i, (name, arch) in enumerate(
         {"smallest of the space": ends["smallest"], "where the sliders start": start, "largest": ends["largest"]}.items()
     ):
-        parameters, y = _parameters(space, arch), 14 + 36 * i
+        (parameters, flops), y = costs(arch), 14 + 36 * i
         width = 210 * parameters / counts["largest"]["p"]
-        told = f"{parameters / 1e6:.1f} M, {_flops(space, arch, length) / 1e9:.2f} GFLOPs"
+        told = f"{parameters / 1e6:.1f} M, {flops / 1e9:.2f} GFLOPs"
         rows += [_text(0, y, name), _bar(0, y + 5, width, 11, BLUE), _text(width + 6, y + 15, told)]
     label = "What costs what: parameters and GFLOPs of an architecture"
     show("cost", data, _svg(360, 110, "Parameters of three architectures", *rows), label)
@@ -235,14 +239,6 @@ def _rounded(value: Any) -> Any:
     if np.ndim(value):
         return [_rounded(v) for v in value]
     return round(float(value), 4) if np.isfinite(value) else None
-
-
-def _parameters(space: SearchSpace, arch: Architecture) -> int:
-    return count_parameters(arch, space.qkv_dim)
-
-
-def _flops(space: SearchSpace, arch: Architecture, length: int) -> int:
-    return count_flops(arch, length=length, qkv_dim=space.qkv_dim)
 
 
 # Parts of stills. They are 360 units wide, so that their text can be read on a phone and is not blown up elsewhere.

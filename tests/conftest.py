@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import os
 import shutil
@@ -41,6 +42,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A data folder with one whole file for each of two groups; the cache is empty and there is no network."""
+    found, registry = {}, {}
+    for group in ("tfs", "latency"):
+        name = f"{upstream.GROUPS[group]}file"
+        found[group] = tmp_path / "data" / name
+        found[group].parent.mkdir(parents=True)
+        found[group].write_text(group)
+        registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
+    monkeypatch.setattr(upstream, "registry", lambda: registry)
+    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(upstream, "online", lambda: False)
+    monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data"))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -167,23 +166,6 @@ def test_installed_elsewhere_it_reads_the_repository_above_or_says_that_there_is
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A data folder with one whole file for each of two groups; the cache is empty and there is no network."""
-    found, registry = {}, {}
-    for group in ("tfs", "latency"):
-        name = f"{upstream.GROUPS[group]}file"
-        found[group] = tmp_path / "data" / name
-        found[group].parent.mkdir(parents=True)
-        found[group].write_text(group)
-        registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
-    monkeypatch.setattr(upstream, "registry", lambda: registry)
-    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(upstream, "online", lambda: False)
-    monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data"))
-    return found
 
 
 def test_fetch_checks_what_is_here_and_names_what_cannot_be_had(data: dict[str, Path], book: Paths, capsys: Any) -> None:

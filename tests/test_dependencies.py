@@ -158,7 +158,7 @@ def test_chapters_reach_what_they_use(book: Project) -> None:
     assert "llmpp_core.space.search_space" in reached["01"]
     assert "llmpp_core.nets.training" in reached["08"] - reached["01"] - reached["07"]
     assert "llmpp_core/llm/templates/role.txt" in reached["04"] - reached["03"]
-    assert {"llmpp_book.example", "llmpp_core/registry.tsv"} <= reached["01"]
+    assert {"llmpp_book.studies.example", "llmpp_core/registry.tsv"} <= reached["01"]
     folders = {number: {name.split("/")[1] for name in names if name.startswith("results/")} for number, names in reached.items()}
     for number, names, others in (
         ("04", {"llm", "tfs"}, {"search"}),

@@ -73,6 +73,6 @@ def test_a_command_names_the_extra_that_it_lacks() -> None:
     brought = {"openai": "llm", "tokenizers": "tasks", "pooch": "tasks", "datasets": "wmt", "dask": "scale", "jupyter_client": "book"}
     assert {package: extra_of(package) for package in brought} == brought
     assert [extra_of(package) for package in ("numpy", "my_tasks", "llmpp_core")] == [None] * 3
-    done = python("import sys; sys.modules['doit'] = None; from llmpp_book.__main__ import main; sys.exit(main(['run']))")
+    done = python("import sys; sys.modules['pydantic'] = None; from llmpp_book.__main__ import main; sys.exit(main(['run']))")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "doit is not installed, which this command needs: pip install 'llmpp[book]'\n"
+    assert done.stderr == "pydantic is not installed, which this command needs: pip install 'llmpp[book]'\n"

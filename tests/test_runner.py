@@ -233,15 +233,11 @@ import llmpp_core.space
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["10"], {}, "unknown notebook '10'; known are 01_a"),
-        (["01"], {"profile": "ful"}, "unknown profile 'ful'; allowed are smoke, full"),
-        (["01"], {"parameters": {"sed": 1}}, "01_a has no parameter 'sed'; its parameters are profile, seed, rate"),
         (["01"], {"parameters": {"seed": True}}, "01_a: parameter seed is True; expected int as in its default 0"),
         (["01"], {"parameters": {"rate": "fast"}}, "01_a: parameter rate is 'fast'; expected float as in its default 0.5"),
         (["01"], {"parameters": {"profile": "full"}}, "not set with -p but with --profile"),
         (["01"], {"workers": 0}, "--jobs is 0"),
         (["01"], {"update": True, "profile": "full"}, "--update stores the smoke profile with default parameters only"),
-        (["01"], {"update": True, "parameters": {"seed": 1}}, "--update stores the smoke profile"),
         (["needs"], {}, "09_x needs 'tsf', which is unknown; known are tfs, unlabelled, latency, multi30k"),
         (["claims"], {}, "claims.yml, sections: Input should be a valid list"),
         (["json"], {}, "01_a.ipynb is not a readable notebook: JSONDecodeError"),

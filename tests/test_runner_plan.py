@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -53,35 +52,18 @@ def test_parameters_may_be_annotated_and_need_not_be_literals(tmp_path: Path) ->
 # --- upstream files -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder with one whole file for each of two groups; the cache is empty and there is no network."""
-    folder = tmp_path / "data"
-    registry = {}
-    for group in ("tfs", "latency"):
-        name = f"{upstream.GROUPS[group]}file"
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text(group)
-        registry[name] = (hashlib.sha256(group.encode()).hexdigest(), len(group))
-    monkeypatch.setattr(upstream, "registry", lambda: registry)
-    monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(upstream, "online", lambda: False)
-    monkeypatch.setenv("LLMPP_DATA_DIR", str(folder))
-    return folder
-
-
 def find() -> tuple[dict[str, str], dict[str, str]]:
     return runner_plan.find_data({"tfs", "latency"}, lambda _: None)
 
 
-def test_the_origin_of_data_is_known(data: Path, tmp_path: Path) -> None:
+def test_the_origin_of_data_is_known(data: dict[str, Path], tmp_path: Path) -> None:
     assert find() == ({"tfs": "LLMPP_DATA_DIR", "latency": "LLMPP_DATA_DIR"}, {})
     (tmp_path / "cache").mkdir()
-    (data / "hat").rename(tmp_path / "cache" / "hat")
+    (tmp_path / "data" / "hat").rename(tmp_path / "cache" / "hat")
     assert find()[0] == {"tfs": "LLMPP_DATA_DIR", "latency": "cache"}
 
 
-def test_the_network_is_asked_once_and_a_failed_download_is_a_reason(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_is_asked_once_and_a_failed_download_is_a_reason(data: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     answer = False
     monkeypatch.setattr(upstream, "online", lambda: asked.append(1) or answer)
@@ -94,7 +76,9 @@ def test_the_network_is_asked_once_and_a_failed_download_is_a_reason(data: Path,
     assert "could not be downloaded" in find()[1]["tfs"]
 
 
-def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(data: Path, book: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(
+    data: dict[str, Path], book: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_notebook(book.notebooks, "05_e", needs=["tfs"])
     here = jobs(book, "05")["05_e"]
     with monkeypatch.context() as patch:
@@ -102,7 +86,7 @@ def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(data: Path
         absent = jobs(book, "05")["05_e"]
     assert (here.missing, bool(absent.missing)) == ("", True)
     assert here.content == absent.content, "what was computed from the same files stays valid"
-    (data / upstream.GROUPS["tfs"] / "file").write_text("tampered")
+    data["tfs"].write_text("tampered")
     with pytest.raises(upstream.DamagedFileError, match="is damaged"):
         jobs(book, "05")
 

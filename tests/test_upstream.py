@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import http.server
 import json
 import os
 import re
-import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +32,15 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def mirror(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def mirror(nowhere: Path, serve: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a server on this machine that stands for the public addresses."""
     folder = nowhere / "served"
     folder.mkdir()
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/"
-        monkeypatch.setattr(upstream, "_MIRRORS", {top: f"{address}{top}/" for top in upstream._MIRRORS})
-        yield folder
-        server.shutdown()
-        thread.join()
+    monkeypatch.setattr(upstream, "_MIRRORS", {top: f"{serve(folder)}{top}/" for top in upstream._MIRRORS})
+    return folder
 
 
 @pytest.fixture
@@ -168,7 +154,7 @@ def test_a_download_lands_whole_in_the_cache_and_is_kept(mirror: Path, known: by
 
 @pytest.mark.parametrize("fault", ["another checksum", "breaks off", "not there"])
 def test_a_download_that_fails_leaves_nothing(mirror: Path, known: bytes, nowhere: Path, monkeypatch: Any, fault: str) -> None:
-    def send_half(self: QuietHandler) -> None:
+    def send_half(self: Any) -> None:
         """Announce more bytes than are sent."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(known)))
@@ -178,7 +164,7 @@ def test_a_download_that_fails_leaves_nothing(mirror: Path, known: bytes, nowher
     if fault == "another checksum":
         put(mirror, known[:-1])
     elif fault == "breaks off":
-        monkeypatch.setattr(QuietHandler, "do_GET", send_half)
+        monkeypatch.setattr("http.server.SimpleHTTPRequestHandler.do_GET", send_half)
     reason = {"another checksum": ": the download does not have the expected sha256.*discarded", "not there": ".*HTTPError"}.get(fault, "")
     with pytest.raises(files.SourceError, match=NAME + reason):
         upstream.fetch(NAME)

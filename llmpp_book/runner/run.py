@@ -1,8 +1,7 @@
 """Run the book's notebooks: several at a time, only what changed, and so that a killed run goes on.
 
-doit runs the pages whose content hash differs from that of their record. The records are our own, because doit writes what it
-knows when it ends, and would forget the finished pages of a run that is killed. Each notebook runs in a process of its own: only
-a finished page enters ``book/notebooks``, in one step; its record follows, so that a page without one is never taken for a result.
+A page is made again if its content hash differs from that of its record. Each notebook runs in a process of its own: only a finished
+page enters ``book/notebooks``, in one step; its record follows, so that a page without one is never taken for a result.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import joblib
-from doit.api import run_tasks
-from doit.cmd_base import ModuleTaskLoader
-from doit.reporter import ErrorOnlyReporter
 
 from llmpp_book.errors import InputError
 from llmpp_book.runner.dependencies import Project, content_hash
@@ -132,7 +129,7 @@ def _update(paths: Paths, job: Job, outcome: str) -> bool:
 
 
 class _Run:
-    """One call of `run`: its jobs as tasks of doit, and the processes that execute notebooks."""
+    """One call of `run`: its jobs, and the processes that execute notebooks."""
 
     def __init__(self, paths: Paths, notebooks: Mapping[str, Notebook], jobs: dict[str, Job], workers: int):
         self.paths, self.notebooks, self.jobs, self.workers = paths, notebooks, jobs, workers
@@ -142,40 +139,38 @@ class _Run:
         self.commit = commit(paths.root)
 
     def execute(self) -> dict[str, str]:
-        """Bring every job to its outcome."""
+        """Bring every job to its outcome; those that took longest come first, and those never run before them."""
         if not all(job.current or job.missing for job in self.jobs.values()):
             # On a machine new to matplotlib that is slow and prints a warning, which belongs in no notebook.
             subprocess.run(
                 [sys.executable, "-c", "import matplotlib.font_manager"], env={**os.environ, **SURROUNDINGS}, capture_output=True
             )
-        config = {"dep_file": ":memory:", "backend": "sqlite3", "reporter": ErrorOnlyReporter, "continue": True}
-        threads = {"num_process": self.workers, "par_type": "thread"}
+        seconds = {stem: record.seconds for stem in self.jobs if (record := read_record(self.paths.record(stem)))}
+        order = sorted(self.jobs, key=lambda stem: -(seconds.get(stem) or 1e9))
+        pool = ThreadPoolExecutor(self.workers)
         try:
-            run_tasks(ModuleTaskLoader({"DOIT_CONFIG": config | threads, "task_page": self.tasks}), {"page": {}})
+            for begun in [pool.submit(self.bring, self.jobs[stem]) for stem in order]:
+                begun.result()
         finally:
             self.stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
             # Workers stop when their input ends.
             for process in self.processes:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()  # type: ignore[union-attr]
             for process in self.processes:
                 process.wait()
-        return {stem: self.outcomes.get(stem, FAILED) for stem in self.jobs}
+        return self.outcomes
 
-    def tasks(self) -> Iterator[dict[str, Any]]:
-        """Yield the tasks; those that took longest come first, and those never run before them."""
-        records = {stem: read_record(self.paths.record(stem)) for stem in self.jobs}
-        for stem in sorted(self.jobs, key=lambda stem: -(r.seconds or 1e9 if (r := records[stem]) else 1e9)):
-            job = self.jobs[stem]
-            action = (self.show_stored if job.missing else self.run_notebook, [job])
-            yield {"name": stem, "uptodate": [(self.unchanged, [job])], "actions": [action], "io": {"capture": False}}
-
-    def unchanged(self, task: Any, values: Any, job: Job) -> bool:
-        """Say so if a job's page is current."""
+    def bring(self, job: Job) -> None:
+        """Bring a job to its outcome."""
         if job.current:
             self.outcomes[job.notebook.stem] = UNCHANGED
             _say(f"{job.notebook.stem}  unchanged")
-        return job.current
+        elif job.missing:
+            self.show_stored(job)
+        else:
+            self.run_notebook(job)
 
     def conclude(self, job: Job, record: Record, message: str) -> None:
         """Take down how a job ended."""
