@@ -20,7 +20,7 @@ book: $(STAMP) ## run every notebook (smoke profile, CPU) and build _build/html/
 	$(BIN)/llmpp run
 	@# Pages quote each other's numbers, so a change anywhere builds them all; a failed build leaves no checksum behind.
 	@sum=$$(find $(SOURCES) -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' ! -path 'book/generated/api/*' -exec cksum {} + | LC_ALL=C sort | cksum); \
-	if [ "$$sum" = "$$(cat _build/.checksum 2>/dev/null)" ]; then echo "The pages are up to date."; else \
+	if [ -f _build/html/index.html ] && [ "$$sum" = "$$(cat _build/.checksum 2>/dev/null)" ]; then echo "The pages are up to date."; else \
 		rm -rf _build/.checksum _build/.doctrees _build/html _build/jupyter_execute; \
 		$(BIN)/jupyter-book build book -W --keep-going -q; \
 		echo "$$sum" > _build/.checksum; \

@@ -140,7 +140,10 @@ def extra_of(package: str) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 130 or 128 and the signal's number if interrupted."""
+    """Run a command and return its exit code: 0, 1 for a failure, 2 for wrong input, 3 for a budget or endpoint that gave out.
+
+    130, or 128 and the signal's number, if it was interrupted.
+    """
     args = parser().parse_args(argv)
     try:
         return int(args.command(args))

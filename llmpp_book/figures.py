@@ -92,7 +92,7 @@ def show_table(frame: pd.DataFrame, caption: str, name: str, decimals: int = 2, 
     """
     text = frame.copy()
     text.columns = [" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in frame.columns]
-    shown = text.apply(lambda column: column.map(lambda value: _cell(value, decimals)))
+    shown = text.map(lambda value: _cell(value, decimals)).astype(str)
     numeric = [bool(column.str.fullmatch(_NUMBERS).all()) for _, column in shown.items()]
     for column, which in best.items():
         # By position, since rows may have equal names.

@@ -38,5 +38,6 @@ def remote_address(folder: Path) -> str | None:
 
 def github_address(remote: str) -> str | None:
     """Return the web address of a GitHub remote in any of git's forms; None for another host."""
-    found = re.fullmatch(r"(?:https://(?:[^@/]+@)?|ssh://git@|git@)github\.com[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?", remote)
+    host = r"(?:(?:https?|git|ssh)://(?:[^@/]+@)?github\.com(?::\d+)?/|(?:[\w-]+@)?github\.com:/?)"
+    found = re.fullmatch(host + r"([\w.-]+)/([\w.-]+?)(?:\.git)?/?", remote)
     return f"https://github.com/{found[1]}/{found[2]}" if found else None

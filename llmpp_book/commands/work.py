@@ -181,8 +181,6 @@ def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, train
     from llmpp_core.jobs.files import cache_dir
 
     away = args.cluster is not None and not args.cluster.startswith("local:")
-    if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; leave --device out to use the CPU")
     stop, common = time.time() + 60 * args.minutes, {"device": args.device, "progress": True}
     with executor_of(args) as (executor, side_by_side):
         # A worker elsewhere knows best how many threads are its own.
@@ -201,7 +199,12 @@ def _measure(args: argparse.Namespace, measure: Any, measure_latency: Any, train
 
 @contextmanager
 def executor_of(args: argparse.Namespace) -> Iterator[tuple[Any, int]]:
-    """Yield what runs the jobs, None for this process, and how many at a time, if that is known."""
+    """Yield what runs the jobs, None for this process, and how many at a time, if that is known; InputError where they need a GPU."""
+    import torch
+
+    away = args.cluster is not None and not args.cluster.startswith("local:")
+    if args.device.startswith("cuda") and not away and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here; leave --device out to use the CPU")
     if args.cluster is not None:
         from llmpp_core.jobs.cluster import connect
 

@@ -73,14 +73,22 @@ class Project:
 
     def __init__(self, root: Path, notebooks: Mapping[str, Notebook]):
         folders = [*((root / package) for package in PACKAGES), root / "results"]
-        files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+        files = [
+            path
+            for folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name[0] != "." and path.parent.name != "__pycache__"
+        ]
         self.sources: dict[str, Source] = {}
         self.face: dict[str, str] = {}  # where each public name of a package comes from
         for path in files:
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
             if path.suffix == ".py":
                 package = name if path.stem == "__init__" else name.rpartition(".")[0]
-                self.sources[name] = read_source(path.read_text(encoding="utf-8"), package)
+                try:
+                    self.sources[name] = read_source(path.read_text(encoding="utf-8"), package)
+                except (SyntaxError, ValueError):  # half-edited: whoever imports it fails, and says where
+                    self.sources[name] = Source(sha256(path), frozenset(), frozenset())
             elif path.suffix == ".pyi":
                 listed = _imports(ast.parse(path.read_text(encoding="utf-8")), name)
                 self.face |= {f"{name}.{public}": origin for public, origin in listed}
@@ -94,7 +102,7 @@ class Project:
         lock = root / "requirements.lock"
         self.digests = {"lock": sha256(lock) if lock.is_file() else ""}
         for path in files:
-            if path.suffix not in (".py", ".pyi", ".pyc", ".md"):
+            if path.suffix not in (".py", ".pyi", ".md"):
                 # Below its package, or below results/.
                 base = next(folder for folder in path.parents if (folder / "__init__.py").exists() or folder in folders)
                 keys = set(path.relative_to(base).parts)

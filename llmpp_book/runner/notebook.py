@@ -143,8 +143,8 @@ def normalise(executed: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def stored_page(notebook: Notebook, notice: str) -> str:
     """Return the committed notebook, outputs included, with a notice right after its first cell."""
     cell = {"cell_type": "markdown", "id": NOTICE, "metadata": {}, "source": f":::{{div}} {NOTICE}\n{notice}\n:::"}
-    first, *rest = notebook.content["cells"]
-    return _dump({**notebook.content, "cells": [first, cell, *rest]})
+    cells = notebook.content["cells"]
+    return _dump({**notebook.content, "cells": [*cells[:1], cell, *cells[1:]]})
 
 
 def _dump(content: Mapping[str, Any]) -> str:

@@ -61,13 +61,12 @@ def select(notebooks: Mapping[str, Notebook], names: Sequence[str]) -> list[str]
     return [stem for stem in notebooks if not names or {stem, stem.split("_")[0]} & {*names}]
 
 
-def check_parameters(notebooks: Iterable[Notebook], profile: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters with the types of their defaults; raises InputError where a notebook lacks one or it does not fit."""
+def check_parameters(notebooks: Iterable[Notebook], profile: str, given: Mapping[str, Any]) -> None:
+    """Raise InputError where a notebook lacks a parameter or its value is not of the kind of its default; integers are floats too."""
     if profile not in PROFILES:
         raise InputError(f"unknown profile {profile!r}; allowed are {', '.join(PROFILES)}")
     if "profile" in given:
         raise InputError("the profile is not set with -p but with --profile")
-    checked = dict(given)
     for notebook in notebooks:
         for name in [*given, *(["profile"] if profile != "smoke" else [])]:
             if name not in notebook.defaults:
@@ -75,12 +74,9 @@ def check_parameters(notebooks: Iterable[Notebook], profile: str, given: Mapping
                 raise InputError(f"{notebook.stem} has no parameter {name!r}; its parameters are {allowed}")
         for name, value in given.items():
             default = notebook.defaults[name]
-            if isinstance(default, float) and type(value) is int:
-                checked[name] = float(value)
-            elif default is not None and type(value) is not type(default):
+            if default is not None and type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
                 kind = type(default).__name__
                 raise InputError(f"{notebook.stem}: parameter {name} is {value!r}; expected {kind} as in its default {default!r}")
-    return checked
 
 
 def find_data(groups: Iterable[str], say: Callable[[str], None]) -> tuple[dict[str, str], dict[str, str]]:
@@ -113,13 +109,14 @@ def plan(
     """Return all notebooks, and the jobs of the named ones; see `runner.run` for the parameters."""
     notebooks = read_notebooks(paths)
     chosen = [notebooks[stem] for stem in select(notebooks, names)]
-    given = check_parameters(chosen, profile, given)
+    check_parameters(chosen, profile, given)
     found, absent = find_data({group for notebook in chosen for group in notebook.needs}, say)
     project = Project(paths.root, notebooks)
     device = "cpu" if profile == "smoke" or given.get("device") == "cpu" else provenance.gpu() or "cpu"
     jobs: dict[str, Job] = {}
     for notebook in chosen:
-        values = {**notebook.defaults, "profile": profile, **given}
+        as_floats = {name: float(value) for name, value in given.items() if isinstance(notebook.defaults[name], float)}
+        values = {**notebook.defaults, "profile": profile, **given, **as_floats}
         parameters = {k: v for k, v in values.items() if k in notebook.defaults and v != notebook.defaults[k]}
         run = {"profile": profile, "seed": values.get("seed"), "device": device, "versions": versions()}
         content = content_hash(notebook, project, run, parameters)

@@ -111,7 +111,7 @@ def _fill(paths: Paths, notebook: Notebook) -> None:
     if page.is_file() and (record is None or record.state != NOT_RUN):
         return
     write_atomically(page, stored_page(notebook, _NOT_RUN_NOTICE.format(stem=notebook.stem)))
-    if record is None:
+    if record is None or record.state == DONE:
         write_record(paths.record(notebook.stem), Record(NOT_RUN, data=dict.fromkeys(notebook.needs, STORED), run=notebook.stored_run))
 
 

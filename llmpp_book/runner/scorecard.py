@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from llmpp_book import repository
 from llmpp_book.errors import InputError
 from llmpp_book.runner.notebook import NOTICE, Paths, text
 from llmpp_book.runner.status import DONE, Record, link, list_table
@@ -146,7 +147,7 @@ def read_claims(path: Path) -> list[Section]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _File.model_validate(content).sections
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path.name}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path.name}: {' '.join(str(error).split())}{repository.HINT}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = list(first["loc"])
@@ -255,7 +256,7 @@ def _verdict(claim: Claim, values: Mapping[str, Any]) -> int:
 def _evidence(claim: Claim, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     try:
         evidence = claim.evidence.format_map(values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"claims.yml, claim {claim.id}, evidence: {error}") from None
     elsewhere = sorted({origins[key] for key in claim.keys} - {""})
     return evidence + (f" *(from {' and '.join(elsewhere)})*" if elsewhere else "")

@@ -62,7 +62,8 @@ def link(paths: Paths, stem: str) -> str:
     """Return a link to a chapter if the book shows it, else its name."""
     contents = paths.root / "book" / "_toc.yml"
     shown = paths.page(stem).is_file() and contents.is_file() and f"notebooks/{stem}\n" in contents.read_text(encoding="utf-8") + "\n"
-    return f"{{doc}}`chapter {int(stem[:2])} </notebooks/{stem}>`" if shown else stem
+    title = f"chapter {int(stem[:2])}" if stem[:2].isdigit() else stem
+    return f"{{doc}}`{title} </notebooks/{stem}>`" if shown else stem
 
 
 def list_table(caption: str, name: str, widths: Iterable[int], rows: Iterable[Iterable[str]]) -> str:
