@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searches import MINI, Additive, everything
+from searches import MINI, Additive
 
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
@@ -45,7 +45,7 @@ def test_the_front_is_non_dominated_and_dominates_all_else() -> None:
 
 def test_the_whole_front_of_a_small_space_is_found() -> None:
     score = Additive(MINI, noise=0.3)
-    table = score.genes.table(everything(MINI))
+    table = score.genes.table(score.genes.everything())
     values = objectives(score.predict(table), np.column_stack([limit.costs(table) for limit in costs(MINI)]))
     true = {tuple(row) for row in values[~dominated(values)].round(9)}
     found = pareto_front(ParetoSearch(MINI, score, costs(MINI), population=100, iterations=20).run().records, MINI)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import MINI, Additive, everything
+from searches import MINI, Additive
 
 from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
 from llmpp_core.search.evolution import EvolutionarySearch
@@ -105,7 +105,7 @@ def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor(tmp_path:
 def test_each_ends_with_the_whole_of_a_space_that_has_no_more(method: type[BatchSearch]) -> None:
     score = Additive(MINI, noise=0.5)
     result = method(MINI, score, parameter_limit(MINI, 1500), evaluations=1000, batch=100).run()
-    table = score.genes.table(everything(MINI))
+    table = score.genes.table(score.genes.everything())
     feasible = parameter_limit(MINI, 1500).costs(table) <= 1500
     assert len(score.asked) == feasible.sum() < 1000
     assert result.score == pytest.approx(score.predict(table)[feasible].max())
