@@ -29,13 +29,6 @@ MINI = SearchSpace(
 )
 
 
-def everything(space: SearchSpace) -> np.ndarray:
-    """Return the rows of all architectures of a space."""
-    genes = Genes(space)
-    grids = np.meshgrid(*(np.arange(n, dtype=np.int8) for n in genes.cardinalities), indexing="ij")
-    return np.unique(genes.canonical(np.stack([grid.ravel() for grid in grids], axis=1)), axis=0)
-
-
 class Additive:
     """A score that is a sum over the choices of active layers, and a count of what it was asked."""
 

@@ -211,7 +211,7 @@ def test_describe_prints_costs_and_features(tmp_path: Path, capsys: Any) -> None
         (LARGEST, ["--space", "HUGE"], "unknown search space 'HUGE'; known are HAT_WMT, HAT_IWSLT, SMALL, TINY"),
         (LARGEST.replace("[8, 8", "[3, 8", 1), [], "encoder_heads: 3 does not divide the inner width of attention, 512"),
         (LARGEST.replace("640", str(10**21), 1), [], f"encoder_embed_dim: {10**21} is more than 1,048,576, so no network"),
-        (LARGEST.replace("[3072", "[51:12", 1), [], "51:12 would be read as another number; write integers in plain"),
+        (LARGEST.replace("[3072", "[51:12", 1), [], "encoder_ffn_dims: expected an integer, got '51:12'"),
         ("[" * 5000, [], ""),
         (b"\xff\xfe\x00", [], "can't decode byte"),
         (None, [], "No such file or directory"),

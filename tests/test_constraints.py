@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import MINI, Additive, everything
+from searches import MINI, Additive
 
 from llmpp_core.latency.predictor import LatencyPredictor
 from llmpp_core.search.limits import InfeasibleError, Limit, cheapest_row, feasible_row, flops_limit, parameter_limit, violation
@@ -32,7 +32,7 @@ def test_the_cheapest_value_is_the_exact_one(space: SearchSpace) -> None:
 def test_the_cheapest_is_exact_for_sums_over_layers_even_where_more_layers_cost_less() -> None:
     for seed in range(20):
         small = Additive(MINI, seed, noise=1.0)
-        every = small.predict(small.genes.table(everything(MINI)))
+        every = small.predict(small.genes.table(small.genes.everything()))
         with pytest.raises(InfeasibleError) as error:
             feasible_row(small.genes, [Limit(small, -100.0)])
         assert error.value.cost == pytest.approx(every.min())

@@ -279,7 +279,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("order: none", "when: width > 100", "space:8: 'heads': \"width > 100\" always holds: leave it out"),
     ("order: none", "when: heads == 4", "space:8: choice 'heads' depends on itself: heads -> heads"),
     ("order: none", "when: width + *x", "space:8: 'heads': 'width + *x' is no formula"),
-    ("order: none", "when: *x", "space:8: a formula that begins with * & ! % { [ needs quotes"),
+    ("order: none", "when: *x", "space:8: text that begins with * & ! % { [ needs quotes"),
     ("costs:", "rules: [width*ffn == 3]\ncosts:", 'space:9: no network of 10,000 drawn keeps "width*ffn == 3"'),
     (
         "costs:",
@@ -319,7 +319,7 @@ def test_wrong_spaces_are_refused_in_a_line_that_names_file_and_line(old: str, n
         ),
         ("- a\n- b", "space:1: space: expected a mapping with the keys space, network"),
         ("space: x\nchoices:\n  a: [1, 2]\nrules: [a == 1, b]", "space:4: rule 'b': unknown name 'b'; choices and constants are a"),
-        ("space: x\nchoices:\n  a: &a [1, 2]\n  b: *a", "space:3: a formula that begins with * & ! % { [ needs quotes"),
+        ("space: x\nchoices:\n  a: &a [1, 2]\n  b: *a", "space:3: text that begins with * & ! % { [ needs quotes"),
         ("space: x\n\tchoices: 3", "space:2: not valid YAML: found character a tab"),
         (
             "space: x\nchoices:\n  a: [1e9, 1" + "0" * 30 + "]\n  b: {values: [3, 4], per: a}",

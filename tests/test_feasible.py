@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from hat_costs import parameter_counts
-from searches import MINI, everything
+from searches import MINI
 
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
@@ -22,7 +22,7 @@ def of(limit: float) -> Feasible:
 @pytest.mark.parametrize("part", [0.002, 0.02, 0.5, 1.0])
 def test_what_is_drawn_is_feasible_and_different_or_all_there_is(part: float, rng: np.random.Generator) -> None:
     genes = Genes(MINI)
-    costs = np.sort(parameter_counts(genes.table(everything(MINI)), qkv_dim=MINI.qkv_dim))
+    costs = np.sort(parameter_counts(genes.table(genes.everything()), qkv_dim=MINI.qkv_dim))
     limit = costs[int(part * (len(costs) - 1))]
     held = int((costs <= limit).sum())
     for n in (5, 100):

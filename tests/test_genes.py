@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searches import MINI, everything
+from searches import MINI
 
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.cost import count_flops, count_parameters, flop_counts, parameter_counts
@@ -81,8 +81,9 @@ def test_crossover_takes_from_both_parents_evenly(rng: np.random.Generator) -> N
 
 
 def test_neighbours_are_all_that_differ_in_one_choice() -> None:
-    genes, all_rows = Genes(MINI), everything(MINI)
-    assert len(all_rows) == MINI.size()
+    genes = Genes(MINI)
+    all_rows = genes.everything()
+    assert len(set(genes.to_text(all_rows))) == len(all_rows) == MINI.size()
     for row in all_rows[::97]:
         near, origins, changed = genes.neighbours(row[None])
         assert len(set(genes.to_text(near))) == len(near)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from searches import MINI, Additive, everything
+from searches import MINI, Additive
 
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
@@ -45,7 +43,7 @@ def test_the_front_is_non_dominated_and_dominates_all_else() -> None:
 
 def test_the_whole_front_of_a_small_space_is_found() -> None:
     score = Additive(MINI, noise=0.3)
-    table = score.genes.table(everything(MINI))
+    table = score.genes.table(score.genes.everything())
     values = objectives(score.predict(table), np.column_stack([limit.costs(table) for limit in costs(MINI)]))
     true = {tuple(row) for row in values[~dominated(values)].round(9)}
     found = pareto_front(ParetoSearch(MINI, score, costs(MINI), population=100, iterations=20).run().records, MINI)
@@ -59,19 +57,6 @@ def test_one_run_serves_all_limits() -> None:
     for limit in (150e3, 250e3):
         alone = EvolutionarySearch(TINY, [(score, 30)], parameter_limit(TINY, limit)).run()
         assert front[front["parameters"] <= limit].iloc[0]["score"] > 0.95 * alone.score
-
-
-def test_resumed_at_any_iteration_it_is_the_same(tmp_path: Path) -> None:
-    def search() -> ParetoSearch:
-        return ParetoSearch(TINY, Additive(), costs(TINY), population=20, iterations=5)
-
-    whole = tmp_path / "whole.jsonl"
-    expected = [record.without_times() for record in search().run(whole).records]
-    lines = whole.read_bytes().splitlines(keepends=True)
-    for done in range(6):
-        part = tmp_path / f"{done}.jsonl"
-        part.write_bytes(b"".join(lines[:done]))
-        assert [record.without_times() for record in search().run(part).records] == expected
 
 
 def test_a_front_of_other_searches_counts_what_the_last_predictor_scored() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import MINI, Additive, everything
+from searches import MINI, Additive
 
 from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.finalists import finalists
-from llmpp_core.search.limits import parameter_limit
+from llmpp_core.search.limits import flops_limit, parameter_limit
+from llmpp_core.search.pareto import ParetoSearch
 from llmpp_core.search.records import read_records
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import TINY
@@ -40,16 +41,16 @@ def test_each_asks_as_often_as_told_about_different_feasible_architectures(metho
     assert np.diff([record.score for record in result.records]).min() >= 0
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resumed_at_any_iteration_each_is_the_same(method: type[BatchSearch], tmp_path: Path) -> None:
-    whole = tmp_path / "whole.jsonl"
-    expected = method(TINY, Additive(), LIMIT, evaluations=200, batch=40, seed=2).run(whole)
+@pytest.mark.parametrize("method", [*METHODS, ParetoSearch])
+def test_resumed_at_any_iteration_each_is_the_same(method: Any, tmp_path: Path) -> None:
+    settings = {"population": 20, "iterations": 5} if method is ParetoSearch else {"evaluations": 200, "batch": 40}
+    limits, whole = [flops_limit(TINY, np.inf), LIMIT], tmp_path / "whole.jsonl"
+    expected = method(TINY, Additive(), limits, **settings, seed=2).run(whole)
     lines = whole.read_bytes().splitlines(keepends=True)
     for done in range(len(lines) + 1):
         part = tmp_path / f"{done}.jsonl"
         part.write_bytes(b"".join(lines[:done]))
-        score = Additive()
-        result = method(TINY, score, LIMIT, evaluations=200, batch=40, seed=2).run(part)
+        result = method(TINY, Additive(), limits, **settings, seed=2).run(part)
         assert told(result.records) == told(expected.records)
         assert told(read_records(part, Genes(TINY))) == told(expected.records)
 
@@ -105,7 +106,7 @@ def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor(tmp_path:
 def test_each_ends_with_the_whole_of_a_space_that_has_no_more(method: type[BatchSearch]) -> None:
     score = Additive(MINI, noise=0.5)
     result = method(MINI, score, parameter_limit(MINI, 1500), evaluations=1000, batch=100).run()
-    table = score.genes.table(everything(MINI))
+    table = score.genes.table(score.genes.everything())
     feasible = parameter_limit(MINI, 1500).costs(table) <= 1500
     assert len(score.asked) == feasible.sum() < 1000
     assert result.score == pytest.approx(score.predict(table)[feasible].max())

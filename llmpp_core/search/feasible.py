@@ -147,7 +147,8 @@ class Feasible:
             allowed = self.genes.space.allowed(trial)
             better = (violated <= over) & (True if allowed is None else allowed)
             rows[better], over[better] = trial[better], violated[better]
-        return self._take(rows[over == 0], n, taken)
+        rows = self._unseen(rows[over == 0], taken)[:n]
+        return rows, self.costs(rows)
 
     def _spread(self, rows: np.ndarray, n: int, taken: set[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         seen: set[str] = set()
@@ -160,14 +161,7 @@ class Feasible:
             new = np.array([genome not in taken for genome in self.genes.to_text(rows)], dtype=bool)
             parts.append((rows[new][:missing], costs[new][:missing]))
             missing -= len(parts[-1][0])
-        found, costs = _join(*parts)
-        taken.update(self.genes.to_text(found))
-        return found, costs
-
-    def _take(self, rows: np.ndarray, n: int, taken: set[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._unseen(rows, taken)[:n]
-        taken.update(self.genes.to_text(rows))
-        return rows, self.costs(rows)
+        return _join(*parts)
 
     def _unseen(self, rows: np.ndarray, seen: set[str]) -> np.ndarray:
         """Return rows that are not in `seen`, each once; adds them to it."""

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import operator
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
-
-import yaml
 
 #: Cross-attention span -> number of encoder layers attended to: -1 is the last one, 1 the last two, 2 the last three.
 SPAN_LAYERS = {-1: 1, 1: 2, 2: 3}
@@ -100,21 +97,12 @@ class Architecture:
     @classmethod
     def from_hat_yaml(cls, text: str) -> Architecture:
         """Read HAT's YAML form; raises ValueError naming the key that is missing, unknown or of the wrong length."""
-        try:
-            mapping = yaml.safe_load(text)
-            # PyYAML keeps the last of repeated keys in silence; its parse tree still has them all.
-            tree: Any = yaml.compose(text, yaml.SafeLoader)
-            keys = [key.value for key, _ in tree.value] if isinstance(mapping, dict) else []
-            odd = next(_odd_integers(tree), None) if isinstance(mapping, dict) else None
-        # Scalars that do not fit their tag, and deep nesting, escape PyYAML as other errors than its own.
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-            raise ValueError(f"not valid YAML: {_one_line(error)}") from None
+        # Is made of spaces, which are made of architectures.
+        from llmpp_core.space.grammar import Tree
+
+        mapping = Tree(text, "YAML").value
         if not isinstance(mapping, dict):
             raise ValueError(f"expected a YAML mapping of the keys {', '.join(HAT_NAMES)}; got {type(mapping).__name__}")
-        if len(mapping) < len(keys):
-            raise ValueError(f"{_one_line(next(key for key in keys if keys.count(key) > 1))} is given twice")
-        if odd is not None:
-            raise ValueError(f"{odd} would be read as another number; write integers in plain decimal digits")
         return cls.from_hat_dict(mapping)
 
     def to_hat_dict(self) -> dict[str, int | list[int]]:
@@ -162,21 +150,6 @@ class Architecture:
                 if attribute in lists and isinstance(entries, list) and len(entries) != layers:
                     raise ValueError(f"{name} has {len(entries)} entries but {count} is {layers}: give one entry per layer")
         return cls(**values)
-
-
-def _odd_integers(node: Any) -> Iterator[str]:
-    """Yield what YAML 1.1 takes for other integers than people do, such as 0100 and 8:32."""
-    # A node that is referred to again is one object, so few are looked at however often.
-    waiting, seen = [node], set[int]()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.CollectionNode):
-            waiting += [item for entry in node.value for item in (entry if isinstance(entry, tuple) else (entry,))]
-        elif node.tag == "tag:yaml.org,2002:int" and not re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", node.value):
-            yield node.value
 
 
 def _one_line(text: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from llmpp_core.space.choice import MOST_VALUES, Choice
 from llmpp_core.space.declared import DeclaredSpace
 from llmpp_core.space.formulas import Formula
 
-_COMPARED = {"EqualsCondition": "==", "NotEqualsCondition": "!=", "LessThanCondition": "<", "GreaterThanCondition": ">"}
-_FORBIDDEN = {
+_SIGNS = {
+    "EqualsCondition": "==",
+    "NotEqualsCondition": "!=",
+    "LessThanCondition": "<",
+    "GreaterThanCondition": ">",
     "ForbiddenEqualsClause": "==",
     "ForbiddenLessThanRelation": "<",
     "ForbiddenGreaterThanRelation": ">",
@@ -70,10 +74,10 @@ def from_configspace(
         raise ValueError(f"two of {', '.join(choices)} are written alike in formulas")
     when: dict[str, list[str]] = {}
     for condition in space.conditions:
-        when.setdefault(_child(condition), []).append(_condition(condition, choices))
-    choices = {name: _with(choice, when=_all(when[name])) if name in when else choice for name, choice in choices.items()}
+        when.setdefault(_child(condition), []).append(_formula(condition, choices))
+    choices = {name: replace(choice, when=_all(when[name])) if name in when else choice for name, choice in choices.items()}
     folded = _folded(choices)
-    rules = [f"({_clause(clause, choices)}) == 0" for clause in space.forbidden_clauses]
+    rules = [f"({_formula(clause, choices)}) == 0" for clause in space.forbidden_clauses]
     named = [name for name in order or () if name in folded]
     if order and len(named) < len(order):
         raise ValueError(f"order: {', '.join(name for name in order if name not in folded)} is no choice; choices are {', '.join(folded)}")
@@ -109,28 +113,22 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _with(choice: Choice, **change: Any) -> Choice:
-    return Choice(**{**{name: getattr(choice, name) for name in Choice.__dataclass_fields__}, **change})
-
-
 def _child(condition: Any) -> str:
     return _child(condition.components[0]) if hasattr(condition, "components") else condition.child.name
 
 
-def _condition(condition: Any, choices: Mapping[str, Choice]) -> str:
-    kind = type(condition).__name__
-    if hasattr(condition, "components"):
-        parts = [_condition(part, choices) for part in condition.components]
-        return _all(parts) if kind == "AndConjunction" else _any(parts)
-    return _compared(choices[condition.parent.name], kind, condition)
-
-
-def _compared(choice: Choice, kind: str, given: Any) -> str:
-    """Return a comparison with a value, or with one of several, as a formula; a list of equalities where numbers do not tell."""
+def _formula(given: Any, choices: Mapping[str, Choice]) -> str:
+    """Return a condition or a forbidden clause as a formula; a list of equalities where numbers do not tell."""
+    kind = type(given).__name__
+    if hasattr(given, "components"):
+        parts = [_formula(part, choices) for part in given.components]
+        return _any(parts) if kind == "OrConjunction" else _all(parts)
+    if hasattr(given, "left"):
+        return f"({choices[given.left.name].key} {_SIGNS[kind]} {choices[given.right.name].key})"
+    choice = choices[(given.parent if hasattr(given, "parent") else given.hyperparameter).name]
     if kind in ("InCondition", "ForbiddenInClause"):
         return _any([_equal(choice, value) for value in given.values])
-    sign = (_COMPARED | _FORBIDDEN)[kind]
-    value = _plain(given.value)
+    sign, value = _SIGNS[kind], _plain(given.value)
     if sign in ("<", ">") and choice.numbers is None:
         place = choice.values.index(value)
         return _any([_equal(choice, v) for v in (choice.values[:place] if sign == "<" else choice.values[place + 1 :])])
@@ -143,15 +141,6 @@ def _equal(choice: Choice, value: Any) -> str:
 
 def _written(value: Any) -> str:
     return repr(int(value)) if isinstance(value, bool) else repr(value)
-
-
-def _clause(clause: Any, choices: Mapping[str, Choice]) -> str:
-    kind = type(clause).__name__
-    if hasattr(clause, "components"):
-        return _all([_clause(part, choices) for part in clause.components])
-    if hasattr(clause, "left"):
-        return f"({choices[clause.left.name].key} {_FORBIDDEN[kind]} {choices[clause.right.name].key})"
-    return _compared(choices[clause.hyperparameter.name], kind, clause)
 
 
 def _all(parts: Sequence[str]) -> str:
@@ -177,7 +166,7 @@ def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
         depth = _depth_of(choices, [layers[i].when for i in numbers])
         if len(numbers) > 1 and first in (0, 1) and numbers == list(range(first, first + len(numbers))) and len(alike) == 1 and depth:
             gone |= {layers[i].name: stem for i in numbers}
-            found[stem] = _with(layers[first], name=stem, per=depth, when=None)
+            found[stem] = replace(layers[first], name=stem, per=depth, when=None)
     used = {choice.when for choice in found.values() if choice.name not in gone and choice.when}
     # A choice of a layer on which others depend stays as it is.
     kept = {stem for name, stem in gone.items() if any(re.search(rf"\b{re.escape(choices[name].key)}\b", when) for when in used)}

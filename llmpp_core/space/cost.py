@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Cost:
     def __reduce__(self) -> Any:
         # A formula is made again by its space.
         own = self.space.costs.get(self.name) is self
-        return (_of_space, (self.space, self.name)) if own else (Cost, (self.name, self.function, self.space, self.unit, self.kind))
+        return (getitem, (self.space.costs, self.name)) if own else (Cost, (self.name, self.function, self.space, self.unit, self.kind))
 
     def __call__(self, networks: Sequence[Any]) -> np.ndarray:
         """Return the costs of n networks, shape (n,).
@@ -87,10 +88,6 @@ class Costs(dict[str, Cost]):
 
     def __reduce__(self) -> Any:
         return getattr, (self._space, "costs")
-
-
-def _of_space(space: Space, name: str) -> Any:
-    return space.costs[name]
 
 
 def count_parameters(arch: Architecture, qkv_dim: int) -> int:

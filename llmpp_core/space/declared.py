@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,8 @@ class DeclaredSpace(Structure):
         return hash(self.fingerprint())
 
     def __reduce__(self) -> Any:
-        words = {"network": self.backbone, "constants": self.constants, "rules": self.rules, "costs": self._specifications}
-        return _made_again, (self.name, self.choices, words)
+        words: dict[str, Any] = {"network": self.backbone, "constants": self.constants, "rules": self.rules, "costs": self._specifications}
+        return partial(DeclaredSpace, **words), (self.name, self.choices)
 
     def __repr__(self) -> str:
         return f"DeclaredSpace({self.name!r}, {len(self.choices)} choices, {self.fingerprint()[:16]})"
@@ -342,7 +342,3 @@ class DeclaredSpace(Structure):
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]\w*", text))
-
-
-def _made_again(name: str, choices: Sequence[Choice], words: Mapping[str, Any]) -> DeclaredSpace:
-    return DeclaredSpace(name, choices, **words)

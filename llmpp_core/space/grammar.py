@@ -74,7 +74,7 @@ class Tree:
             line = (mark.line if mark else 0) + 1
             problem = str(error.problem).replace("'\\t' that cannot start any token", "a tab")
             odd = any(word in problem for word in ("alias", "anchor", "cannot start any token"))
-            quotes = "a formula that begins with * & ! % { [ needs quotes" if odd else ""
+            quotes = "text that begins with * & ! % { [ needs quotes" if odd else ""
             raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {problem if error.problem else error.context}'}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -113,7 +113,10 @@ class Tree:
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind, text = node.tag.rpartition(":")[2], node.value
     if kind in ("int", "float"):
-        return int(text) if kind == "int" else float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        try:
+            return int(text) if kind == "int" else float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            raise yaml.MarkedYAMLError(problem=f"{text[:40]!r} is no number", problem_mark=node.start_mark) from None
     return {"bool": text == "true", "null": None}.get(kind, text)
 
 

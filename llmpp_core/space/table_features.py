@@ -47,31 +47,27 @@ class TableFeatures(ArchitectureTransformer):
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return one name per column, such as ``ffn_mean``, ``ffn_0`` or ``pool=max``."""
-        if self.kind == "costs":
-            names = [f"log_{name}" for name in (*self._formulas(), *self.space.depths)]
-        else:
-            names = [name + suffix for name, suffix, _ in self._columns()]
-        return np.array(names, dtype=object)
+        return np.array([name for name, _ in self._columns()], dtype=object)
 
     @property
     def rising(self) -> np.ndarray:
         """Where a larger number means a larger network, shape (columns,), bool."""
-        if self.kind == "costs":
-            order = [*(["more"] * len(self._formulas())), *(self.space.by_name[depth].order for depth in self.space.depths)]
-        else:
-            order = [choice.order for _, _, choice in self._columns()]
-        return np.array([o == "more" for o in order], dtype=bool)
+        return np.array([order == "more" for _, order in self._columns()], dtype=bool)
 
     def _formulas(self) -> list[str]:
         return [name for name, cost in self.space.costs.items() if cost.kind == "formula"]
 
-    def _columns(self) -> list[tuple[str, str, Choice]]:
+    def _columns(self) -> list[tuple[str, str]]:
+        """Return name and order of each column."""
+        if self.kind == "costs":
+            depths = [(f"log_{depth}", self.space.by_name[depth].order) for depth in self.space.depths]
+            return [*((f"log_{name}", "more") for name in self._formulas()), *depths]
         found = []
         for choice in self.space.choices:
             layers = range(int(self.space.layers[choice.per].max())) if choice.per else ()
             parts = [f"_{i}" for i in layers] if self.kind == "layers" and choice.per else ["_mean" if choice.per else ""]
             values = [""] if choice.numbers is not None else [f"={value}" for value in choice.values]
-            found += [(choice.name, part + value, choice) for part in parts for value in values]
+            found += [(choice.name + part + value, choice.order) for part in parts for value in values]
         return found
 
     def _costs(self, columns: Any) -> list[np.ndarray]:
