@@ -72,8 +72,8 @@ def from_configspace(
     for condition in space.conditions:
         when.setdefault(_child(condition), []).append(_condition(condition, choices))
     choices = {name: _with(choice, when=_all(when[name])) if name in when else choice for name, choice in choices.items()}
-    folded = _folded(choices)
     rules = [f"({_clause(clause, choices)}) == 0" for clause in space.forbidden_clauses]
+    folded = _folded(choices, rules)
     named = [name for name in order or () if name in folded]
     if order and len(named) < len(order):
         raise ValueError(f"order: {', '.join(name for name in order if name not in folded)} is no choice; choices are {', '.join(folded)}")
@@ -131,7 +131,7 @@ def _compared(choice: Choice, kind: str, given: Any) -> str:
         return _any([_equal(choice, value) for value in given.values])
     sign = (_COMPARED | _FORBIDDEN)[kind]
     value = _plain(given.value)
-    if sign in ("<", ">") and choice.numbers is None:
+    if sign in ("<", ">") and hasattr(given.parent, "sequence"):
         place = choice.values.index(value)
         return _any([_equal(choice, v) for v in (choice.values[:place] if sign == "<" else choice.values[place + 1 :])])
     return f"({choice.key} {sign} {_written(value)})"
@@ -162,7 +162,7 @@ def _any(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"(({' + '.join(parts) or '0'}) > 0)"
 
 
-def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+def _folded(choices: Mapping[str, Choice], rules: Sequence[str]) -> dict[str, Choice]:
     """Return choices, those of layers put together."""
     stems: dict[str, dict[int, Choice]] = {}
     for name, choice in choices.items():
@@ -178,8 +178,8 @@ def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
         if len(numbers) > 1 and first in (0, 1) and numbers == list(range(first, first + len(numbers))) and len(alike) == 1 and depth:
             gone |= {layers[i].name: stem for i in numbers}
             found[stem] = _with(layers[first], name=stem, per=depth, when=None)
-    used = {choice.when for choice in found.values() if choice.name not in gone and choice.when}
-    # A choice of a layer on which others depend stays as it is.
+    used = {*rules, *(choice.when for choice in found.values() if choice.name not in gone and choice.when)}
+    # A choice of a layer on which others, or rules, depend stays as it is.
     kept = {stem for name, stem in gone.items() if any(re.search(rf"\b{re.escape(choices[name].key)}\b", when) for when in used)}
     out: dict[str, Choice] = {}
     for name, choice in choices.items():
