@@ -102,7 +102,7 @@ class Choice:
         if bounds is not None:
             if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2 or not all(map(is_number, bounds)):
                 raise ValueError(f"{self.name!r}: bounds: expected two numbers, low and high, got {bounds!r}")
-            bounds = tuple(bounds)
+            bounds = (bounds[0], bounds[1])
         for field, value in (("bounds", bounds), ("values", values), ("numbers", numbers), ("order", order)):
             object.__setattr__(self, field, value)
 
