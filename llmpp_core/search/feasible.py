@@ -79,10 +79,11 @@ class Feasible:
         InfeasibleError
             If nothing is within the limits.
         """
-        start = feasible_row(self.genes, self.limits)
         taken = set(taken)
         rows, costs, _ = self._reject([(lambda size: self.genes.sample(size, rng), n, 1.0)], taken)
         taken.update(self.genes.to_text(rows))
+        # Where chance finds some, descent, which rules can hold up, is not asked whether there are any.
+        start = rows if len(rows) or not n else feasible_row(self.genes, self.limits)
         if len(rows) < n:
             rows, costs = _join((rows, costs), self._walk(n - len(rows), taken, rng))
         if len(rows) < n:

@@ -37,7 +37,8 @@ def finalists(found: SearchResult, genes: Genes, n: int = 51, groups: int = 3) -
     ranked = sorted(((score, genome) for genome, score in dict(pairs).items() if score is not None), key=lambda pair: (-pair[0], pair[1]))
     table = genes.table(genes.from_text(genome for _, genome in ranked))
     members = defaultdict[Any, list[int]](list)
-    kinds = np.zeros(len(table)) if genes.space.stratum is None else table.values(genes.space.stratum)
+    # Positions, since the numbers of a category are all alike.
+    kinds = np.zeros(len(table)) if genes.space.stratum is None else table.positions(genes.space.stratum)[:, 0]
     for place, value in enumerate(kinds.tolist()):
         members[value].append(place)
     best = list(members.values())[:groups]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -147,7 +147,7 @@ class Architecture:
             layers = as_integer(count, values.pop(f"{stack}_layers"))
             for name, attribute in HAT_NAMES.items():
                 entries = values.get(attribute)
-                if attribute in lists and isinstance(entries, list) and len(entries) != layers:
+                if attribute in lists and isinstance(entries, Sized) and not isinstance(entries, str) and len(entries) != layers:
                     raise ValueError(f"{name} has {len(entries)} entries but {count} is {layers}: give one entry per layer")
         return cls(**values)
 

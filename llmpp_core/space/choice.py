@@ -99,7 +99,12 @@ class Choice:
             raise ValueError(f"{self.name!r}: text completes '{self.name} ...' and begins with is, tells or lists; got {self.text[:80]!r}")
         if self.before is not None and (not self.per or not is_number(self.before)):
             raise ValueError(f"{self.name!r}: before is a number, and of a choice that is made per layer; got {self.before!r}")
-        for field, value in (("values", values), ("numbers", numbers), ("order", order)):
+        bounds = self.bounds
+        if bounds is not None:
+            if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2 or not all(map(is_number, bounds)):
+                raise ValueError(f"{self.name!r}: bounds: expected two numbers, low and high, got {bounds!r}")
+            bounds = (bounds[0], bounds[1])
+        for field, value in (("bounds", bounds), ("values", values), ("numbers", numbers), ("order", order)):
             object.__setattr__(self, field, value)
 
     @property

@@ -76,8 +76,8 @@ def from_configspace(
     for condition in space.conditions:
         when.setdefault(_child(condition), []).append(_formula(condition, choices))
     choices = {name: replace(choice, when=_all(when[name])) if name in when else choice for name, choice in choices.items()}
-    folded = _folded(choices)
     rules = [f"({_formula(clause, choices)}) == 0" for clause in space.forbidden_clauses]
+    folded = _folded(choices, rules)
     named = [name for name in order or () if name in folded]
     if order and len(named) < len(order):
         raise ValueError(f"order: {', '.join(name for name in order if name not in folded)} is no choice; choices are {', '.join(folded)}")
@@ -129,7 +129,8 @@ def _formula(given: Any, choices: Mapping[str, Choice]) -> str:
     if kind in ("InCondition", "ForbiddenInClause"):
         return _any([_equal(choice, value) for value in given.values])
     sign, value = _SIGNS[kind], _plain(given.value)
-    if sign in ("<", ">") and choice.numbers is None:
+    # In the order of its sequence, whatever numbers are in it.
+    if sign in ("<", ">") and hasattr(given.parent, "sequence"):
         place = choice.values.index(value)
         return _any([_equal(choice, v) for v in (choice.values[:place] if sign == "<" else choice.values[place + 1 :])])
     return f"({choice.key} {sign} {_written(value)})"
@@ -151,7 +152,7 @@ def _any(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"(({' + '.join(parts) or '0'}) > 0)"
 
 
-def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+def _folded(choices: Mapping[str, Choice], rules: Sequence[str]) -> dict[str, Choice]:
     """Return choices, those of layers put together."""
     stems: dict[str, dict[int, Choice]] = {}
     for name, choice in choices.items():
@@ -167,8 +168,8 @@ def _folded(choices: Mapping[str, Choice]) -> dict[str, Choice]:
         if len(numbers) > 1 and first in (0, 1) and numbers == list(range(first, first + len(numbers))) and len(alike) == 1 and depth:
             gone |= {layers[i].name: stem for i in numbers}
             found[stem] = replace(layers[first], name=stem, per=depth, when=None)
-    used = {choice.when for choice in found.values() if choice.name not in gone and choice.when}
-    # A choice of a layer on which others depend stays as it is.
+    used = {*rules, *(choice.when for choice in found.values() if choice.name not in gone and choice.when)}
+    # A choice of a layer on which others, or rules, depend stays as it is.
     kept = {stem for name, stem in gone.items() if any(re.search(rf"\b{re.escape(choices[name].key)}\b", when) for when in used)}
     out: dict[str, Choice] = {}
     for name, choice in choices.items():

@@ -250,7 +250,7 @@ class DeclaredSpace(Structure):
             numbers = np.array(choice.numbers or range(len(choice.values))) * (-1 if choice.order == "less" else 1)
             row.append(int(np.argmin(sign * numbers)))
         rows = self._genes.canonical(np.array([row], dtype=np.int8))
-        if not np.all(self.allowed(rows)):
+        if self._rules and not np.all(self.allowed(rows)):
             drawn = self._genes.sample(_CHECKED, np.random.default_rng(0))
             rows = drawn[[int((drawn != rows).sum(axis=1).argmin())]]
         return self.build(rows)[0]
@@ -266,7 +266,8 @@ class DeclaredSpace(Structure):
 
     def _rule(self, i: int, rule: Any) -> Callable[[Any], np.ndarray]:
         where = ("rules", i)
-        used = [c for c in self.choices if c.per and isinstance(rule, str) and c.key in _words(rule)]
+        named = [c for c in self.choices if isinstance(rule, str) and c.key in _words(rule)]
+        used, once = [c for c in named if c.per], [c for c in named if not c.per]
         depths = list(dict.fromkeys(choice.per for choice in used))
         if len(depths) > 1:
             raise SpaceError(f"rule {rule!r}: it names choices of the layers of {' and '.join(map(str, depths))}; one is allowed", *where)
@@ -275,12 +276,15 @@ class DeclaredSpace(Structure):
 
         def holds(columns: Any) -> np.ndarray:
             found = np.nan_to_num(self._sum(columns, formula, depth)) != 0
+            absent = np.zeros(len(columns), dtype=bool)
+            for choice in once:
+                absent |= columns.positions(choice.name)[:, 0] == -1
             if depth is None:
-                return found
+                return found | absent
             made = np.zeros(found.shape, dtype=bool)
             for choice in used:
                 made |= columns.positions(choice.name) != -1
-            return (found | ~made).all(axis=1)
+            return absent | (found | ~made).all(axis=1)
 
         return holds
 

@@ -200,7 +200,7 @@ def _choice(name: Any, given: Any) -> Choice:
             raise SpaceError(f"{name!r}: {key}: expected text, got {spec[key]!r}", *where, key)
     named: dict[str, Any] = {key: spec[key] for key in keys if key in spec}
     try:
-        return Choice(name, values, numbers=spec.get("means"), bounds=bounds and tuple(bounds), **named)
+        return Choice(name, values, numbers=spec.get("means"), bounds=bounds, **named)
     except ValueError as error:
         raise SpaceError(str(error), *where) from None
 
@@ -233,7 +233,8 @@ def space_from_record(record: Mapping[str, Any]) -> Any:
         If it is none.
     """
     if record.get("kind") == "declared":
-        named = {key: dict(record[key]) for key in ("choices", "constants", "costs")}
-        return read_space({**{key: record[key] for key in ("space", "network", "rules")}, **named})
+        choices = [Choice(name, **{"numbers" if key == "means" else key: x for key, x in spec.items()}) for name, spec in record["choices"]]
+        named = {key: dict(record[key]) for key in ("constants", "costs")}
+        return DeclaredSpace(record["space"], choices, network=record["network"], rules=record["rules"], **named)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     return SearchSpace(**values)

@@ -179,6 +179,9 @@ def _as_list(choice: Choice, value: Any, count: int, longer_lists: str) -> list[
         return [value] * max(count, 1)
     if len(value) > count and longer_lists == "cut":
         return value[:count]
+    if choice.when and 0 < len(value) < count:
+        # Of entries of layers the last may be empty, since they are not made there.
+        value = value + [None] * (count - len(value))
     if len(value) != count and count:
         hint = "; set longer_lists: cut" if len(value) > count else ""
         raise ValueError(f"{choice.name} has {len(value)} entries, {choice.per} is {count}{hint}")

@@ -203,6 +203,8 @@ class Structure:
             raise SpaceError(
                 f"choice {choice.name!r}: per {depth.name!r} must count layers: integers from 1 to {_MOST_LAYERS}, chosen once", *where
             )
+        if depth.bounds and depth.bounds[1] > max(depth.numbers):
+            raise SpaceError(f"{depth.name!r}: bounds of what counts layers end with its largest value, {max(depth.numbers)}", *where)
         return depth.name
 
     def _parent(self, key: str) -> str:
