@@ -86,12 +86,6 @@ def best_llm(frames: Mapping[str, pd.DataFrame]) -> str | None:
     return min(known, key=known.__getitem__) if known else None
 
 
-def equal_share(frame: pd.DataFrame) -> float:
-    """Return the share of architectures whose samples, answers to one prompt, all agree; nan where answers are missing."""
-    samples = frame.dropna(subset="predicted").groupby(_KEYS, sort=False)["predicted"]
-    return float((samples.nunique() == 1).mean()) if is_complete(frame) else math.nan
-
-
 def average(*predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the plain mean of several predictors; raises ValueError unless all are of the same architectures of the same splits."""
     first = predictions[0].set_index(_KEYS)

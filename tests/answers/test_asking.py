@@ -97,7 +97,6 @@ def test_what_is_not_recorded_is_missing_and_has_no_score(recording: Path) -> No
     assert math.isnan(scores.score(table)["MAE"])
     assert all(count.endswith("missing") for count in scores.count_invalid(table).values())
     assert scores.best_llm({"half": table.assign(kind=answers.RECORDED)}) is None
-    assert math.isnan(scores.equal_share(table))
 
 
 @pytest.mark.parametrize("form", ["single", "batched"])
@@ -188,7 +187,6 @@ def test_the_noise_of_an_answer_is_pooled_and_shared_within_a_request() -> None:
     found = scores.answer_deviation(apart, np.random.default_rng(1))
     assert found.value == pytest.approx(1)
     assert 0.5 < found.low < 1 < found.high < math.sqrt(2)
-    assert scores.equal_share(apart) == 0.5
     # Several samples count as their median.
     assert list(scores.as_predictions(apart)["predicted"]) == [i + i % 2 for i in range(12)]
     together = scores.round_deviation(twice(np.repeat([1.0, -1.0], 6)), 2)
