@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from scipy.stats import ttest_1samp
 
 from llmpp_book import repository
 from llmpp_book.studies import ground_truth, measurements, search_tables, searches
+from llmpp_book.studies.paired import by_student
 from llmpp_core.jobs.files import read_rows
 from llmpp_core.latency.profiler import device_name, extend_latency_table
 from llmpp_core.latency.tables import LatencySettings, read_latency_table
@@ -212,10 +212,7 @@ def schedules(task_name: str, results: Path = search_tables.RESULTS) -> pd.DataF
     ours, theirs = grouped[SCHEDULES[1]], grouped[SCHEDULES[0]]
     shares = {"time": "seconds", "evaluations": "supernet_evaluations"}
     found = {f"share of {name}": search_tables.share(ours, theirs, column, np.random.default_rng(0)) for name, column in shares.items()}
-    gap = (ours["supernet_score"] - theirs["supernet_score"]).dropna()
-    # Where all searches end alike the difference is zero for sure, and the test knows no interval.
-    ends = ttest_1samp(gap, 0).confidence_interval() if gap.std() else (gap.mean(), gap.mean())
-    found["supernet's score"] = Interval(float(gap.mean()), *map(float, ends))
+    found["supernet's score"] = by_student((ours["supernet_score"] - theirs["supernet_score"]).dropna(), 0.0)
     for name, column in {"BLEU": "valid_bleu", "loss (nats)": "valid_loss"}.items():
         found[name] = search_tables.difference(ours, theirs, trained.dropna(subset=[column]), column)
     return pd.DataFrame(found, index=Interval._fields).T
