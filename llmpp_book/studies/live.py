@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ class Live:
         """
         self.measure(), self.measure_latency()
         with self._alone():
-            study, latency = self._study(self.searched), self.latency
+            study, latency = self._study(self.searched), searches.latency_predictor(self.task.name, self.benchmark)
             limit = searches.limits(self.task, latency)[searches.LIMITS[1]]
             common = {"distilled": self._cheap(), "latency": latency, "limit_ms": limit, "iterations": self.size.iterations, **study.place}
             jobs = [searches.SearchJob(schedule=name, seed=seed, **common) for seed in range(self.size.seeds) for name in SCHEDULES]
@@ -151,11 +150,6 @@ class Live:
             archs = self.task.space.sample_balanced(2000, np.random.default_rng(0))
             DistilledPredictor(space=self.task.space).fit(archs, teacher.predict(archs), teacher=TEACHER).save(path)
         return path
-
-    @cached_property
-    def latency(self) -> Any:
-        """The latency predictor, fitted to the live measurements."""
-        return searches.latency_predictor(self.task.name, self.benchmark)
 
     def _time(self, archs: list[Architecture], results: Path) -> None:
         settings, path = LatencySettings(len(self.task.vocabulary), device=self.device), results / f"{self.task.name}.latency.jsonl"
