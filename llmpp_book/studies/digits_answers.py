@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy.stats import t as student
 
 from llmpp_book.studies import digits, digits_choices
 from llmpp_book.studies.answers import answers
-from llmpp_core.metrics import Interval, kendall_tau, mean_absolute_error
+from llmpp_book.studies.paired import by_student as paired
+from llmpp_core.metrics import kendall_tau, mean_absolute_error
 from llmpp_core.predictors.distill import DistilledPredictor
 
 #: Least and greatest accuracy, in percent.
@@ -73,10 +72,3 @@ def choices(of: digits.Known, frame: pd.DataFrame, seed: int = 0) -> pd.DataFram
         best["student of the language model, of all"] = of.best(learner.predict(of.networks))
         chosen.append(best)
     return pd.DataFrame(chosen)
-
-
-def paired(ours: ArrayLike, theirs: ArrayLike) -> Interval:
-    """Return the mean difference over tens with its 95 % interval of Student's t; a difference from itself is 0."""
-    gaps = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    half = float(student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5) if gaps.any() else 0.0
-    return Interval(float(gaps.mean()), float(gaps.mean()) - half, float(gaps.mean()) + half)

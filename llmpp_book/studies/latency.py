@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -21,6 +20,7 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, Stand
 from sklearn.tree import DecisionTreeRegressor
 
 from llmpp_book import repository
+from llmpp_book.studies.paired import by_student
 from llmpp_core.latency.hat_mlp import LATENCY_UNITS, LatencyMLP
 from llmpp_core.latency.predictor import LatencyPredictor, LatencyPrior, latency_errors, split_rows, spread_measurements
 from llmpp_core.space.features import HAT_FEATURE_NAMES, HATFeatures
@@ -167,10 +167,7 @@ def transfer_summary(rows: pd.DataFrame) -> pd.DataFrame:
         for method in (ALONE, LINE, SCALED, TRANSFER):
             row = {"measurements": n, "choice": choice, "method": method, "within": wide[method].mean()}
             for name, rival in (("gain", ALONE), ("over_line", LINE)):
-                difference = wide[method] - wide[rival]
-                # Two methods that never differ have a difference of zero for sure; the test knows no interval for that.
-                low, high = ttest_1samp(difference, 0).confidence_interval() if difference.any() else (0.0, 0.0)
-                row |= {name: difference.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+                row |= dict(zip((name, f"{name}_low", f"{name}_high"), by_student(wide[method], wide[rival]), strict=True))
             summary.append(row)
     return pd.DataFrame(summary)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from scipy.stats import ttest_1samp
 
 from llmpp_book import repository
 from llmpp_book.studies import ground_truth, measurements, search_tables, searches
+from llmpp_book.studies.paired import by_student
 from llmpp_core.jobs.files import read_rows
 from llmpp_core.latency.profiler import device_name, extend_latency_table
 from llmpp_core.latency.tables import LatencySettings, read_latency_table
@@ -132,7 +131,7 @@ class Live:
         """
         self.measure(), self.measure_latency()
         with self._alone():
-            study, latency = self._study(self.searched), self.latency
+            study, latency = self._study(self.searched), searches.latency_predictor(self.task.name, self.benchmark)
             limit = searches.limits(self.task, latency)[searches.LIMITS[1]]
             common = {"distilled": self._cheap(), "latency": latency, "limit_ms": limit, "iterations": self.size.iterations, **study.place}
             jobs = [searches.SearchJob(schedule=name, seed=seed, **common) for seed in range(self.size.seeds) for name in SCHEDULES]
@@ -151,11 +150,6 @@ class Live:
             archs = self.task.space.sample_balanced(2000, np.random.default_rng(0))
             DistilledPredictor(space=self.task.space).fit(archs, teacher.predict(archs), teacher=TEACHER).save(path)
         return path
-
-    @cached_property
-    def latency(self) -> Any:
-        """The latency predictor, fitted to the live measurements."""
-        return searches.latency_predictor(self.task.name, self.benchmark)
 
     def _time(self, archs: list[Architecture], results: Path) -> None:
         settings, path = LatencySettings(len(self.task.vocabulary), device=self.device), results / f"{self.task.name}.latency.jsonl"
@@ -212,10 +206,7 @@ def schedules(task_name: str, results: Path = search_tables.RESULTS) -> pd.DataF
     ours, theirs = grouped[SCHEDULES[1]], grouped[SCHEDULES[0]]
     shares = {"time": "seconds", "evaluations": "supernet_evaluations"}
     found = {f"share of {name}": search_tables.share(ours, theirs, column, np.random.default_rng(0)) for name, column in shares.items()}
-    gap = (ours["supernet_score"] - theirs["supernet_score"]).dropna()
-    # Where all searches end alike the difference is zero for sure, and the test knows no interval.
-    ends = ttest_1samp(gap, 0).confidence_interval() if gap.std() else (gap.mean(), gap.mean())
-    found["supernet's score"] = Interval(float(gap.mean()), *map(float, ends))
+    found["supernet's score"] = by_student((ours["supernet_score"] - theirs["supernet_score"]).dropna(), 0.0)
     for name, column in {"BLEU": "valid_bleu", "loss (nats)": "valid_loss"}.items():
         found[name] = search_tables.difference(ours, theirs, trained.dropna(subset=[column]), column)
     return pd.DataFrame(found, index=Interval._fields).T

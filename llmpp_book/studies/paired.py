@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from llmpp_core.metrics import Interval
@@ -132,3 +133,10 @@ def paired(
     freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1.0
     weights = pd.DataFrame({"weight": net, "variance": single, "number": numbers}, index=pd.Index(archs, name="architecture"))
     return Paired(float(pair_weights @ difference), weights, seeds, len(ours), float(freedom))
+
+
+def by_student(ours: ArrayLike, theirs: ArrayLike) -> Interval:
+    """Return the mean difference with its 95 % interval of Student's t; a difference from itself is 0."""
+    gaps = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    half = float(student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5) if gaps.any() else 0.0
+    return Interval(float(gaps.mean()), float(gaps.mean()) - half, float(gaps.mean()) + half)
