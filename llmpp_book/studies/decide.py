@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from itertools import count as numbers
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from scipy.stats import norm
 from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies.measurements import Study
 from llmpp_book.studies.paired import Paired
-from llmpp_book.studies.search_tables import OFFLINE, RESULTS, by_schedule, compared, found, searches
+from llmpp_book.studies.search_tables import OFFLINE, RESULTS, STOPPED, by_schedule, compared, found, searches
 from llmpp_book.studies.searches import LIMITS, Searches
 from llmpp_core.jobs.table import Table
 from llmpp_core.metrics import Interval
@@ -104,6 +105,8 @@ class State(NamedTuple):
     training_seconds: float
     pair_seconds: float
     counts: Mapping[Architecture, int]
+    #: The first seed that a schedule was not searched with.
+    next_seed: int = 0
 
 
 def state(task_name: str, ours: str, theirs: str, column: str, results: Path, teacher: str, limit_ms: float) -> State:
@@ -119,6 +122,8 @@ def state(task_name: str, ours: str, theirs: str, column: str, results: Path, te
     trained = found(task_name, results) if (results / f"{task_name}.found.jsonl").exists() else nothing
     trained = trained[trained["architecture"].isin(set(archs))]
     counts = trained.groupby("architecture", sort=False).size()
+    there = [set(rows.loc[rows["schedule"] == name, "seed"]) for name in needed_schedules(ours, theirs)]
+    next_seed = next(seed for seed in numbers() if any(seed not in seeds_of for seeds_of in there))
     spent = rows.assign(spent=rows.reindex(columns=["spent_seconds"])["spent_seconds"].fillna(rows["seconds"]))
     searched = spent[spent["schedule"].isin(needed_schedules(ours, theirs)) & spent["seed"].isin(seeds)]
     training_seconds = float(trained["train_seconds"].mean()) if len(trained) else math.nan
@@ -127,11 +132,14 @@ def state(task_name: str, ours: str, theirs: str, column: str, results: Path, te
     pair_seconds = searched["spent"].sum() / first + _FIRST_TRAININGS * training_seconds * len(archs) / (2 * first)
     now = compared(a.loc[seeds], b.loc[seeds], trained, column) if len(trained) else None
     cost = float(searched["spent"].sum() + trained["train_seconds"].sum())
-    return State(now, len(seeds), cost, training_seconds, float(pair_seconds), {arch: int(counts.get(arch, 0)) for arch in archs})
+    numbered = {arch: int(counts.get(arch, 0)) for arch in archs}
+    return State(now, len(seeds), cost, training_seconds, float(pair_seconds), numbered, next_seed)
 
 
 def needed_schedules(ours: str, theirs: str) -> list[str]:
     """Return the schedules to search with: one that is stopped at another's cost needs both."""
+    if unknown := next((side for side in (ours, theirs) if "stopped" in side and side.removeprefix("stopped like ") not in STOPPED), None):
+        raise ValueError(f"{unknown!r}: the supernet alone is stopped like {' or '.join(STOPPED)}")
     names = [name for side in (ours, theirs) for name in (["costly", side.removeprefix("stopped like ")] if "stopped" in side else [side])]
     return list(dict.fromkeys(names))
 
@@ -232,7 +240,7 @@ def decide(
                 )
                 return found_out
         bought = purchases(here, jobs)
-        further = [(schedule, LIMITS[1], here.pairs) for schedule in needed_schedules(ours, theirs)]
+        further = [(schedule, LIMITS[1], here.next_seed) for schedule in needed_schedules(ours, theirs)]
         done = study.train_each(".found", bought) if bought else plan.search(further)
         if not done or time.time() > stop:
             return "time is up"

@@ -121,7 +121,11 @@ WAYS: dict[str, Way] = {
 
 def choices(of: Known, tens: np.ndarray, ways: Mapping[str, Way] | None = None) -> pd.DataFrame:
     """Return the row that each way chooses from each ten; one row per ten, one column per way."""
-    return pd.DataFrame([_chosen(of, ten, seed, ways or WAYS) for seed, ten in enumerate(tens)])
+    return pd.DataFrame([_chosen(of, ten, seed, ways or WAYS) for seed, ten in enumerate(tens)], index=_names(tens))
+
+
+def _names(tens: np.ndarray) -> pd.Index:
+    return pd.Index([" ".join(map(str, ten)) for ten in tens], name="ten")
 
 
 def _chosen(of: Known, ten: np.ndarray, seed: int, ways: Mapping[str, Way]) -> dict[str, int]:
@@ -140,7 +144,7 @@ def recorded_choices(of: Known, tens: np.ndarray, results: Path = RESULTS) -> pd
     found = {tuple(row["rows"]): row["chosen"] for row in rows if row["limit"] == of.limit}
     if missing := [number for number, ten in enumerate(tens) if tuple(ten.tolist()) not in found]:
         raise ValueError(f"{results}: no choices from ten {missing[0]} of {len(tens)}; llmpp digits makes them{repository.HINT}")
-    return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens])
+    return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens], index=_names(tens))
 
 
 def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds: float = math.inf, progress: bool = False) -> bool:
@@ -190,7 +194,10 @@ def regrets(
     """
     found = [_lost(of, chosen) for of, chosen in parts]
     lost, better = (np.vstack(columns) for columns in zip(*found, strict=True))
-    drawn = rng.multinomial(len(lost), np.full(len(lost), 1 / len(lost)), size=resamples) / len(lost)
+    # Limits share tens, and a ten is drawn with all its choices.
+    which, tens = pd.factorize(np.concatenate([chosen.index for _, chosen in parts]))
+    drawn = rng.multinomial(len(tens), np.full(len(tens), 1 / len(tens)), size=resamples)[:, which]
+    drawn = drawn / drawn.sum(axis=1, keepdims=True)
     names = parts[0][1].columns
 
     def intervals(values: np.ndarray) -> list[Interval]:

@@ -40,7 +40,9 @@ def training_noise(trained: pd.DataFrame, score: str = "valid_bleu") -> pd.DataF
         the architectures of its depth and drawn a little towards that of all (a moderated variance).
     """
     groups = trained.groupby("architecture", sort=False)[score]
-    parts = pd.DataFrame({"squares": groups.var(ddof=1) * (groups.size() - 1), "freedom": groups.size() - 1}).fillna(0.0)
+    parts = pd.DataFrame({"squares": groups.var(ddof=1) * (groups.count() - 1), "freedom": (groups.count() - 1).clip(lower=0)}).fillna(0.0)
+    if not parts["freedom"].any():
+        raise ValueError("trained: expected several trainings of an architecture or more, which tell their noise")
     sums = parts.groupby([arch.decoder_layers for arch in parts.index]).sum()
     pooled, freedom = sums["squares"].sum() / max(sums["freedom"].sum(), 1), sums["freedom"] + _PRIOR
     return pd.DataFrame({"variance": (sums["squares"] + _PRIOR * pooled) / freedom, "freedom": freedom}).rename_axis("depth")

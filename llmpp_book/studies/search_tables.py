@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 from llmpp_book import repository
 from llmpp_book.studies.ground_truth import read
@@ -127,12 +127,9 @@ def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str, rng: np.random.
     ratio = float(pair[0].sum() / pair[1].sum())
     if len(seeds) < 3:
         return Interval(ratio, np.nan, np.nan)
-    ends = bootstrap(pair, _ratio, paired=True, vectorized=True, method="percentile", rng=rng).confidence_interval
-    return Interval(ratio, float(ends.low), float(ends.high))
-
-
-def _ratio(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
-    return ours.sum(axis=axis) / theirs.sum(axis=axis)
+    deviation = (pair[0] - ratio * pair[1]).std(ddof=1) / len(seeds) ** 0.5 / pair[1].mean()
+    half = float(student.ppf(0.975, len(seeds) - 1) * deviation)
+    return Interval(ratio, ratio - half, ratio + half)
 
 
 def table_name(teacher: str) -> str:

@@ -86,8 +86,10 @@ def limits(task: Task, latency: LatencyPredictor) -> dict[float, float]:
     """Return the limits in ms: quantiles of the predicted latency of random architectures, rounded to a tenth where some keep that."""
     drawn = np.asarray(latency.predict(task.space.sample(2000, np.random.default_rng(0))))
     found = {quantile: float(np.quantile(drawn, quantile)) for quantile in LIMITS}
-    # Networks of a millisecond may all take longer than the tenth below.
-    return {quantile: round(limit, 1 if round(limit, 1) >= drawn.min() else 4) for quantile, limit in found.items()}
+    rounded = {quantile: round(limit, 1) for quantile, limit in found.items()}
+    # Networks of a millisecond may all take longer than the tenth below, or differ by less than one.
+    coarse = min(rounded.values()) < drawn.min() or len(set(rounded.values())) < len(rounded)
+    return {quantile: round(limit, 4) for quantile, limit in found.items()} if coarse else rounded
 
 
 def demonstrations(task: Task, results: Path = benchmark.RESULTS) -> tuple[list[Architecture], np.ndarray]:
