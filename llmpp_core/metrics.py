@@ -220,7 +220,10 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval; a format for numbers, such as "+.2f", writes "+0.12 [-0.03, +0.27]", and nan as a dash."""
+    """A value and the ends of its 95 % interval, nan where there are none.
+
+    A format for numbers, such as "+.2f", writes "+0.12 [-0.03, +0.27]", without ends "+0.12", and nan as a dash.
+    """
 
     value: float
     low: float
@@ -232,7 +235,8 @@ class Interval(NamedTuple):
 
     def __format__(self, numbers: str) -> str:
         value, low, high = (format(number, numbers) for number in self)
-        return "–" if np.isnan(self.value) else f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
+        ends = "" if np.isnan(self.low) else f" [{low},\N{NO-BREAK SPACE}{high}]"
+        return "–" if np.isnan(self.value) else f"{value}{ends}"
 
 
 def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Interval]:

@@ -55,8 +55,26 @@ def test_numbers_of_trainings_may_differ() -> None:
     a, b = TINY.smallest(), TINY.largest()
     rng = np.random.default_rng(0)
     trained = pd.DataFrame([{"architecture": x, "valid_bleu": rng.normal()} for x, n in ((a, 4), (b, 16)) for _ in range(n)])
-    result, noise = paired([a], [b], trained), training_noise(trained)["variance"]
+    result, noise = paired([a, a], [b, b], trained), training_noise(trained)["variance"]
     assert result.variance == pytest.approx(noise[a.decoder_layers] / 4 + noise[b.decoder_layers] / 16)
+
+
+def test_what_is_not_known_is_not_taken_for_certain() -> None:
+    archs, rng = TINY.sample(12, np.random.default_rng(0)), np.random.default_rng(0)
+    once = pd.DataFrame([{"architecture": arch, "valid_bleu": rng.normal()} for arch in archs])
+    with pytest.raises(ValueError, match="expected several trainings"):
+        training_noise(once)
+    thrice = pd.concat([once, once.assign(valid_bleu=once["valid_bleu"] + 0.1), once.assign(valid_bleu=once["valid_bleu"] - 0.1)])
+    # One pair says nothing of other seeds, and a training that diverged nothing at all.
+    assert np.isnan(paired(archs[:1], archs[1:2], thrice).interval()[1:]).all()
+    diverged = pd.concat([thrice, once.assign(valid_bleu=np.nan)])
+    pair = archs[:4], archs[4:8]
+    assert paired(*pair, diverged).interval() == paired(*pair, thrice).interval()
+    # A group of one pair is as uncertain as pairs of the others are.
+    groups = [1, 2, 2, 2]
+    alone, several = (paired(*pair, thrice, groups=of) for of in (groups, [2, 2, 2, 2]))
+    spread = np.ptp(paired(*(side[1:] for side in pair), thrice).interval())
+    assert np.ptp(alone.interval()) > max(spread, np.ptp(several.interval()))
 
 
 def comparison(weights: list[float], numbers: list[int], seeds: float, pairs: int = 10) -> State:

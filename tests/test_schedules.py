@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from llmpp_book.studies.schedules import LABELS, at_the_middle, comparison, what_it_takes
@@ -10,7 +9,7 @@ from llmpp_book.studies.search_tables import difference, found, searches
 
 
 def test_every_schedule_is_compared_with_the_supernet_alone_at_one_level() -> None:
-    table, grouped, trained = comparison("synthetic", np.random.default_rng(0)), at_the_middle("synthetic"), found("synthetic")
+    table, grouped, trained = comparison("synthetic"), at_the_middle("synthetic"), found("synthetic")
     assert list(table.index) == [name for name in LABELS if name in grouped]
     assert set(searches("synthetic")["schedule"]) <= set(table.index)
     level = 1 - 0.05 / (2 * (len(table) - 1))

@@ -42,7 +42,8 @@ MEASURES = {
     "loss": Measure("valid_loss", -1, 0.005, "nats per token"),
     "bleu": Measure("valid_bleu", 1, 0.5, "BLEU"),
 }
-#: Level of the interval at each look, such that about 5 % of comparisons without a difference end with one; see the card in results/search.
+#: Level of the interval at each look, such that at most about 5 % of comparisons without a difference end with one in up to six looks; cost
+#: has by then grown to four times that of the first.
 LEVEL = 0.985
 #: Verdicts that end it.
 DECIDED = ("equal", "better", "worse")
@@ -176,7 +177,8 @@ def decide(
     compared_with : int
         How many comparisons are made in all: the level of each is corrected for their number (Bonferroni).
     budget : float
-        Core-minutes in all, what the tables hold already included.
+        Core-minutes in all, what the tables hold already included. Ten pairs and three trainings of what they found are made whatever they
+        cost, since nothing can be said before.
     jobs : int
         How many purchases are made at a time.
     given, folder, results, ground_truth, teacher, **options
@@ -185,7 +187,7 @@ def decide(
     Raises
     ------
     ValueError
-        For a margin that is not positive, an unknown measure, or a budget that is too small for one training.
+        For a margin that is not positive, an unknown measure or schedule, or a budget that is too small for one training.
     """
     if measure not in MEASURES:
         raise ValueError(f"measure: expected {' or '.join(MEASURES)}, got {measure!r}")
@@ -221,24 +223,24 @@ def decide(
             if not study.train_each(".found", lacking):
                 return "time is up"
             continue
-        assert here.now is not None
+        if here.now is None:
+            raise ValueError(f"{name}: no pairs of searches of {ours} and {theirs} of which all was trained")
         last, over = earlier(), here.cost / 60 >= budget
-        if not last or over or here.cost >= _GROWTH * last[-1]["seconds"]:
+        count = needed(here.now, margin, here.training_seconds, here.pair_seconds, level)
+        if not last or here.cost >= _GROWTH * last[-1]["seconds"]:
             interval = here.now.interval(level)
-            found_out, count = verdict(interval, margin, sign), needed(here.now, margin, here.training_seconds, here.pair_seconds, level)
+            found_out = verdict(interval, margin, sign)
             look = {**question, "look": len(last) + 1, "level": level, "difference": interval.value, "low": interval.low}
             look |= {"high": interval.high, "verdict": found_out, "pairs": here.pairs, "trainings": sum(here.counts.values())}
             look |= {"seconds": round(here.cost, 3), "needed": count._asdict()}
-            if not last or here.cost > last[-1]["seconds"] + 1:
-                looks.append([look])
+            last += looks.append([look])
             say(_line(ours, theirs, unit, look))
             if found_out in DECIDED:
                 return found_out
-            if over:
-                say(
-                    f"the budget is spent; it would take about {count.trainings} trainings and {count.pairs} pairs, {count.minutes:.0f} min"
-                )
-                return found_out
+        if over:
+            # Without a look that is not due, since each adds to the chance of an error.
+            say(f"the budget is spent; it would take about {count.trainings} trainings and {count.pairs} pairs, {count.minutes:.0f} min")
+            return str(last[-1]["verdict"])
         bought = purchases(here, jobs)
         further = [(schedule, LIMITS[1], here.next_seed) for schedule in needed_schedules(ours, theirs)]
         done = study.train_each(".found", bought) if bought else plan.search(further)

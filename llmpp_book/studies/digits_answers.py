@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -38,21 +40,20 @@ def predictions(of: digits.Known, model: str, experiment: str = "digits-test") -
 def agreement(frame: pd.DataFrame, than: str = "ridge regression") -> pd.DataFrame:
     """Return MAE and tau of each predictor of `predictions`, means over the tens, and paired differences from one of them.
 
-    Columns MAE and tau hold numbers, "MAE difference" and "tau difference" an `Interval` each (`paired`).
+    Columns MAE and tau hold numbers, "MAE difference" and "tau difference" an `Interval` each (`paired`), over the networks of which both
+    predictors have a number: a model may fail at the hard ones.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in frame.columns[3:]:
-        parts = [part.dropna(subset=[name]) for _, part in frame.groupby("split")]
-        found[name] = {"MAE": errors(frame, name), "tau": [kendall_tau(part["true"], part[name]) for part in parts]}
-    against = found[than]
-    return pd.DataFrame.from_dict(
-        {
-            name: {measure: float(np.mean(values)) for measure, values in both.items()}
-            | {f"{measure} difference": paired(values, against[measure]) for measure, values in both.items()}
-            for name, both in found.items()
-        },
-        orient="index",
-    )
+        own, common = _by_ten(frame.dropna(subset=[name]), name), frame.dropna(subset=[name, than])
+        ours, theirs = _by_ten(common, name), _by_ten(common, than)
+        rows[name] = {measure: float(np.mean(values)) for measure, values in own.items()}
+        rows[name] |= {f"{measure} difference": paired(ours[measure], theirs[measure]) for measure in own}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _by_ten(frame: pd.DataFrame, name: str) -> dict[str, list[float]]:
+    return {"MAE": errors(frame, name), "tau": [kendall_tau(part["true"], part[name]) for _, part in frame.groupby("split")]}
 
 
 def errors(frame: pd.DataFrame, name: str) -> list[float]:

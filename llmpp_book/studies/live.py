@@ -201,14 +201,13 @@ def schedules(task_name: str, results: Path = search_tables.RESULTS) -> pd.DataF
     validation BLEU and loss of what is found, trained from scratch.
     """
     frame, trained = search_tables.searches(task_name, results), search_tables.found(task_name, results)
-    limits = sorted(frame["limit_ms"].unique())
-    grouped = search_tables.by_schedule(frame[frame["limit_ms"] == limits[len(limits) // 2]])
+    grouped = search_tables.by_schedule(frame[frame["limit_ms"] == search_tables.middle_limit(frame)])
     ours, theirs = grouped[SCHEDULES[1]], grouped[SCHEDULES[0]]
     shares = {"time": "seconds", "evaluations": "supernet_evaluations"}
-    found = {f"share of {name}": search_tables.share(ours, theirs, column, np.random.default_rng(0)) for name, column in shares.items()}
+    found = {f"share of {name}": search_tables.share(ours, theirs, column) for name, column in shares.items()}
     found["supernet's score"] = by_student((ours["supernet_score"] - theirs["supernet_score"]).dropna(), 0.0)
     for name, column in {"BLEU": "valid_bleu", "loss (nats)": "valid_loss"}.items():
-        found[name] = search_tables.difference(ours, theirs, trained.dropna(subset=[column]), column)
+        found[name] = search_tables.difference(ours, theirs, trained, column)
     return pd.DataFrame(found, index=Interval._fields).T
 
 

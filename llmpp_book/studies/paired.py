@@ -94,7 +94,8 @@ def paired(
     trained : pandas.DataFrame
         Trainings of all of these, one row each, as many of each architecture as there are, with a column `score`.
     groups : sequence, optional
-        Such as the limit of each pair: the result is the mean over groups of the means over their pairs.
+        Such as the limit of each pair: the result is the mean over groups of the means over their pairs. The interval has no ends where
+        no group has two pairs, which says nothing of how other seeds would have ended.
 
     Raises
     ------
@@ -105,12 +106,13 @@ def paired(
     groups = [0] * len(ours) if groups is None else list(groups)
     if not len(ours) == len(theirs) == len(groups) > 0:
         raise ValueError(f"expected pairs of architectures, got {len(ours)} and {len(theirs)}, and a group of each, got {len(groups)}")
-    scores = trained.groupby("architecture", sort=False)[score].agg(["mean", "size"])
+    # Without trainings that diverged, which have no score.
+    scores = trained.groupby("architecture", sort=False)[score].agg(["mean", "count"])
     noise = training_noise(trained, score)
     archs = list(dict.fromkeys([*ours, *theirs]))
-    if missing := next((arch for arch in archs if arch not in scores.index), None):
+    if missing := next((arch for arch in archs if not scores["count"].get(arch, 0)), None):
         raise ValueError(f"trained: no training of {missing}, which a search found")
-    means, numbers = (scores[column].reindex(pd.Index(archs)).to_numpy() for column in ("mean", "size"))
+    means, numbers = (scores[column].reindex(pd.Index(archs)).to_numpy() for column in ("mean", "count"))
     depths = [arch.decoder_layers for arch in archs]
     single, place = noise["variance"].loc[depths].to_numpy(), {arch: i for i, arch in enumerate(archs)}
     # signs[pair, architecture]
@@ -120,14 +122,20 @@ def paired(
         row[place[second]] -= 1
     difference, uncertain = signs @ means, single / numbers
     members = [np.flatnonzero([group == name for group in groups]) for name in dict.fromkeys(groups)]
-    pair_weights, seeds, parts = np.zeros(len(ours)), 0.0, list[tuple[float, float]]()
+    pair_weights, excess = np.zeros(len(ours)), list[tuple[float, int]]()
     for rows in members:
         pair_weights[rows] = 1 / (len(members) * len(rows))
         if len(rows) > 1:
             centred = signs[rows] - signs[rows].mean(axis=0)
-            excess = difference[rows].var(ddof=1) - (uncertain * centred**2).sum() / (len(rows) - 1)
-            parts.append((max(0.0, excess) / (len(members) ** 2 * len(rows)), len(rows) - 1))
-            seeds += parts[-1][0]
+            found = difference[rows].var(ddof=1) - (uncertain * centred**2).sum() / (len(rows) - 1)
+            excess.append((max(0.0, found), len(rows)))
+    parts: list[tuple[float, float]] = [(value / (len(members) ** 2 * n), n - 1) for value, n in excess]
+    if alone := len(members) - len(excess):
+        # How much pairs of a group differ is not known from one; it is taken to be as in the groups that have several.
+        within = sum(n - 1 for _, n in excess)
+        pooled = sum(value * (n - 1) for value, n in excess) / within if within else np.nan
+        parts.append((pooled * alone / len(members) ** 2, within or 1))
+    seeds = sum(value for value, _ in parts)
     net = pair_weights @ signs
     by_depth = pd.Series(uncertain * net**2).groupby(depths).sum()
     parts += zip(by_depth.tolist(), noise["freedom"].reindex(by_depth.index).tolist(), strict=True)

@@ -9,6 +9,7 @@ WORDS,UPDATES,RATE; the last one is the chosen one:
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -105,7 +106,10 @@ def signal(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
         architectures), spread (that of the architectures, with the noise taken out of it), their ratio for one training and for the
         mean of three, and the mean seconds of a training.
     """
-    rows, found = read(results / f"{task_name}.pilot.jsonl", "pilot"), []
+    path = results / f"{task_name}.pilot.jsonl"
+    if not path.exists():
+        raise ValueError(f"{path} is not there; measure it with: python -m llmpp_book.studies.pilot de WORDS,UPDATES,RATE ...")
+    rows, found = read(path, "pilot"), []
     for variant, part in rows.groupby(list(Variant._fields), sort=False):
         for measure in MEASURES:
             found.append({**dict(zip(Variant._fields, variant, strict=True)), "measure": measure, **told_apart(part, measure)})
@@ -114,11 +118,15 @@ def signal(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
 
 
 def told_apart(trainings: pd.DataFrame, measure: str) -> dict[str, float]:
-    """Return how well trainings tell their architectures apart; see `signal` for the numbers."""
+    """Return how well trainings tell their architectures apart; see `signal` for the numbers. ValueError where each has one seed only."""
     scores = trainings.pivot_table(index=trainings["architecture"].map(str), columns="seed", values=measure).dropna().to_numpy()
+    if scores.shape[1] < 2:
+        raise ValueError(f"{measure}: expected at least 2 seeds of each architecture, got {scores.shape[1]}")
     noise = float(scores.var(axis=1, ddof=1).mean())
     spread = max(0.0, float(scores.mean(axis=1).var(ddof=1)) - noise / scores.shape[1]) ** 0.5
-    ratios = {"ratio": spread / noise**0.5, "ratio of three": spread / (noise / 3) ** 0.5}
+    # Without noise, as where every BLEU is 0, all that differs is told apart.
+    ratio = spread / noise**0.5 if noise else math.inf if spread else math.nan
+    ratios = {"ratio": ratio, "ratio of three": 3**0.5 * ratio}
     return {"architectures": len(scores), "trainings": scores.size, "noise": noise**0.5, "spread": spread, **ratios}
 
 

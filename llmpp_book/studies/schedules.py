@@ -11,7 +11,7 @@ import pandas as pd
 
 from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies.decide import MEASURES, needed, verdict
-from llmpp_book.studies.search_tables import OFFLINE, RESULTS, by_schedule, compared, found, searches, share
+from llmpp_book.studies.search_tables import OFFLINE, RESULTS, by_schedule, compared, found, middle_limit, searches, share
 from llmpp_core.metrics import Interval
 
 #: What the table and the figures call the schedules, in their order.
@@ -39,8 +39,7 @@ def at_the_middle(task_name: str, results: Path = RESULTS, teacher: str = OFFLIN
     one; absent, if nobody asked.
     """
     rows = searches(task_name, results, teacher)
-    limits = sorted(rows["limit_ms"].unique())
-    grouped = by_schedule(rows[rows["limit_ms"] == limits[len(limits) // 2]])
+    grouped = by_schedule(rows[rows["limit_ms"] == middle_limit(rows)])
     path = results / f"{task_name}.judged.jsonl"
     if path.exists():
         judged = benchmark.read(path, "searches TASK")
@@ -51,7 +50,7 @@ def at_the_middle(task_name: str, results: Path = RESULTS, teacher: str = OFFLIN
     return {name: grouped[name] for name in LABELS if name in grouped}
 
 
-def comparison(task_name: str, rng: np.random.Generator, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
+def comparison(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
     """Compare every schedule at the middle limit with the supernet alone.
 
     Returns
@@ -66,12 +65,11 @@ def comparison(task_name: str, rng: np.random.Generator, results: Path = RESULTS
     grouped, trained = at_the_middle(task_name, results, teacher), found(task_name, results)
     means = trained.groupby("architecture", sort=False)[["valid_loss", "valid_bleu"]].mean()
     base, rows = grouped["costly"], dict[str, dict[str, Any]]()
-    comparisons = len(MEASURES) * max(len(grouped) - 1, 1)
-    level = 1 - 0.05 / comparisons
+    comparisons, level = _corrected(grouped)
     for name, frame in grouped.items():
         scored = frame.join(means, on="architecture")
         row: dict[str, Any] = {"seeds": len(frame), "evaluations": frame["supernet_evaluations"].mean()}
-        row |= {f"{what}_share": share(frame, base, column, rng) for what, column in _SHARES.items()}
+        row |= {f"{what}_share": share(frame, base, column) for what, column in _SHARES.items()}
         row |= {column: scored[column].mean() for column in _MEANS if column in scored}
         for measure, (column, sign, margin, _) in MEASURES.items():
             pair = None if name == "costly" else compared(frame, base, trained, column)
@@ -84,6 +82,12 @@ def comparison(task_name: str, rng: np.random.Generator, results: Path = RESULTS
     return table
 
 
+def _corrected(grouped: Mapping[str, pd.DataFrame]) -> tuple[int, float]:
+    """Return how many comparisons with the supernet alone are made, by all measures, and the level of each (Bonferroni)."""
+    comparisons = len(MEASURES) * max(len(grouped) - 1, 1)
+    return comparisons, 1 - 0.05 / comparisons
+
+
 # Fewer pairs of searches decide nothing, even where all found the same.
 _FEWEST = 5
 _SHARES: Mapping[str, str] = {"evaluation": "supernet_evaluations", "time": "seconds"}
@@ -93,10 +97,14 @@ _MEANS = ("supernet_score", "own", "second", "valid_loss", "valid_bleu")
 def what_it_takes(
     task_name: str, ours: str, theirs: str, measure: str, results: Path = RESULTS, teacher: str = OFFLINE
 ) -> dict[str, float]:
-    """Return trainings, pairs of searches and core-minutes that would decide between two schedules, by what is known now."""
+    """Return trainings, pairs of searches and core-minutes that would decide between two schedules, by what is known now.
+
+    At the level of `comparison`, for a difference that is not there, in four of five cases.
+    """
     grouped, trained = at_the_middle(task_name, results, teacher), found(task_name, results)
     pair = compared(grouped[ours], grouped[theirs], trained, MEASURES[measure].column)
-    if pair is None:
-        raise ValueError(f"{task_name}: no pairs of searches of {ours} and {theirs} of which all was trained")
+    if pair is None or pair.pairs < 2:
+        raise ValueError(f"{task_name}: fewer than two pairs of searches of {ours} and {theirs} of which all was trained")
     seconds = sum(frame["seconds"].mean() for frame in (grouped[ours], grouped[theirs]))
-    return needed(pair, MEASURES[measure].margin, float(trained["train_seconds"].mean()), float(seconds))._asdict()
+    level = _corrected(grouped)[1]
+    return needed(pair, MEASURES[measure].margin, float(trained["train_seconds"].mean()), float(seconds), level)._asdict()

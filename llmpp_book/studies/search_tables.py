@@ -53,7 +53,15 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
 
 def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
     """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
-    return read(results / f"{task_name}{table_name(teacher)}.jsonl", "searches TASK", "best")
+    command = "searches TASK" if teacher == OFFLINE else f"searches TASK --teacher {teacher}"
+    return read(results / f"{task_name}{table_name(teacher)}.jsonl", command, "best")
+
+
+def middle_limit(searches: pd.DataFrame) -> float:
+    """Return the limit, in ms, that most seeds were searched under; of several, the middle one."""
+    seeds = searches.groupby("limit_ms")["seed"].nunique()
+    most = sorted(seeds.index[seeds == seeds.max()])
+    return float(most[len(most) // 2])
 
 
 def found(task_name: str, results: Path = RESULTS) -> pd.DataFrame:
@@ -107,6 +115,7 @@ def compared(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, sc
     """Return the mean difference in score between two frames of `by_schedule`, over the seeds that both have and whose results were
     trained (see `llmpp_book.studies.paired.paired`); None without any.
     """
+    trained = trained.dropna(subset=[score])
     known = set(trained["architecture"])
     seeds = [
         seed for seed in ours.index.intersection(theirs.index) if {ours.at[seed, "architecture"], theirs.at[seed, "architecture"]} <= known
@@ -120,7 +129,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, trained: pd.DataFrame, 
     return found.interval(level) if found else Interval(np.nan, np.nan, np.nan)
 
 
-def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str, rng: np.random.Generator) -> Interval:
+def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> Interval:
     """Return the ratio of the sums of a column over the seeds that both frames of `by_schedule` have, with its interval over seeds."""
     seeds = ours.index.intersection(theirs.index)
     pair = [frame.loc[seeds, column].to_numpy(dtype=float) for frame in (ours, theirs)]
