@@ -147,7 +147,7 @@ def test_an_invalid_first_answer_stops_a_run_that_costs_and_running_again_goes_o
 
 def test_of_a_server_that_costs_nothing_no_first_answer_stops_a_run_nor_do_answers_to_other_prompts(tmp_path: Path) -> None:
     with FakeLLM(act_on(range(30), UNCLEAR)) as server:
-        client = make_client(server.url, tmp_path, **ONE_BY_ONE | {"price": None})
+        client = make_client(server.url, tmp_path, **ONE_BY_ONE | {"price": None, "budget": None})
         with pytest.raises(LLMStopped, match="20 of 20 answers are invalid"):
             client.ask([prompt(i) for i in range(30)])
         # The same client asks in another form after the first was stopped.

@@ -76,6 +76,10 @@ def test_local_servers_cost_nothing_and_are_sent_plain_chat_completions_without_
     ("change", "message"),
     [
         ({"model": ""}, "model: expected the id of a model"),
+        ({"price": 0.15}, "price: expected a Price, got 0.15"),
+        ({"key_variable": 5}, "key_variable: expected a text, got 5"),
+        ({"token_limit_field": ""}, "token_limit_field: expected a text, got ''"),
+        ({"token_limit_field": "model"}, "token_limit_field: expected the field that limits an answer, got model"),
         *(({"base_url": url}, r"base_url: expected http\(s\)://host/path, got")
           for url in ("api.example.org", "http://host:99999/v1", "http://host/v 1", "http://[::1/v1", "http://")),
         *(({"base_url": f"https://{where}"}, "base_url: expected no user name, password, query or fragment")

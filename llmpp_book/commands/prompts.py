@@ -187,7 +187,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     session = Session.open(arguments.name, settings, arguments.recording)
     print(session.estimate, flush=True)
     if excess := _excess(session.estimate, settings):
-        print(f"this exceeds {excess}: the run stops before that, and with a larger limit the same command goes on", flush=True)
+        print(f"this exceeds {excess}: the run stops before that; the same command goes on, and may spend as much again", flush=True)
     if arguments.dry_run:
         return 0
     try:

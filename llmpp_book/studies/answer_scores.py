@@ -142,5 +142,6 @@ def round_deviation(answers: pd.DataFrame, requests: int) -> float:
     errors = (answers["predicted"] - answers["true"]).abs()
     by_request = errors.groupby([answers[name] for name in ("task", "split", "first", "sample")]).mean().unstack("sample")
     if by_request.shape[1] != 2 or answers["per_request"].nunique() != 1:
-        raise ValueError(f"answers: expected two samples of requests of one size, got {by_request.shape[1]} samples")
+        sizes = ", ".join(map(str, sorted(answers["per_request"].unique())))
+        raise ValueError(f"answers: expected two samples of requests of one size, got {by_request.shape[1]} samples, and sizes {sizes}")
     return math.sqrt(((by_request.iloc[:, 0] - by_request.iloc[:, 1]) ** 2).mean() / requests)

@@ -72,6 +72,8 @@ class Session:
 
     def record(self, begin: bool = False) -> list[Job]:
         """Write what the client has of the answers, if it has any or to begin a recording; returns the requests that have none."""
+        # Read again: others may have imported answers meanwhile.
+        self.recording = open_recording(self.recording.path, self.recording.experiment, self.client.settings)
         for key, (question, sample) in self.expected.items():
             if key not in self.recording.rows and (stored := self.client.lookup(key)):
                 self.recording.rows[key] = Row(question.labels, sample, stored)
@@ -95,7 +97,9 @@ def answers(name: str, recording: str) -> pd.DataFrame:
     What is not recorded, or was recorded for another version of the prompt, has status "missing". A form (one architecture per request,
     or several) of which nothing is recorded was not asked, and is left out. Warns if the recording holds answers that fit no question.
     """
-    path = recording_path(RESULTS, experiment(name).name, recording)
+    # As it is called, or by the name of a model.
+    path = RESULTS / experiment(name).name / f"{recording}.jsonl"
+    path = path if path.exists() else recording_path(RESULTS, experiment(name).name, recording)
     found = read_recording(path)
     samples = range(experiment(name).samples)
     keyed = [(question, [found.settings.key(question.prompt, sample) for sample in samples]) for question in experiment(name).questions()]
@@ -181,7 +185,7 @@ def usage(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     questions = experiment(name).questions()
     estimates = {tuple(question.labels.values()): estimate_tokens(question.prompt) for question in questions}
     labels = [*questions[0].labels]
-    requests = frame.drop_duplicates([*labels, "sample"])
+    requests = frame[frame["status"] != "missing"].drop_duplicates([*labels, "sample"])
     estimated = [estimates[row] for row in requests[labels].itertuples(index=False, name=None)]
     # Some servers count 0.
     counted = requests["prompt_tokens"].astype(float)

@@ -23,10 +23,16 @@ def write_batches(jobs: Iterable[Job], settings: Settings, folder: Path, name: s
     Returns
     -------
     list of pathlib.Path
-        ``NAME-001.jsonl`` and so on; none if there are no requests. Each line's ``custom_id`` is the key of the answer.
+        ``NAME-001.jsonl`` and so on; none if there are no requests. Each line's ``custom_id`` is the key of the answer. They take the
+        place of earlier requests to the same model; ValueError if there is anything else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{name}-[0-9][0-9][0-9].jsonl"):
+    earlier = list(folder.glob(f"{name}-[0-9][0-9][0-9].jsonl"))
+    for old in earlier:
+        for there in old.read_text(encoding="utf-8", errors="replace").splitlines():
+            if '"text"' in there or '"response"' in there or f'"model": {json.dumps(settings.model)}' not in there:
+                raise ValueError(f"{old}: holds answers, or requests to another model; import it or move it away, or choose another folder")
+    for old in earlier:
         old.unlink()
     paths: list[Path] = []
     size, count = BATCH_BYTES, BATCH_REQUESTS
@@ -93,6 +99,12 @@ def _read_line(text: str) -> dict[str, str]:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"problem": "expected a JSON object with a custom_id", "detail": f"got {text[:60]!r}"}
+    if "text" in line and not isinstance(line["text"], str):
+        return {
+            "key": key,
+            "problem": "text is no string; expected what the model wrote, in quotes",
+            "detail": f"got {line['text']!r}"[:80],
+        }
     if isinstance(line.get("text"), str):
         body: Any = {"choices": [{"message": {"role": "assistant", "content": line["text"]}, "finish_reason": "stop"}]}
     elif "body" in line and "response" not in line:

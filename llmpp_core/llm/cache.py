@@ -154,9 +154,13 @@ class Cache:
     def _salvage(self, damaged: Path) -> int:
         """Copy the answers that are whole from a damaged file; from both ends, since reading stops at the damage."""
         kept: dict[str, Any] = {}
+        try:
+            source = _copied(damaged)
+        except sqlite3.DatabaseError:
+            return 0
         for table, order in (("texts", "ASC"), ("texts", "DESC"), ("answers", "ASC"), ("answers", "DESC")):
             with contextlib.suppress(sqlite3.DatabaseError):
-                for row in _connect_to_read(damaged).execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
+                for row in source.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
                     if table == "texts":
                         self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", row)
                     elif isinstance(row[5], str) and _checksum(row[0], row[5]) == row[7]:
@@ -189,14 +193,19 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         return _prepare(_connect_to_read(path), path)
     except sqlite3.OperationalError:
         # There is no index, and no place for one: read a copy, with what other processes have not yet carried over from the WAL.
-        with tempfile.TemporaryDirectory() as folder:
-            for suffix in ("", "-wal"):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(path.with_name(path.name + suffix), Path(folder, FILE_NAME + suffix))
-            db, copied = sqlite3.connect(":memory:", check_same_thread=False), sqlite3.connect(Path(folder, FILE_NAME))
-            copied.backup(db)
-            copied.close()
-        return _prepare(db, path)
+        return _prepare(_copied(path), path)
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """Return a copy of a file in memory, page by page, whatever is in them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(path.with_name(path.name + suffix), Path(folder, FILE_NAME + suffix))
+        db, copied = sqlite3.connect(":memory:", check_same_thread=False), sqlite3.connect(Path(folder, FILE_NAME))
+        copied.backup(db)
+        copied.close()
+    return db
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:

@@ -24,7 +24,7 @@ from llmpp_core.llm.cache import FILE_NAME, Cache, Stored
 from llmpp_core.llm.limits import Budget, Pace, Share, Stop
 from llmpp_core.llm.prompts import Prompt
 from llmpp_core.llm.run import Counts, Job, Run
-from llmpp_core.llm.settings import Price, Settings, estimate_tokens
+from llmpp_core.llm.settings import FREE, Price, Settings, estimate_tokens
 
 __all__ = ["Client", "Estimate", "LLMStopped", "MissingAnswers", "Price", "Settings"]
 
@@ -147,7 +147,7 @@ class Client:
         requests, pending = len(self._distinct(prompts, samples)), self.pending(prompts, samples)
         sent = sum(estimate_tokens(job.prompt) for job in pending)
         received = sum(self.settings.answer_tokens * job.prompt.n for job in pending)
-        price = self.settings.price
+        price = self.settings.price or (FREE if self.settings.is_free else None)
         cost, currency = (price.of(sent, received), price.currency) if price else (None, "")
         return Estimate(requests, requests - len(pending), sent, received, cost, currency)
 
@@ -171,6 +171,7 @@ class Client:
         """
         if samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
+        prompts = list(prompts)
         pending = {job.key: job for job in self.pending(prompts, samples)}
         found = {key: self._read(job) for key, job in self._distinct(prompts, samples).items() if key not in pending}
         failures = self._obtain(list(pending.values()), list(found.values())) if pending else {}

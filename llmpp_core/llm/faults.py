@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import re
 import time
@@ -74,7 +75,8 @@ def judge(error: Exception, deadline: float) -> Failure:
         cause = error.__cause__
         # A connection that was never made cannot have cost anything.
         refused = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
-        where = f"{error.request.url.host}:{error.request.url.port or 443}"
+        url = error.request.url
+        where = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
         return Failure(f"connection to {where} failed ({type(cause).__name__}: {cause})", charged=not refused, silent=refused)
     raise error
 
@@ -140,6 +142,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             return max(0.0, float(text) * unit)
         except ValueError:
-            if date := email.utils.parsedate_tz(text):
-                return max(0.0, email.utils.mktime_tz(date) - time.time())
+            with contextlib.suppress(ValueError, OverflowError):  # The year 99999, say.
+                if date := email.utils.parsedate_tz(text):
+                    return max(0.0, email.utils.mktime_tz(date) - time.time())
     return None

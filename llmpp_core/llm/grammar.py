@@ -76,8 +76,12 @@ _METRICS = ("SacreBLEU", "BLEU-4", "BLEU", "chrF++", "chrF", "perplexity", "PPL"
 _AFTER = re.compile(r"(?P<percent> ?%| percent\b)?(?: (?:scores?|points?|pts)\b){0,3} ?(?P<tail>.*)", re.IGNORECASE | re.DOTALL)
 _TAIL = re.compile(r"[.!]?\s*|(?:[.!]\s|[.!]?\n)(?P<prose>[^\W\d_]\D*)")
 _TAKES_BACK = re.compile(
-    r"\A(?:or|nor)\b|\b(?:wait|actually|corrected|correction|instead|rather|sorry|mistaken?|wrong|oops|revised?|alternatively|unless)\b",
+    r"\A(?:or|nor|no|not|hm+)\b|\b(?:scratch|disregard|ignore|wait|actually|corrected|correction|instead|rather|sorry|mistaken?|wrong|oops|revised?|alternatively|unless)\b",
     re.IGNORECASE,
+)
+# On the line above a bare number, these say that it is none of the answer.
+_BOUND = re.compile(
+    r"\b(?:at (?:most|least)|not|bound|(?:less|more|lower|higher|greater) than|below|above|under|up to|between)[\s:：]*\Z", re.IGNORECASE
 )
 _FINAL = re.compile(r"^[^\w\n]*(?:(?:the|my)\s+)?final\s+(?:answer|prediction|estimate|score|value)\b", re.IGNORECASE | re.MULTILINE)
 _WORD = r"[^\W\d_]+"
@@ -161,7 +165,7 @@ def _plain(text: str, metric: str = "") -> str:
     text = _MARKS.sub(" ", _BOXED.sub(r" \1 ", text))
     text = re.sub(r"(?: ?\n ?)+", "\n", re.sub(r"[^\S\n]+", " ", text))
     words = re.findall(r"[^\W\d_]{3,}", metric)
-    names = "|".join(re.escape(name) for name in ((metric, *words) if words else _METRICS))
+    names = "|".join(re.escape(name) for name in ((metric, *words) if metric else _METRICS))
     return re.sub(rf"(?<!\w)(?:{names})(?!\w)", "score", text, flags=re.IGNORECASE)
 
 
@@ -203,7 +207,7 @@ def _leads(before: str, alone: bool) -> bool:
         return False
     if not words:
         # After a comma a bare number may belong to anything.
-        return not label.strip() and not linked and (not earlier or earlier[-1][-1] in ".!?")
+        return not _BOUND.search(prose) and not label.strip() and not linked and (not earlier or earlier[-1][-1] in ".!?")
     known = bool(re.fullmatch(r"[^\W\d_]+(?:[\s'’()_-]+[^\W\d_]+)*[\s)]*", label.strip())) and _LABEL.issuperset(words)
     return known and (linked or spaced or before[-1] in "~≈∼")
 

@@ -60,7 +60,7 @@ def _read_prompt(text: str) -> tuple[list[tuple[Any, float]], dict[str, Any], in
         lines = match["lines"].strip().splitlines()
         try:
             if match["kind"] == "Example":
-                score = lines.pop().partition(":")[2].strip()
+                score = lines.pop().rpartition(":")[2].strip()
                 demonstrations.append((_described(lines), float(score)))
                 decimals = len(score.partition(".")[2])
             else:

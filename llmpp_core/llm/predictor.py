@@ -101,9 +101,10 @@ class LLMPredictor(ArchitectureRegressor):
         Returns
         -------
         numpy.ndarray of shape (n,), or a pair of them with `return_std`
-            The median of the valid answers, nan where there is none; and their population standard deviation. Where the client's requests
-            ask for log-probabilities, one answer is enough: the expected number under the model's own distribution, and its standard
-            deviation. Where these do not come, a warning says so, and the number is taken as written, with a spread of nan.
+            The median of the valid answers, nan where there is none; and their population standard deviation, nan of fewer than two.
+            Where the client's requests ask for log-probabilities, one answer is enough: the expected number under the model's own
+            distribution, and its standard deviation. Where these do not come, a warning says so, and the number is taken as written,
+            with a spread of nan.
         """
         check_is_fitted(self)
         self._check_settings()
@@ -126,6 +127,8 @@ class LLMPredictor(ArchitectureRegressor):
             columns = [np.array([answer.values for answer in answers]) for answers in self.answers_]
             values = np.ma.masked_invalid(np.concatenate(columns, axis=1) if columns else np.empty((self.samples, 0)))
             mean, std = (found.filled(np.nan) for found in (np.ma.median(values, axis=0), values.std(axis=0)))
+            # One valid answer of several says nothing of their spread.
+            std[values.count(axis=0) < 2] = np.nan
         return (mean, std) if return_std else mean
 
     def _distributions(self, prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,10 @@ class PromptTask:
             raise ValueError(f"low and high: expected a finite range, got {self.low} to {self.high}")
         _check_words(self, "description", "metric", "metric_description", "backbone")
         names = [choice.name for choice in self.space.choices]
-        for name in (self.metric, *([self.efficiency.name] if self.efficiency else [])):
+        told = [self.efficiency.name] if self.efficiency else []
+        if self.metric in told:
+            raise ValueError(f"metric: {self.metric!r} is also the cost that is told, so one line of the prompt would mean two things")
+        for name in (self.metric, *told):
             if name in names:
                 raise ValueError(f"{name!r} is a choice of {self.space.name}, so one line of the prompt would mean two things; rename it")
 
@@ -219,7 +222,7 @@ def build_prompt(
     parts = [part for part in LEVELS[level] if part not in absent]
     sections = [_template(part).substitute(words) for part in (*parts, f"answer_{form}")]
     for i, (arch, score) in enumerate(demonstrations, 1):
-        sections.append(f"Example {i}\n{_describe(task, arch)}\n{task.metric}: {task.sign * score:.{task.decimals}f}")
+        sections.append(f"Example {i}\n{_describe(task, arch)}\n{task.metric}: {task.sign * score + 0.0:.{task.decimals}f}")
     if form == "single":
         queries = [f"Test architecture\n{_describe(task, archs[0])}\n{task.metric}:"]
     else:

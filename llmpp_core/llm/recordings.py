@@ -41,8 +41,11 @@ class Recording:
 
 
 def recording_path(folder: Path, experiment: str, name: str) -> Path:
-    """Return where a recording of this name belongs; a model id serves as a name."""
-    return folder / experiment / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") + ".jsonl")
+    """Return where a recording of this name belongs; a model id serves as a name. Raises ValueError if it has no Latin letter or digit."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if not stem:
+        raise ValueError(f"recording {name!r}: nothing of it can be the name of a file; name the recording with Latin letters or digits")
+    return folder / experiment / f"{stem}.jsonl"
 
 
 def read_recording(path: Path) -> Recording:

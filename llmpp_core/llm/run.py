@@ -195,7 +195,8 @@ class Run:
             fewest = fewest_tokens(job.prompt)
             sent, received = read_usage(raw, fewest)
             used = self._charge(sent, received, fewest, bool(reply.text), aside)
-            self.budget.learn(estimate, allowed, used)
+            # What was counted; its own estimates would raise the next ones without end.
+            self.budget.learn(estimate, allowed, (sent or 0, received or 0))
             if sent and sent < fewest:
                 self._note_low_count(sent, fewest)
             if reply.is_exhausted:

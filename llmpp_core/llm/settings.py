@@ -159,6 +159,16 @@ class Settings:
         for name in _NUMBERS:
             if (value := getattr(self, name)) is not None or type(self).__dataclass_fields__[name].default is not None:
                 object.__setattr__(self, name, _number(name, value))
+        for name in ("endpoint", "key_variable", "reasoning_effort", "token_limit_field"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value.strip()) and (value is not None or name == "token_limit_field"):
+                raise ValueError(f"{name}: expected a text, got {value!r}")
+        if self.token_limit_field in _RESERVED and not self.token_limit_field.startswith("max_"):
+            raise ValueError(
+                f"token_limit_field: expected the field that limits an answer, got {self.token_limit_field}, which others decide"
+            )
+        if self.price is not None and not isinstance(self.price, Price):
+            raise ValueError(f"price: expected a Price, got {self.price!r}")
         if not isinstance(self.extra, Mapping):
             raise ValueError(f"extra: expected further fields of the request, got a {type(self.extra).__name__}")
         if taken := [name for name in self.extra if name in _RESERVED]:
@@ -190,7 +200,9 @@ class Settings:
         return self.is_loopback if self.price is None else self.price.of(1, 1) == 0
 
     def require_limit(self) -> None:
-        """Raise ValueError unless something bounds what a run can cost."""
+        """Raise ValueError unless something bounds what a run can cost, or if a budget would not, for want of a price."""
+        if self.budget is not None and self.price is None:
+            raise ValueError("budget: expected a price with it, by which it is counted; without one, set token_cap")
         if self.is_free or self.token_cap is not None:
             return
         if self.price is None:

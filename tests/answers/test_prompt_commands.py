@@ -68,6 +68,28 @@ def test_exported_requests_come_back_as_the_table_of_the_chapter(
     assert "720 of 900 requests" in capsys.readouterr().out
 
 
+def test_nothing_but_requests_to_the_same_model_makes_room_for_requests(
+    results: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out" / "own-test-001.jsonl"
+    export = ("prompts", "export", "own-test", "--out", tmp_path / "out")
+    assert run(*export) == run(*export) == 0
+    before = file.read_text()
+    assert run(*export, "--model", "another") == 2
+    filled = "".join(json.dumps({**json.loads(line), "text": "25"}) + "\n" for line in before.splitlines())
+    file.write_text(filled)
+    assert run(*export) == 2
+    assert "own-test-001.jsonl: holds answers, or requests to another model" in capsys.readouterr().err
+    assert file.read_text() == filled
+
+
+def test_what_is_imported_meanwhile_stays(results: Path, exported: list[Any], run: Run, tmp_path: Path) -> None:
+    session = answers.Session.open("own-test", Settings("unnamed-llm"), None)
+    assert run("prompts", "import", write(tmp_path / "some.jsonl", exported[:30])) == 0
+    session.record()
+    assert len(read_recording(session.recording.path).rows) == 30
+
+
 @pytest.fixture
 def exported(results: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """Export an experiment that needs no upstream files; returns good answers to all of it."""

@@ -92,6 +92,7 @@ NEITHER: list[Any] = [
     *("- 26.10", ".5", "2**6", "26.**1**0", "26`1`", "26_000", "1 234.5", "26.1.2", "25/100", "२५", "print(26.10)", "x = 26.10"),
     *("Final answer: 25\nFinal answer: 26", "<answer>25</answer><answer>26</answer>", "<answer>26</answer> or 27", "26.10 of 100"),
     *("<answer>25 or 26</answer>", "9" * 500, "__import__('os')"),
+    *("At most:\n26.10", "At least\n26", "Not\n26", "Lower bound:\n26.1", "26.10. No, that is too high.", "26.10\n\nScratch that."),
     [{"type": "text", "text": "26"}, {"type": "text", "text": "10"}],
     [{"type": "thinking", "thinking": "26.10"}],
     [],
@@ -165,6 +166,8 @@ def test_ten_numbers_are_read_by_their_numbers_and_a_range_has_its_ends() -> Non
         ("Accuracy: 0.91", "top-1 accuracy", 0, 1, 0.91),
         ("The predicted chrF2 is 55.1 chrF2.", "chrF2", 0, 100, 55.1),
         ("The loss is 3.2.", "BLEU", 0, 100, None),  # Another metric's number.
+        *((text, "F1", 0, 1, 0.85) for text in ("F1: 0.85", "0.85 F1", "The predicted F1 is 0.85.")),
+        *((f"{metric}: 0.45", metric, 0, 1, 0.45) for metric in ("AP", "R²", "mAP")),
         ("0.91%", "accuracy", 0, 1, None),  # A hundredth of it, or not.
         ("BLEU - 5", "BLEU", -10, 100, None),
         ("BLEU: -5", "BLEU", -10, 100, -5),
