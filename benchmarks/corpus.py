@@ -93,7 +93,7 @@ def work(corpus: Path, out: Path, settings: Settings, jobs: int, connection: Any
     with pool or nullcontext():
         stages = {
             "clean": lambda: preparation.clean_text(TASK, files["train"], out, settings),
-            "vocabulary": lambda: preparation.train_vocabulary(TASK, files, out, settings),
+            "vocabulary": lambda: preparation.train_vocabulary(preparation.held_out(TASK, files, out, settings), out, settings),
             "tokens": lambda: preparation.tokenise(out, settings, pool),
             "check": finish,
             "open and read": load,

@@ -46,7 +46,7 @@ def set_style() -> None:
 def digest(fig: Figure) -> str:
     """Return a short hash of the data drawn in a figure, to four significant digits."""
     found = hashlib.sha256()
-    for ax in fig.axes:
+    for ax in [*fig.axes, *(inset for axes in fig.axes for inset in axes.child_axes)]:
         arrays: list[Any] = [line.get_xydata() for line in ax.lines]
         arrays += [patch.get_path().transformed(patch.get_patch_transform()).vertices for patch in ax.patches]
         arrays += [image.get_array() for image in ax.images]

@@ -254,7 +254,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, 
     Returns
     -------
     dict of str to Interval
-        "MAE" and "tau", ours minus theirs.
+        "MAE" and "tau", ours minus theirs; without ends where the architectures are so few that a resample can miss all of a split.
     """
     draws = bootstrap([ours, theirs], rng, resamples)
     measures = ["MAE", "tau"]

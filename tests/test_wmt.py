@@ -164,13 +164,16 @@ def refused(message: str, *args: Any, **kwargs: Any) -> None:
 
 def test_a_damaged_corpus(corpus: Path, tmp_path: Path) -> None:
     # What else is refused of files is tested in test_corpora.py.
-    for name, data, message in (
+    cases = (
         ("validation.en", b"\n" * 9, "valid: the source of pair 1 is empty"),
+        ("validation.en", b"a\n" + b"a " * 251 + b"\n" + b"a\n" * 7, "valid: pair 2 has 251 words, more than 250; shorten it"),
+        ("validation.en", "a\u2581b\n".encode() + b"a\n" * 8, "valid: pair 1 holds \u2581, which stands for spaces; replace it"),
         ("train.en", b"a\n\xff\n" * 50, r"train\.en, line 2: not UTF-8 at byte 1"),
-    ):
-        folder = Path(shutil.copytree(corpus, tmp_path / name))
+    )
+    for number, (name, data, message) in enumerate(cases):
+        folder = Path(shutil.copytree(corpus, tmp_path / f"{number}"))
         (folder / name).write_bytes(data)
-        refused(message, NAME, tmp_path / f"out-{name}", SMALL, corpus=folder)
+        refused(message, NAME, tmp_path / f"out-{number}", SMALL, corpus=folder)
 
 
 def test_too_little_disk(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ class LocalSearch(BatchSearch):
         self.start = np.unique(self.genes.encode(start), axis=0)
         if len(self.start) > min(self.batch, self.evaluations):
             raise ValueError(f"start: expected at most {min(self.batch, self.evaluations)}, the first evaluations, got {len(self.start)}")
-        if not 1 <= climbers <= min(self.batch, self.evaluations):
+        if not is_integer(climbers) or not 1 <= climbers <= min(self.batch, self.evaluations):
             raise ValueError(
                 f"climbers: expected 1 to {min(self.batch, self.evaluations)}, the evaluations of an iteration, got {climbers}"
             )
@@ -198,7 +198,8 @@ class BayesianSearch(BatchSearch):
         if previous is None:
             return Population(*feasible.initial(wanted, rng))
         genomes, scores = np.array(list(known)), np.array(list(known.values()))
-        genomes, scores = genomes[~np.isnan(scores)], scores[~np.isnan(scores)]
+        # A process takes neither nan nor a penalty of infinity.
+        genomes, scores = genomes[np.isfinite(scores)], scores[np.isfinite(scores)]
         order = ranking(scores)
         best = self.genes.from_text(genomes[order[:_PARENTS]].tolist())
         rows, costs = feasible.initial(max(_POOL // 2, wanted), rng, known)

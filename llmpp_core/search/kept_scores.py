@@ -54,6 +54,10 @@ class KeptScores(ArchitectureScorer):
         """Return an array of shape (n,); raises ValueError naming file and line if the file is damaged."""
         asked = list(archs)
         known = self._known()
+        if any(arch not in known for arch in asked):
+            # What another process asked about since.
+            self.__dict__.pop("known_", None)
+            known = self._known()
         new = [arch for arch in dict.fromkeys(asked) if arch not in known]
         there = [arch for arch in dict.fromkeys(asked) if arch in known]
         if new:

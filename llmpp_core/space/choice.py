@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,7 +68,12 @@ class Choice:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name) or self.key in _RESERVED:
+        if (
+            not isinstance(self.name, str)
+            or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name)
+            or self.key in _RESERVED
+            or iskeyword(self.key)
+        ):
             raise ValueError(f"choice {self.name!r}: a name has letters, digits, - and _, first a letter, and is no word of formulas")
         if isinstance(self.values, (str, Mapping)) or not isinstance(self.values, Iterable):
             raise ValueError(f"{self.name!r}: expected a list of values, got {self.values!r}")

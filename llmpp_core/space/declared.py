@@ -25,6 +25,8 @@ from llmpp_core.space.structure import SpaceError, Structure
 
 # Draws with which costs are checked, and rules.
 _CHECKED, _DRAWN = 1000, 10_000
+# So many rounds of drawing without a new network end it.
+_BARREN = 20
 
 
 class DeclaredSpace(Structure):
@@ -192,8 +194,13 @@ class DeclaredSpace(Structure):
         found: dict[int, dict[str, None]] = {}
         if self.combinations() <= max(20 * n, _DRAWN):
             self._add(found, rng.permutation(genes.everything()), gene)
+        barren = 0
         while (have := sum(map(len, found.values()))) < n:
             self._add(found, genes.sample(2 * (n - have) + 100, rng), gene)
+            barren = 0 if sum(map(len, found.values())) > have else barren + 1
+            # Rules may leave fewer than can be counted.
+            if barren == _BARREN:
+                raise ValueError(f"n: {self.name} seems to hold {have:,} networks that keep its rules, too few for {n:,}; draw fewer")
         listed = [list(found[kind]) for kind in sorted(found)]
         turns = [kind[i] for i in range(max(map(len, listed))) for kind in listed if i < len(kind)]
         return self.build(genes.from_text(turns[:n]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmpp_core.space.choice import Choice, is_number, meant
 from llmpp_core.space.formulas import Formula
-from llmpp_core.space.genes import Genes
+from llmpp_core.space.genes import MOST_LISTED, Genes
 
 # Largest truth tables: of a condition over its parents, and of all genes over all gates.
 _MOST_COMBINATIONS = 4096
@@ -151,6 +151,10 @@ class Structure:
     def combinations(self) -> int:
         """Return the exact number of networks, rules aside."""
         total = 0
+        many = math.prod(len(self.by_name[name].values) for name in self._once)
+        if many > MOST_LISTED:
+            names = f"{', '.join(self._once)}, on which others depend"
+            raise SpaceError(f"choices: {names}, have {many:,} combinations; at most {MOST_LISTED:,}", "choices")
         plain = [c.name for c in self.choices if c.per is None and c.name not in self.gates]
         patterns = self._genes.patterns(self._once)
         active = self.active(patterns)

@@ -17,7 +17,7 @@ from llmpp_core.tasks.task import Task
 from llmpp_core.text.corpora import LANGUAGES, SIDES, ParallelText, multi30k
 from llmpp_core.text.synthetic import Language
 from llmpp_core.text.vocabulary import Vocabulary
-from llmpp_core.text.wmt import load_prepared, prepared_folder
+from llmpp_core.text.wmt import LONGEST, load_prepared, prepared_folder
 from llmpp_core.upstream import PAPER_TASKS
 
 _FACTORIES: dict[str, Callable[[], Task]] = {}
@@ -122,7 +122,7 @@ def prepared_task(name: str, folder: Path) -> Task:
         recipe=recipe,
         supernet_recipe=replace(recipe, warmup=0.25),
         languages=("English", PAPER_TASKS[name].target),
-        longest=250,
+        longest=LONGEST,
         stored=pairs,
     )
 

@@ -11,6 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from llmpp_core.text.special_tokens import BOS, EOS, PAD, UNK
 
 _SPECIAL = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>", UNK: "<unk>"}
+#: What stands for a space in subwords (U+2581).
+SPACE_MARK = "\u2581"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class Vocabulary:
     @property
     def space_mark(self) -> str:
         """The character that stands for a space, and so cannot be told from one in a text; nothing where there is none."""
-        return "\u2581" if isinstance(self.tokenizer.decoder, decoders.Metaspace) else ""
+        return SPACE_MARK if isinstance(self.tokenizer.decoder, decoders.Metaspace) else ""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token identifiers of each sentence, without markers."""

@@ -28,8 +28,10 @@ from llmpp_core.jobs.files import alone, cache_dir, need_disk, replace_file
 from llmpp_core.jobs.progress import progress_bar
 from llmpp_core.text.batches import Pairs, StoredTokens
 from llmpp_core.text.corpora import SIDES, ParallelText, find_wmt, read_wmt
-from llmpp_core.text.vocabulary import Vocabulary
+from llmpp_core.text.vocabulary import SPACE_MARK, Vocabulary
 
+#: Most tokens of a sentence that a task takes.
+LONGEST = 250
 # Training pairs of which the text is at hand, and where in the metadata of a shard its counts are.
 _EXAMPLES, _COUNTS = 10_000, b"llmpp"
 
@@ -45,7 +47,7 @@ class Settings:
     words: int = 250
     word_ratio: float = 2.0
     #: The same of subwords: the limits of HAT, whose script is that of fairseq (``clean-corpus-n.perl -ratio 1.5 corpus 1 250``).
-    longest: int = 250
+    longest: int = LONGEST
     ratio: float = 1.5
     #: Pairs that the vocabulary is trained on, evenly spaced.
     sample: int = 1_000_000
@@ -107,8 +109,9 @@ def prepare(
         for partial in folder.glob(".*.partial"):
             partial.unlink()
         if not finished or not all((folder / file).exists() for file in read_manifest(folder)["files"]):
+            others = held_out(name, files, folder, settings)
             clean_text(name, files["train"], folder, settings, progress)
-            train_vocabulary(name, files, folder, settings)
+            train_vocabulary(others, folder, settings)
             tokenise(folder, settings, executor, progress)
             shutil.rmtree(folder / "rows", ignore_errors=True)
         return _finish(folder, identity)
@@ -129,7 +132,27 @@ def clean_text(name: str, files: Sequence[Path], folder: Path, settings: Setting
             bar.update(len(sides[0]))
 
 
-def train_vocabulary(name: str, files: Mapping[str, Sequence[Path]], folder: Path, settings: Settings) -> None:
+def held_out(name: str, files: Mapping[str, Sequence[Path]], folder: Path, settings: Settings) -> dict[str, dict[str, list[str]]]:
+    """Return the text of the validation and test side; ValueError, before hours of work, for a sentence that no task would take."""
+    text = {}
+    for side in ("valid", "test"):
+        text[side] = {"src": list[str](), "tgt": list[str]()}
+        for src, tgt in read_wmt(name, side, files[side], settings.shard, folder / "rows"):
+            text[side]["src"] += src
+            text[side]["tgt"] += tgt
+        ParallelText(**text[side], name=f"{name} {side}")  # refuses empty sentences
+        for sentences in text[side].values():
+            for number, sentence in enumerate(sentences, 1):
+                # Every word is a token or more.
+                if (words := len(sentence.split())) > LONGEST:
+                    what = f"has {words} words, more than {LONGEST}; shorten it or leave it out"
+                    raise ValueError(f"{name} {side}: pair {number:,} {what}")
+                if SPACE_MARK in sentence:
+                    raise ValueError(f"{name} {side}: pair {number:,} holds {SPACE_MARK}, which stands for spaces; replace it")
+    return text
+
+
+def train_vocabulary(others: Mapping[str, Any], folder: Path, settings: Settings) -> None:
     """Write the text of the validation and test side and of some training pairs, and the joint subwords, if they are not there yet."""
     import datasets  # type: ignore[import-untyped]  # takes a second to load
 
@@ -140,12 +163,7 @@ def train_vocabulary(name: str, files: Mapping[str, Sequence[Path]], folder: Pat
         raise ValueError(f"{folder}: no pair of the corpus passes the filters")
     pairs = datasets.concatenate_datasets(shards)
     examples, sample = (pairs.select(range(0, len(pairs), -(-len(pairs) // n))) for n in (_EXAMPLES, settings.sample))
-    text = {"train": examples[:], "valid": {"src": [], "tgt": []}, "test": {"src": [], "tgt": []}}
-    for side in ("valid", "test"):
-        for src, tgt in read_wmt(name, side, files[side], settings.shard, folder / "rows"):
-            text[side]["src"] += src
-            text[side]["tgt"] += tgt
-        ParallelText(**text[side], name=f"{name} {side}")  # refuses empty sentences
+    text = {"train": examples[:], **others}
     replace_file(folder / "text.json", json.dumps(text, ensure_ascii=False).encode())
     sentences = chain.from_iterable(chain(batch["src"], batch["tgt"]) for batch in sample.iter(10_000))
     replace_file(folder / "vocabulary.json", Vocabulary.subwords(sentences, settings.subwords).to_json().encode())
