@@ -12,13 +12,18 @@ from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, answer_prompt, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.llm.prompts import FORMS, LEVELS, Efficiency, PromptTask, build_prompt
+from llmpp_core.predictors.baselines import TablePredictor
 from llmpp_core.predictors.distill import MONOTONE, DistilledPredictor, distill
 from llmpp_core.search.alternatives import BayesianSearch, LocalSearch
 from llmpp_core.search.evolution import EvolutionarySearch
+from llmpp_core.search.feasible import Feasible
+from llmpp_core.search.finalists import finalists
 from llmpp_core.search.limits import InfeasibleError, cost_limit, parameter_limit
 from llmpp_core.search.pareto import ParetoSearch, pareto_front
+from llmpp_core.space.choice import Choice
 from llmpp_core.space.declared import DeclaredSpace
-from llmpp_core.space.grammar import read_space
+from llmpp_core.space.genes import Genes
+from llmpp_core.space.grammar import read_space, space_from_record
 from llmpp_core.space.search_space import HAT_WMT
 
 SPACES = {name: read_space(Path(__file__).with_name("spaces") / f"{name}.yml") for name in ("small_gpts", "digit_cnns")}
@@ -111,3 +116,61 @@ def test_a_monotone_student_never_falls_where_more_means_larger() -> None:
     student.fit(networks, scores(networks, space) + rng.normal(size=100))
     wider = [space.read({**network, "width": 512, "ffn": 2048}) for network in networks]
     assert (student.predict(wider) >= student.predict(networks) - 1e-9).all()
+
+
+def test_the_smallest_and_the_largest_are_what_they_say() -> None:
+    space = SPACES["small_gpts"]
+    costs = space.costs["parameters"](space.sample(2000, np.random.default_rng(0)))
+    ends = space.costs["parameters"]([space.smallest(), space.largest()])
+    assert ends[0] <= costs.min() < costs.max() <= ends[1]
+    assert dict(space.largest()) == {"layers": 12, "width": 512, "ffn": (2048,) * 12, "heads": (8,) * 12}
+
+
+def test_rules_that_tie_choices_hide_nothing() -> None:
+    """Single changes lead nowhere where two choices must be equal, so what is within a limit is found by chance."""
+    tied = DeclaredSpace(
+        "tied",
+        [*(Choice(name, range(1, 33)) for name in "ab"), *(Choice(f"c{i}", range(1, 5)) for i in range(6))],
+        rules=["a == b", "a >= 3"],
+        costs={"size": "a*a + c0 + c1 + c2 + c3 + c4 + c5"},
+    )
+    rows, costs = Feasible(Genes(tied), [cost_limit(tied, "size", 40)]).initial(20, np.random.default_rng(0))
+    assert len(rows) == 20
+    assert costs.max() <= 40
+    with pytest.raises(InfeasibleError, match="tied has no architecture within 2"):
+        Feasible(Genes(tied), [cost_limit(tied, "size", 2)]).initial(20, np.random.default_rng(0))
+    few = DeclaredSpace("few", [*(Choice(name, range(62)) for name in "abc"), Choice("d", range(5))], rules=["a == b", "b*(d >= 0) == c"])
+    with pytest.raises(ValueError, match="few seems to hold 310 networks that keep its rules, too few for 400"):
+        few.sample_balanced(400, np.random.default_rng(0))
+
+
+def test_a_rule_is_about_networks_that_make_its_choices() -> None:
+    space = DeclaredSpace("optional", [Choice("d", [False, True]), Choice("rate", [0, 0.1, 1], when="d == 1")], rules=["rate >= 0.1"])
+    assert space.size() == 3
+    assert dict(space.read({"d": False})) == {"d": False}
+    with pytest.raises(ValueError, match=r'breaks the rule "rate >= 0.1"'):
+        space.read({"d": True, "rate": 0})
+    assert space_from_record(DeclaredSpace("words", [Choice("k", ["3", "5"])]).to_record()).choices[0].values == ("3", "5")
+
+
+def test_finalists_are_of_several_kinds_also_where_kinds_have_no_numbers() -> None:
+    kinds = DeclaredSpace(
+        "kinds", [Choice("kind", ["conv", "att", "mlp"]), Choice("n", range(20)), Choice("rate", [1, 2], when="kind == 'att'")]
+    )
+    predictor = TablePredictor({net: 100 * (net["kind"] == "conv") + net["n"] for net in kinds.build(Genes(kinds).everything())})
+    found = EvolutionarySearch(kinds, [(predictor, 3)], population=60, parents=10, mutants=20, crossovers=20).run()
+    chosen = finalists(found, Genes(kinds), 9, 3)
+    assert sorted(net["kind"] for net in chosen) == ["att"] * 3 + ["conv"] * 3 + ["mlp"] * 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"name": "global", "values": [1, 2]}, "choice 'global': a name has letters"),
+        ({"name": "a", "values": [1, 2], "bounds": 5}, "'a': bounds"),
+        ({"name": "a", "values": [1, 2], "bounds": [5]}, "'a': bounds"),
+    ],
+)
+def test_choices_that_cannot_be(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Choice(**choice)

@@ -154,6 +154,10 @@ def test_a_model_and_a_recording_of_it(tmp_path: Path, url: str, capsys: pytest.
     assert replayed.intervals == asked.intervals
     with pytest.raises(ValueError, match=r"model.recording: \d+ answers of .* are not recorded"):
         search_pipeline(digits(tmp_path / "other", **fields, search={"seed": 1}))
+    # What would fail from the start is told before anything is written.
+    with pytest.raises(ValueError, match=r"answers.jsonl lacks 10 of 10 answers about these trained networks"):
+        search_pipeline(digits(tmp_path / "nameless", **fields, score={"name": "hits"}))
+    assert not (tmp_path / "nameless" / "run-out").exists()
     # An estimate asks nothing, wherever the model is said to be.
     monthly = offline("http://127.0.0.1:9/v1")
     monthly["model"] |= {"price": {"prompt": 1.0, "answer": 2.0, "date": "2026-11-01"}, "budget": 0.0001}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from own_spaces import EXAMPLE, digits, example
@@ -15,6 +16,10 @@ from own_spaces import EXAMPLE, digits, example
 from llmpp_book.__main__ import main
 from llmpp_core import read_space, search_pipeline
 from llmpp_core.jobs.files import alone
+from llmpp_core.pipeline.evidence import Regression
+from llmpp_core.pipeline.facts import _cell
+from llmpp_core.pipeline.inputs import read_inputs
+from llmpp_core.pipeline.propose import Blend, distances, interval, widening
 from llmpp_core.pipeline.run_file import FIELDS, REQUIRED, read_run
 from llmpp_core.pipeline.trained import read_trained
 
@@ -83,6 +88,12 @@ RUN = {
         "a model needs score.low and score.high, the range of possible scores",
     ),
     "examples": ({"task": {"examples": ["a"]}}, "task.examples: expected pairs of texts, [[input, output], ...], got ['a']"),
+    "costly from nowhere": ({"search": {"costly": "nowhere_at_all:f"}}, "search.costly: nowhere_at_all:f: No module named"),
+    "score named as a choice": (
+        {"score": {"name": "width"}, "model": {"name": "m", "base_url": "http://127.0.0.1:9/v1"}, "task": {"description": "x"}},
+        "'width' is a choice of small GPTs",
+    ),
+    "score of another name": ({"score": {"column": "perplex"}}, "trained.csv:1: no column 'perplex'; columns are"),
     "costly too late": (
         {"search": {"costly": "m:f", "iterations": 9}},
         "search.switch: expected less than iterations, 9",
@@ -216,3 +227,53 @@ def test_forms_of_tables(tmp_path: Path) -> None:
         read_trained([tmp_path / "trained.csv", tmp_path / "more.jsonl"], space, "accuracy", repeats="mean")
     with pytest.raises(ValueError, match=r"run.yml:\d+: columns: no choice 'widht'; did you mean 'width'"):
         search_pipeline(example(tmp_path / "a", columns={"widht": "x"}))
+
+
+def test_what_is_shown_is_read_as_it_stands() -> None:
+    space = read_space("""
+space: knotty
+choices:
+  depth: {values: [1, 2, 3]}
+  kind: {values: [conv, pool], per: depth}
+  kernel: {values: [3, 5], per: depth, when: kind == 'conv'}
+  pad: {values: ['1,3', 'a;b'], per: depth}
+""")
+    network = space.read({"depth": 2, "kind": ["conv", "pool"], "kernel": [3, None], "pad": ["1,3", "a;b"]})
+    cells = {name: _cell(list(value) if isinstance(value, tuple) else value) for name, value in network.items()}
+    assert space.read(cells) == network
+    assert space.read({"depth": 2, "kind_0": "conv", "kind_1": "pool", "kernel_0": "3", "kernel_1": "", "pad": cells["pad"]}) == network
+
+
+def test_the_order_of_layers_counts_as_one_change_for_each_value(tmp_path: Path) -> None:
+    inputs = read_inputs(read_run(digits(tmp_path)))
+    several = ([8, 16, 32], [32, 16, 8], [8, 16, 16])
+    nets = [{"blocks": 3, "channels": channels, "kernel": 3, "pool": "max", "hidden": "no"} for channels in several]
+    rows = inputs.genes.encode([inputs.space.read(net) for net in nets])
+    near = distances(inputs, rows, rows)
+    assert near[0, 1] == 0
+    assert near[0, 2] == pytest.approx(1 / 9)
+
+
+def test_a_second_training_begins_a_round_and_a_folder_is_named_again(tmp_path: Path) -> None:
+    run = example(tmp_path, repeats="mean", search={"iterations": 2, "population": 20})
+    assert search_pipeline(run).round == 1
+    with (tmp_path / "trained.csv").open("a") as file:
+        file.write(LINES[1].replace("32.20", "32.40") + "\n")
+    assert search_pipeline(run).round == 2
+    found = search_pipeline(run, folder=tmp_path / "elsewhere")
+    assert f"llmpp search run.yml --folder {tmp_path / 'elsewhere'}" in found.report.read_text()
+    given = yaml.safe_load(run.read_text()) | {"space": yaml.safe_load((tmp_path / "space.yml").read_text()), "folder": "third"}
+    run.write_text(yaml.safe_dump(given))
+    assert search_pipeline(run).networks
+
+
+def test_what_the_range_cuts_off_does_not_widen_the_next_intervals(tmp_path: Path) -> None:
+    """An interval that the range of scores cut to nothing says nothing of how wrong it was."""
+    inputs = read_inputs(read_run(example(tmp_path, score={"low": 25.7, "high": 60})))
+    regression = Regression(inputs.space).fit(inputs.trained.networks, inputs.scores)
+    networks = [inputs.space.largest(), *inputs.space.sample(5, np.random.default_rng(0))]
+    ends = interval(inputs, Blend(regression, None), networks, regression.left_out_.tolist(), 1.0)
+    assert ends[0, 1] == 25.7
+    assert (ends[:, 3] > 0).all()
+    promises = [{"score": s, "low": lo, "high": hi, "deviation": sd, "widened": 1.0, "measured": s + sd} for s, lo, hi, sd in ends.tolist()]
+    assert widening(promises) == pytest.approx(1.0)

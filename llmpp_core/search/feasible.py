@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from llmpp_core.search.limits import Limit, all_costs, feasible_row, violation
+from llmpp_core.search.limits import InfeasibleError, Limit, all_costs, feasible_row, violation
 from llmpp_core.space.genes import Genes
 
 # Rejection ends after this many draws of which less than this part is feasible and new.
@@ -79,11 +79,20 @@ class Feasible:
         InfeasibleError
             If nothing is within the limits.
         """
-        taken = set(taken)
+        taken, infeasible = set(taken), None
+        try:
+            start = feasible_row(self.genes, self.limits)
+        except InfeasibleError as error:
+            # Descent changes one choice at a time, which rules may forbid; then chance is asked too.
+            if self.genes.space.allowed(self.genes.encode([error.cheapest])) is None:
+                raise
+            infeasible = error
         rows, costs, _ = self._reject([(lambda size: self.genes.sample(size, rng), n, 1.0)], taken)
+        if infeasible is not None:
+            if not len(rows):
+                raise infeasible
+            start = rows
         taken.update(self.genes.to_text(rows))
-        # Where chance finds some, descent, which rules can hold up, is not asked whether there are any.
-        start = rows if len(rows) or not n else feasible_row(self.genes, self.limits)
         if len(rows) < n:
             rows, costs = _join((rows, costs), self._walk(n - len(rows), taken, rng))
         if len(rows) < n:
