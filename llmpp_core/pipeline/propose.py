@@ -13,6 +13,7 @@ from llmpp_core.pipeline.evidence import Regression, jackknife_plus
 from llmpp_core.pipeline.inputs import Inputs
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.space.choice import is_number
+from llmpp_core.space.cost import Cost
 from llmpp_core.space.regressor import ArchitectureRegressor
 from llmpp_core.space.search_space import SearchSpace
 
@@ -64,6 +65,18 @@ class Blend(ArchitectureRegressor):
         if self.student is not None:
             parts.append(self.student.predict(networks, return_std=True)[1])
         return np.sqrt(np.sum(np.square(parts), axis=0)) / len(parts)
+
+
+class Costly(ArchitectureRegressor):
+    """A user's function of networks as a predictor, higher is better."""
+
+    def __init__(self, function: Cost, sign: int):
+        self.function = function
+        self.sign = sign
+
+    def predict(self, networks: Sequence[Any]) -> np.ndarray:
+        """Return an array of shape (n,)."""
+        return self.sign * self.function(networks)
 
 
 def distances(inputs: Inputs, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,6 @@ from llmpp_core.predictors.distill import DistilledPredictor
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.feasible import Feasible
 from llmpp_core.space.cost import Cost
-from llmpp_core.space.regressor import ArchitectureRegressor
 
 # A student has five members, each of which holds out another part of the labels.
 _FEWEST_LABELS = 5
@@ -246,7 +245,8 @@ class Pipeline:
         fields, inputs = self.fields, self.inputs
         entries, names = [(self.predictor, fields["search.iterations"])], ["cheap"]
         if fields["search.costly"]:
-            costly = _Costly(Cost("search.costly", load(fields["search.costly"], fields.base), inputs.space, kind="python"), inputs.sign)
+            asked = Cost("search.costly", load(fields["search.costly"], fields.base), inputs.space, kind="python")
+            costly = propose.Costly(asked, inputs.sign)
             entries = [(self.predictor, fields["search.switch"]), (costly, fields["search.iterations"] - fields["search.switch"])]
             names.append("costly")
         size = fields["search.population"]
@@ -337,17 +337,6 @@ class Pipeline:
             report=self.folder / "report.html",
             warnings=inputs.warnings,
         )
-
-
-class _Costly(ArchitectureRegressor):
-    """A user's function of networks as a predictor, higher is better."""
-
-    def __init__(self, function: Cost, sign: int):
-        self.function = function
-        self.sign = sign
-
-    def predict(self, networks: Sequence[Any]) -> np.ndarray:
-        return self.sign * self.function(networks)
 
 
 def _digest(value: Any) -> str:

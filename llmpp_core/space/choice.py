@@ -118,6 +118,15 @@ class Choice:
         """The name as formulas write it."""
         return self.name.replace("-", "_")
 
+    def described(self, several: bool) -> str:
+        """Return what prompts say of it; `several` depths are told apart."""
+        text = self.text or f"is {'one of' if len(self.values) > 1 else 'always'} {', '.join(map(show, self.values))}"
+        if self.per and not text.startswith("lists"):
+            verb, _, rest = text.partition(" ")
+            each = f"for each layer that {self.per} counts" if several else "for each layer"
+            text = f"{'lists' if verb == 'is' else verb}, {each}, first layer first, {rest}"
+        return f"{self.name} {text}" + (f"; only where {self.when}" if self.when else "")
+
     def number(self, value: Any) -> float:
         """Return what features and formulas see for a value of a choice that has numbers."""
         assert self.numbers is not None

@@ -25,8 +25,8 @@ from llmpp_core.space.structure import SpaceError, Structure
 
 # Draws with which costs are checked, and rules.
 _CHECKED, _DRAWN = 1000, 10_000
-# So many rounds of drawing without a new network end it.
-_BARREN = 20
+# Rounds of drawing: rules may leave fewer networks than can be counted.
+_ROUNDS = 200
 
 
 class DeclaredSpace(Structure):
@@ -154,7 +154,7 @@ class DeclaredSpace(Structure):
 
     def describe(self) -> str:
         """Return the paragraph of a prompt on the hyperparameters."""
-        return paragraph([self._described(choice) for choice in self.choices])
+        return paragraph([choice.described(len(self.depths) > 1) for choice in self.choices])
 
     def feature_set(self, name: str) -> list[Any]:
         """Return transformers: "costs", "averages", "layers" or "all"; raises ValueError for another name."""
@@ -194,13 +194,12 @@ class DeclaredSpace(Structure):
         found: dict[int, dict[str, None]] = {}
         if self.combinations() <= max(20 * n, _DRAWN):
             self._add(found, rng.permutation(genes.everything()), gene)
-        barren = 0
-        while (have := sum(map(len, found.values()))) < n:
+        for _ in range(_ROUNDS):
+            if (have := sum(map(len, found.values()))) >= n:
+                break
             self._add(found, genes.sample(2 * (n - have) + 100, rng), gene)
-            barren = 0 if sum(map(len, found.values())) > have else barren + 1
-            # Rules may leave fewer than can be counted.
-            if barren == _BARREN:
-                raise ValueError(f"n: {self.name} seems to hold {have:,} networks that keep its rules, too few for {n:,}; draw fewer")
+        else:
+            raise ValueError(f"n: {self.name} seems to hold {have:,} networks that keep its rules, too few for {n:,}; draw fewer")
         listed = [list(found[kind]) for kind in sorted(found)]
         turns = [kind[i] for i in range(max(map(len, listed))) for kind in listed if i < len(kind)]
         return self.build(genes.from_text(turns[:n]))
@@ -241,14 +240,6 @@ class DeclaredSpace(Structure):
         if isinstance(networks, NetworkColumns):
             return networks
         return NetworkColumns(self, [self.read(network) for network in networks])
-
-    def _described(self, choice: Choice) -> str:
-        text = choice.text or f"is {'one of' if len(choice.values) > 1 else 'always'} {', '.join(map(show, choice.values))}"
-        if choice.per and not text.startswith("lists"):
-            verb, _, rest = text.partition(" ")
-            each = "for each layer" if len(self.depths) == 1 else f"for each layer that {choice.per} counts"
-            text = f"{'lists' if verb == 'is' else verb}, {each}, first layer first, {rest}"
-        return f"{choice.name} {text}" + (f"; only where {choice.when}" if choice.when else "")
 
     def _extreme(self, sign: int) -> Network:
         row = []
