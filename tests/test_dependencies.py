@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from small_book import stdout, write_files, write_notebook
 
-from llmpp_book.runner.dependencies import Project, content_hash
+from llmpp_book.runner.dependencies import Project, content_hash, read_source
 from llmpp_book.runner.notebook import Paths, read
 from llmpp_book.runner.plan import read_notebooks
 
@@ -110,6 +110,13 @@ def test_an_edit_runs_what_reaches_it_and_nothing_else(file: str, old: str, new:
     (root / file).write_text(text.replace(old, new, 1) if old else new + text)
     after = hashes(root)
     assert {stem for stem in CELLS if after[stem] != before[stem]} == chapters
+
+
+@pytest.mark.parametrize(
+    "code", ["R.joinpath('tfs')", "Path(root, 'results', 'tfs')", "R / f'tfs/{x}.jsonl'", "path /= 'tfs'", "R / 'tfs/a'"]
+)
+def test_a_folder_is_named_however_a_path_is_put_together(code: str) -> None:
+    assert "tfs" in read_source(code).paths
 
 
 def test_new_results_count(root: Path) -> None:

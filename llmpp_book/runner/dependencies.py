@@ -21,6 +21,8 @@ from llmpp_core import upstream
 PACKAGES = ("llmpp_core", "llmpp_book")
 #: What makes a page out of any notebook: it counts for all, and what it imports for none.
 MAKERS = {"llmpp_book.runner.notebook", "llmpp_book.runner.worker"}
+# Calls that put texts into paths, beside the operator.
+_MAKE_PATHS = ("with_name", "joinpath", "Path")
 
 
 class Source(NamedTuple):
@@ -45,9 +47,11 @@ def read_source(code: str, package: str = "") -> Source:
     paths = {part for string in strings if "results/" in string for part in string.split("/")}
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-            paths |= _strings(node.right)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "with_name":
-            paths |= _strings(*node.args)
+            paths |= _parts(node.right)
+        elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Div):
+            paths |= _parts(node.value)
+        elif isinstance(node, ast.Call) and (getattr(node.func, "attr", None) or getattr(node.func, "id", "")) in _MAKE_PATHS:
+            paths |= _parts(*node.args)
     return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(imports), frozenset(paths))
 
 
@@ -62,6 +66,12 @@ def _imports(tree: ast.AST, package: str) -> list[tuple[str, str]]:
             base = ".".join([*above, *filter(None, [node.module])])
             found += [(alias.asname or alias.name, base if alias.name == "*" else f"{base}.{alias.name}") for alias in node.names]
     return found
+
+
+def _parts(*nodes: ast.AST) -> set[str]:
+    """Return the parts of the paths that texts stand for, f-strings among them."""
+    texts = _strings(*(part for node in nodes for part in (node.values if isinstance(node, ast.JoinedStr) else [node])))
+    return {part for text in texts for part in text.split("/")}
 
 
 def _strings(*nodes: ast.AST) -> set[str]:
