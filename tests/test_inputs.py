@@ -146,7 +146,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "build_prompt": lambda archs, scores: build_prompt(TASK, zip(ARCHS, scores, strict=True), archs, form="json").text,
     "choose_demonstrations": lambda archs, scores: choose_demonstrations(archs, 5, "spread", space=TINY),
     "partial_dependence": lambda archs, scores: partial_dependence(TablePredictorOfDepth(), TINY, archs)["mean"],
-    "paired": lambda archs, scores: paired(archs, ARCHS[::-1], TRAINED, groups=scores).interval(),
+    "paired": lambda archs, scores: paired(archs, ARCHS[::-1], TRAINED, groups=scores).value,
 }
 RECORDED = ScoreFeatures({arch: (score, -score) for arch, score in TABLE.items()})
 TRANSFORMERS = (
