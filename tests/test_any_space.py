@@ -163,6 +163,19 @@ def test_finalists_are_of_several_kinds_also_where_kinds_have_no_numbers() -> No
     assert sorted(net["kind"] for net in chosen) == ["att"] * 3 + ["conv"] * 3 + ["mlp"] * 3
 
 
+def test_depths_between_those_proposed_are_whole_and_gates_are_counted_as_they_are_made() -> None:
+    space = DeclaredSpace("deep", [Choice("d", [2, 6], bounds=(2, 6)), Choice("w", [1, 2], per="d")])
+    assert space.read({"d": 4, "w": [1, 2, 2, 1]}).d == 4
+    with pytest.raises(ValueError, match=r"d is 3.5; allowed are 2, 6, and numbers from 2 to 6 of trained networks, whole ones"):
+        space.read({"d": 3.5, "w": [1, 2, 2]})
+    # One after the other they have 23 combinations, side by side more than can be listed.
+    nested = [Choice("f0", [0, 1]), *(Choice(f"f{i}", [0, 1], when=f"f{i - 1} == 1") for i in range(1, 22))]
+    assert DeclaredSpace("nested", nested).size() == 23
+    flags = [part for i in range(20) for part in (Choice(f"f{i}", [0, 1]), Choice(f"x{i}", [1, 2], when=f"f{i} == 1"))]
+    with pytest.raises(ValueError, match=r"f0, f1, .* on which others depend, have more than 1,000,000 combinations"):
+        DeclaredSpace("flags", flags)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [

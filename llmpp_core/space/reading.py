@@ -76,9 +76,9 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
                 raise ValueError(f"{where} {error}") from None
         values[name] = tuple(listed) if choice.per else listed[0]
         numbers[name] = [_number(choice, v) for v in listed] if choice.per else _number(choice, listed[0])
-        # A trained network may lie between the proposed depths, not beyond them: there are columns for so many layers.
-        if name in space.depths and numbers[name] > (most := space.layers[name].max()):
-            raise ValueError(f"{name} is {show(listed[0])}; at most {most} are allowed")
+        # A trained network may lie between the proposed depths, but not between two layers.
+        if name in space.depths and numbers[name] % 1:
+            raise ValueError(f"{name} is {show(listed[0])}; allowed are {choice.allowed()}, whole ones")
     network = Network({choice.name: values[choice.name] for choice in space.choices if choice.name in values})
     broken = space.broken(network)
     if broken:

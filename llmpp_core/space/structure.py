@@ -151,12 +151,12 @@ class Structure:
     def combinations(self) -> int:
         """Return the exact number of networks, rules aside."""
         total = 0
-        many = math.prod(len(self.by_name[name].values) for name in self._once)
-        if many > MOST_LISTED:
-            names = f"{', '.join(self._once)}, on which others depend"
-            raise SpaceError(f"choices: {names}, have {many:,} combinations; at most {MOST_LISTED:,}", "choices")
         plain = [c.name for c in self.choices if c.per is None and c.name not in self.gates]
-        patterns = self._genes.patterns(self._once)
+        try:
+            patterns = self._genes.patterns(self._once)
+        except ValueError:
+            names = f"{', '.join(self._once)}, on which others depend"
+            raise SpaceError(f"choices: {names}, have more than {MOST_LISTED:,} combinations", "choices") from None
         active = self.active(patterns)
         for row, makes in zip(patterns, active, strict=True):
             count = math.prod(len(self.by_name[name].values) for name in plain if makes[self._columns[name].start])
