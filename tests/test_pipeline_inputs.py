@@ -67,6 +67,10 @@ RUN = {
         {"model": {"name": "m", "base_url": "https://example.org/v1"}, "task": {"description": "x"}},
         "the price of m is not given: set token_cap, or price and budget",
     ),
+    "budget without a price": (
+        {"model": {"name": "m", "base_url": "http://127.0.0.1:9/v1", "budget": 2}, "task": {"description": "x"}},
+        "model.budget: expected a price with it, by which it is counted; without one, set token_cap",
+    ),
     "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
     "outside the range": ({"score": {"high": 30}}, "trained.csv:2: perplexity 32.2 is outside 1..30"),
     "folder in a file": ({"folder": "trained.csv/out"}, "trained.csv/out/run.lock.yml: cannot be written: its folder is a file"),

@@ -54,7 +54,9 @@ class Asking:
             price = Price(**run["model.price"]) if run["model.price"] else None
             names = ("base_url", "endpoint", "key_variable", "temperature", "reasoning_effort", "answer_tokens", "token_cap")
             given = {name: run[f"model.{name}"] for name in names}
-            settings = Settings(run["model.name"], price=price, budget=run["model.budget"] if price else None, **given)
+            settings = Settings(
+                run["model.name"], price=price, budget=run["model.budget"] if price or run["model.budget"] else None, **given
+            )
             if not settings.is_loopback and settings.key_variable is None:
                 settings = replace(settings, key_variable="OPENAI_API_KEY")
             settings.require_limit()
