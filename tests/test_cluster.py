@@ -91,13 +91,14 @@ def test_no_row_is_lost_or_doubled_when_a_worker_is_killed(executor: Any, tmp_pa
 
     def over() -> list[int]:
         """Return the jobs whose rows are written and whose results the cluster has let go, for what it holds it makes again."""
-        rows, held = [row["i"] for row in read_rows(path)], executor._client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
+        rows = [row["i"] for row in read_rows(path)]
+        held = executor._client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
         return [i for i in rows if str(i) not in held]
 
     killing, left = kill_when(lambda: len(over()) > 5, executor, 0.3, over)
 
     def slow(row: Any) -> None:
-        """Be a slow disk, so that there are always jobs that are finished and not yet written; and do not get to the end before the kill."""
+        """Be a slow disk, so that there are always jobs that are finished and not written; and do not get to the end before the kill."""
         time.sleep(0.01)
         if row["i"] == 60:
             killing.join()

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict
+from itertools import groupby
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,9 @@ def test_a_search_has_a_row_and_what_it_found_is_trained(measured: Path, ground:
             assert asked == sum(iteration["evaluations"].get(name, 0) for iteration in row["iterations"])
         if row["iterations"][-1]["predictor"] == "supernet":
             assert row["score"] == pytest.approx(row["supernet_score"], abs=1e-5)
+    # On the disk the best of an iteration is written where it is another than before.
+    written = [[step["best"] for step in row["iterations"] if "best" in step] for row in read_rows(measured / f"{NAME}.jsonl")]
+    assert written == [[best for best, _ in groupby(step["best"] for step in row)] for row in frame["iterations"]]
     trained = found(NAME, measured)
     assert set(zip(trained["architecture"], trained["seed"], strict=True)) == {(a, s) for a in frame["architecture"] for s in (0, 1)}
     assert len(trained) == 2 * frame["architecture"].nunique()

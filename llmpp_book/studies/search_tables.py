@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ OFFLINE, RIDGE = "offline", "ridge"
 STOPPED = ("HS-NAS", "adaptive")
 
 
+def iterations(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the iterations of a search, each with its best architecture, which a table holds where it is another than before."""
+    found = [dict(step) for step in steps]
+    for before, step in pairwise(found):
+        step.setdefault("best", before["best"])
+    return found
+
+
 def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return the searches with the supernet alone, stopped when it had scored as many architectures as in those of another schedule.
 
@@ -40,7 +49,7 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
         key, allowed = (row["limit_ms"], row["seed"]), row["evaluations"].get(COSTLY, 0)
         if row["schedule"] != name or key not in alone:
             continue
-        steps = alone[key]["iterations"]
+        steps = iterations(alone[key]["iterations"])
         asked = np.cumsum([step["evaluations"].get(COSTLY, 0) for step in steps])
         if asked[0] > allowed:
             continue
@@ -52,9 +61,13 @@ def stopped(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
 
 
 def searches(task_name: str, results: Path = RESULTS, teacher: str = OFFLINE) -> pd.DataFrame:
-    """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found."""
+    """Read the searches of a task with a teacher's cheap predictor, one row each; column architecture holds what was found.
+
+    Column iterations is as in `iterations`.
+    """
     command = "searches TASK" if teacher == OFFLINE else f"searches TASK --teacher {teacher}"
-    return read(results / f"{task_name}{table_name(teacher)}.jsonl", command, "best")
+    rows = read(results / f"{task_name}{table_name(teacher)}.jsonl", command, "best")
+    return rows.assign(iterations=rows["iterations"].map(iterations))
 
 
 def middle_limit(searches: pd.DataFrame) -> float:

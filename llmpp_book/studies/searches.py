@@ -213,10 +213,11 @@ class SearchJob(Job):
                     "supernet_score": round(float(score), 5),
                     "evaluations": record.evaluations,
                     "seconds": round(sum(record.seconds.values()) + later - earlier, 3),
-                    "best": record.best.to_hat_dict(),
+                    # See `search_tables.iterations`.
+                    **({} if before and before.best == record.best else {"best": record.best.to_hat_dict()}),
                     "rule": record.rule,
                 }
-                for record, score, (earlier, later) in zip(found.records, said, pairwise(saved), strict=True)
+                for before, record, score, (earlier, later) in zip([None, *records[:-1]], records, said, pairwise(saved), strict=True)
             ],
         }
 
