@@ -126,7 +126,7 @@ def _cell(value: Any, decimals: int) -> str:
     return str(value)
 
 
-def glue_interval(name: str, interval: Iterable[float], scale: float = 1) -> None:
-    """Glue a value as `name` and the ends of its interval as `name`_low and `name`_high, all times `scale`."""
+def glue_interval(name: str, interval: Iterable[float]) -> None:
+    """Glue a value as `name` and the ends of its interval as `name`_low and `name`_high."""
     for end, number in zip(("", "_low", "_high"), interval, strict=True):
-        glue(f"{name}{end}", float(scale * number), display=False)
+        glue(f"{name}{end}", float(number), display=False)
