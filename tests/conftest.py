@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 # The tests run side by side, one process per core; more threads would only wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_data(*groups): skip unless these groups of upstream files are on this machine")
+    # The same examples in every run, for as long as they take: machines are shared.
+    hypothesis.settings.register_profile("shared", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("shared")
     # A shell that starts the tests in the background has Ctrl-C ignored, which the processes of some tests would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -58,7 +58,7 @@ def prompt(i: int, prefix: str = "shared words " * 5) -> Prompt:
 
 def make_client(url: str, folder: Path, **changes: Any) -> Client:
     """Return a client whose settings limit it to a billion tokens, apart from changes, with its cache in a folder."""
-    settings = {"base_url": url, "key_variable": None, "token_cap": 10**9, "backoff": 0.001, "deadline": 5.0, "retries": 3} | changes
+    settings = {"base_url": url, "key_variable": None, "token_cap": 10**9, "backoff": 0.001, "deadline": 60.0, "retries": 3} | changes
     return Client(Settings("fake", **settings), cache=folder / "c")
 
 

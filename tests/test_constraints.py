@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,16 @@ def latency(space: SearchSpace) -> LatencyPredictor:
     return LatencyPredictor().fit(archs, [20 + 15 * arch.decoder_layers + sum(arch.decoder_ffn_dims) / 1000 for arch in archs])
 
 
-def test_an_infeasible_latency_is_explained_within_a_second() -> None:
-    start = time.perf_counter()
+def test_an_infeasible_latency_is_explained_by_a_few_thousand_predictions() -> None:
+    asked, predictor = list[Any](), latency(HAT_WMT)
+
+    def predict(archs: Any) -> np.ndarray:
+        asked.extend(archs)
+        return predictor.predict(archs)
+
     with pytest.raises(InfeasibleError) as error:
-        feasible_row(Genes(HAT_WMT), [Limit(latency(HAT_WMT), 10, "latency", "ms")])
-    assert time.perf_counter() - start < 1
+        feasible_row(Genes(HAT_WMT), [Limit(predict, 10, "latency", "ms")])
+    assert len(asked) < 3000
     text = str(error.value)
     assert "\n" not in text
     for part in ("latency: HAT_WMT", "within 10 ms", "costs 36", "decoder_layers 1", "decoder_layers 2 +1"):

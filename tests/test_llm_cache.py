@@ -140,8 +140,10 @@ def test_a_replay_changes_nothing_and_sees_what_others_put(tmp_path: Path) -> No
             client.cache.put("other", {}, prompt(9), 0, Stored("x", None))
 
 
-def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: Path) -> None:
-    one, two = Cache(tmp_path / "c", lease=0.2), Cache(tmp_path / "c", lease=0.2)
+def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    one, two = Cache(tmp_path / "c", lease=2.0), Cache(tmp_path / "c", lease=2.0)
     assert one.claim("a") == one.claim("b") == one.claim("c") == "claimed"
     assert one.claim("a") == "claimed"
     assert two.claim("a") == two.claim("b") == "elsewhere"
@@ -149,11 +151,11 @@ def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: 
     assert two.claim("a") == "claimed"
     one.put("b", {}, prompt(0), 0, Stored("x", None))
     assert two.claim("b") == "answered"
-    time.sleep(0.15)
+    now[0] += 1.5
     one.renew()
-    time.sleep(0.1)
+    now[0] += 1.0
     assert two.claim("c") == "elsewhere"
-    time.sleep(0.2)
+    now[0] += 2.0
     assert two.claim("c") == "claimed"
 
 

@@ -128,7 +128,7 @@ def test_requests_with_a_fifth_of_faults_all_settle_once(tmp_path: Path) -> None
     ]
     prompts = [prompt(i) for i in range(150)]
     with FakeLLM(lambda body, number: rng.choice(faults) if rng.random() < 0.2 else ok(body, number)) as server:
-        client = make_client(server.url, tmp_path, concurrency=64, deadline=2.0, retries=12)
+        client = make_client(server.url, tmp_path, concurrency=64, deadline=5.0, retries=12)
         answers = client.ask(prompts)
         assert values(answers) == expected(*range(150))
         assert len(client.cache) == client.counts.answered == 150

@@ -143,7 +143,7 @@ def test_a_failing_job_loses_no_row_of_the_others(threads: int, tmp_path: Path) 
 
     def work(i: int) -> dict[str, int]:
         started.append(i)
-        time.sleep(0.02 if i == 3 else 0.05)
+        time.sleep(0.02 if i <= 3 else 0.5)
         if i == 3:
             raise RuntimeError("no memory")
         return square(i)
