@@ -21,12 +21,14 @@ ADVICE = r"another form of request \(single, batched, json\), another level of t
 
 
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute"])
-def test_rate_limits_are_kept(tmp_path: Path, limit: str) -> None:
+def test_rate_limits_are_kept(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     estimate = make_client("http://127.0.0.1:1/v1", tmp_path).estimate([prompt(0)])
     tokens = estimate.prompt_tokens + estimate.answer_tokens
     changes: dict[str, Any] = {limit: {"requests_per_minute": 600.0, "tokens_per_minute": 600.0 * tokens}[limit]}
     pace = Pace(Settings("m", **changes))
-    assert [pace.reserve(tokens) for _ in range(6)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], abs=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: 7.0)
+        assert [pace.reserve(tokens) for _ in range(6)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     with FakeLLM() as server:
         started = time.monotonic()
         make_client(server.url, tmp_path, **changes).ask([prompt(i) for i in range(6)])
