@@ -178,6 +178,7 @@ def test_a_run_stops_when_the_share_of_invalid_answers_is_passed(tmp_path: Path,
 
 def test_a_run_that_has_all_its_answers_returns_them_and_warns(tmp_path: Path) -> None:
     with FakeLLM(act_on(range(5, 20), UNCLEAR)) as server:
+        client = make_client(server.url, tmp_path, **ONE_BY_ONE)
         with pytest.warns(UserWarning, match=r"fake: 15 of 20 answers are invalid, the last one 'I cannot tell\.'"):
-            answers = make_client(server.url, tmp_path, **ONE_BY_ONE).ask([prompt(i) for i in range(20)])
-        assert len(answers) == 20
+            answers = client.ask([prompt(i) for i in range(20)])
+        assert (len(answers), client.counts.answered, client.counts.invalid, client.counts.failed) == (20, 20, 15, 0)

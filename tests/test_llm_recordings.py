@@ -150,6 +150,7 @@ def answered(reply: dict[str, Any], status: int = 200) -> str:
         (answered(completion("25")), "a", ""),
         ('{"custom_id": "a", "text": "25.3 \\ud83d", "labels": {}, "position": 1}', "a", ""),
         ('{"custom_id": "a", "text": ""}', "a", ""),
+        *((answered(completion(*invalid)), "a", "") for invalid in [("25", "length"), (None, "content_filter")]),
         ("{broken", "", "expected a JSON object with a custom_id: got '{broken'"),
         ('{"id": "no id"}', "", "expected a JSON object with a custom_id"),
         ('{"custom_id": 5, "text": "25"}', "", "expected a JSON object with a custom_id"),
