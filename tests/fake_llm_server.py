@@ -33,11 +33,8 @@ def completion(text: str | None = "25.30", finish: str = "stop", usage: Any = "p
     """Return the body of a reply; its prompt tokens are plausible unless `usage` is given (None leaves it out)."""
     if usage == "plausible":
         usage = {"prompt_tokens": len(prompt.encode()) // 3 + 20, "completion_tokens": 4}
-    body = {
-        "id": "x",
-        "model": "fake",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-    }
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    body = {"id": "x", "model": "fake", "choices": [choice]}
     return body if usage is None else {**body, "usage": usage}
 
 

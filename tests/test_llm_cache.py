@@ -3,9 +3,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_llm_server import prompt
@@ -141,9 +141,8 @@ def test_a_replay_changes_nothing_and_sees_what_others_put(tmp_path: Path) -> No
 
 
 def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
-    one, two = Cache(tmp_path / "c", lease=2.0), Cache(tmp_path / "c", lease=2.0)
+    monkeypatch.setattr(llm_cache, "time", SimpleNamespace(time=lambda: now))
+    now, one, two = 100.0, Cache(tmp_path / "c", lease=5.0), Cache(tmp_path / "c", lease=5.0)
     assert one.claim("a") == one.claim("b") == one.claim("c") == "claimed"
     assert one.claim("a") == "claimed"
     assert two.claim("a") == two.claim("b") == "elsewhere"
@@ -151,11 +150,11 @@ def test_claims_hold_against_others_until_released_answered_or_lapsed(tmp_path: 
     assert two.claim("a") == "claimed"
     one.put("b", {}, prompt(0), 0, Stored("x", None))
     assert two.claim("b") == "answered"
-    now[0] += 1.5
+    now += 4
     one.renew()
-    now[0] += 1.0
+    now += 4
     assert two.claim("c") == "elsewhere"
-    now[0] += 2.0
+    now += 2
     assert two.claim("c") == "claimed"
 
 
@@ -167,15 +166,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             Cache(tmp_path / place)
 
 
-MOUNTS = [
-    "nfs4 /mnt/n",
-    "9p /mnt/c",
-    "virtiofs /v",
-    "fakeowner /v",
-    "fuse.grpcfuse /v",
-    "fuse.drive /content/drive",
-    "fuse.sshfs /my \\ disk",
-]
+MOUNTS = ["nfs4 /mnt/n", "9p /mnt/c", "virtiofs /v", "fakeowner /v", "fuse.grpcfuse /v", "fuse.drive /content", "fuse.sshfs /my \\ disk"]
 
 
 @pytest.mark.parametrize("mount", [*MOUNTS, "ext4 /v", "xfs /mnt/my disk", "tmpfs /t\ta", "overlay /"])

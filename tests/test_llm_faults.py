@@ -139,19 +139,6 @@ def test_an_allowance_spent_on_reasoning_is_named_not_cached_and_stops_the_run(t
         assert (len(server.calls), len(client.cache), client.budget.answer_tokens) == (4, 1, 16)
 
 
-@pytest.mark.parametrize("reply", [completion("25,3"), completion(""), completion(None, "content_filter"), completion("25", "length")])
-def test_invalid_answers_are_kept_counted_and_not_asked_again(tmp_path: Path, reply: dict[str, Any]) -> None:
-    with FakeLLM(lambda body, number: Act(200, reply)) as server:
-        client = make_client(server.url, tmp_path)
-        for _ in range(2):
-            [[answer]] = client.ask([prompt(0)])
-            assert (answer.status, answer.text) == ("invalid", reply["choices"][0]["message"]["content"] or "")
-            assert answer.reason
-            assert math.isnan(answer.values[0])
-        assert len(server.calls) == 1
-    assert (client.counts.answered, client.counts.invalid, client.counts.failed) == (1, 1, 0)
-
-
 def test_failures_in_a_row_stop_the_run_and_others_do_not(tmp_path: Path) -> None:
     with FakeLLM(act_on([i for i in range(30) if i % 3 or i > 12], TRANSIENT["500"])) as server:
         client = make_client(server.url, tmp_path, retries=1, concurrency=1, max_failures=5)

@@ -26,8 +26,8 @@ def test_rate_limits_are_kept(tmp_path: Path, limit: str, monkeypatch: pytest.Mo
     tokens = estimate.prompt_tokens + estimate.answer_tokens
     changes: dict[str, Any] = {limit: {"requests_per_minute": 600.0, "tokens_per_minute": 600.0 * tokens}[limit]}
     pace = Pace(Settings("m", **changes))
-    with monkeypatch.context() as stopped:
-        stopped.setattr(time, "monotonic", lambda: 1000.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: 7.0)
         assert [pace.reserve(tokens) for _ in range(6)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     with FakeLLM() as server:
         started = time.monotonic()
@@ -178,6 +178,7 @@ def test_a_run_stops_when_the_share_of_invalid_answers_is_passed(tmp_path: Path,
 
 def test_a_run_that_has_all_its_answers_returns_them_and_warns(tmp_path: Path) -> None:
     with FakeLLM(act_on(range(5, 20), UNCLEAR)) as server:
+        client = make_client(server.url, tmp_path, **ONE_BY_ONE)
         with pytest.warns(UserWarning, match=r"fake: 15 of 20 answers are invalid, the last one 'I cannot tell\.'"):
-            answers = make_client(server.url, tmp_path, **ONE_BY_ONE).ask([prompt(i) for i in range(20)])
-        assert len(answers) == 20
+            answers = client.ask([prompt(i) for i in range(20)])
+        assert (len(answers), client.counts.answered, client.counts.invalid, client.counts.failed) == (20, 20, 15, 0)

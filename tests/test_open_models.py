@@ -45,17 +45,13 @@ def differing(path: Path, url: str, folder: Path, n: int = 10) -> list[str]:
     """Ask the first `n` requests of a recording of wmt-test again; returns the keys whose text has changed."""
     recording = read_recording(path)
     settings = replace(recording.settings, base_url=url, key_variable=None, token_cap=10**7, concurrency=1, deadline=DEADLINE)
-    asked = [
-        (key, question.prompt) for key, (question, sample) in expected("wmt-test", settings).items() if key in recording.rows and not sample
-    ]
-    assert len(asked) >= n
-    client = Client(settings, cache=folder / "c")
-    replies = client.ask([prompt for _, prompt in asked[:n]])
-    return [
-        key
-        for (key, _), (answer,) in zip(asked[:n], replies, strict=True)
-        if answer.text != read_reply(recording.rows[key].stored.response).text
-    ]
+    rows = recording.rows
+    asked = {key: question.prompt for key, (question, sample) in expected("wmt-test", settings).items() if key in rows and not sample}
+    keys = list(asked)[:n]
+    assert len(keys) == n
+    replies = Client(settings, cache=folder / "c").ask([asked[key] for key in keys])
+    texts = [read_reply(rows[key].stored.response).text for key in keys]
+    return [key for key, text, (answer,) in zip(keys, texts, replies, strict=True) if answer.text != text]
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from llmpp_core.llm.local import DEADLINE
 from llmpp_core.llm.logprobs import with_log_probabilities
 from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.llm.prompts import Prompt, build_prompt
-from llmpp_core.llm.recordings import Recording, Row, load, write_recording
 from llmpp_core.space.search_space import TINY
 
 TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, space=TINY)
@@ -95,7 +94,7 @@ def test_a_schema_makes_it_answer_with_numbers(url: str, tmp_path: Path) -> None
     assert asked.counts.requests == 2
 
 
-def test_log_probabilities_give_a_spread_now_and_from_a_recording(url: str, tmp_path: Path) -> None:
+def test_log_probabilities_give_a_spread(url: str, tmp_path: Path) -> None:
     asked = client(url, tmp_path, log_probabilities=True, extra=GRAMMAR)
     predictor = LLMPredictor(asked, TASK, level="demonstrations").fit(ARCHS[:1], [21.5])
     mean, std = predictor.predict(ARCHS[1:], return_std=True)
@@ -103,12 +102,3 @@ def test_log_probabilities_give_a_spread_now_and_from_a_recording(url: str, tmp_
     # A model of this size is sure of nothing.
     assert ((std > 0) & (std < 50)).all()
     assert ((predictor.covered_ > 0) & (predictor.covered_ <= 1)).all()
-    recording = Recording(tmp_path / "e" / "m.jsonl", "e", asked.settings)
-    for (answer,) in predictor.answers_:
-        stored = asked.lookup(answer.key)
-        assert stored
-        recording.rows[answer.key] = Row({"key": answer.key}, 0, stored)
-    write_recording(recording)
-    replay = Client(asked.settings, cache=tmp_path / "none", recordings=load(tmp_path, asked.settings), mode="replay")
-    again = LLMPredictor(replay, TASK, level="demonstrations").fit(ARCHS[:1], [21.5])
-    np.testing.assert_array_equal(again.predict(ARCHS[1:], return_std=True), (mean, std))

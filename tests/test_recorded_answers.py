@@ -38,8 +38,5 @@ def _conversation(labels: dict[str, Any]) -> tuple[Any, ...]:
 def test_the_data_card_counts_what_is_there() -> None:
     rows = [read_recording(recording_path(experiments.RESULTS, name, model)).rows for name, model in RECORDED if model == CLAUDE]
     card = (experiments.RESULTS / "README.md").read_text(encoding="utf-8")
-    assert f"({_words(len(rows))} experiments, {len({key for part in rows for key in part})} requests" in card
-
-
-def _words(number: int) -> str:
-    return {12: "twelve"}.get(number, str(number))
+    count = {12: "twelve"}.get(len(rows), len(rows))
+    assert f"({count} experiments, {len({key for part in rows for key in part})} requests" in card

@@ -31,12 +31,8 @@ def test_notebook_tests_run_in_this_interpreter_below_a_long_folder(tmp_path: Pa
     notebook = write_notebook(tmp_path, "01_a", "import matplotlib.pyplot as plt\nfigure = plt.figure()\nNone")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--confcutdir", str(ROOT)]
     words += ["-c", str(ROOT / "pyproject.toml"), "-p", "conftest", "--nbval-lax", str(notebook)]
-    odd = {
-        "JUPYTER_PATH": str(tmp_path / "jupyter"),
-        "MPLBACKEND": "module://backend_interagg",
-        "TMPDIR": str(long),
-        "PYTHONPATH": str(ROOT),
-    }
+    odd = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "MPLBACKEND": "module://backend_interagg", "TMPDIR": str(long)}
+    odd["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(words, cwd=ROOT, env=os.environ | odd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -48,12 +44,8 @@ def test_a_user_without_a_home_needs_none_where_the_files_are(tmp_path: Path, mo
     monkeypatch.setattr(files.platformdirs, "user_cache_path", homeless)
     monkeypatch.delenv("LLMPP_DATA_DIR", raising=False)
     name = upstream.names("tfs")[0]
-    for ask in (
-        files.cache_dir,
-        lambda: upstream.fetch(name, download=False),
-        lambda: upstream.fetch(name),
-        lambda: find_wmt("wmt14.en-de", "train"),
-    ):
+    fetches = (lambda: upstream.fetch(name, download=False), lambda: upstream.fetch(name))
+    for ask in (files.cache_dir, *fetches, lambda: find_wmt("wmt14.en-de", "train")):
         with pytest.raises(files.SourceError, match=r"no cache folder, .*; set HOME, XDG_CACHE_HOME or LLMPP_DATA_DIR"):
             ask()
     assert "set HOME" in (upstream.missing(["tfs"], download=False) or "")

@@ -193,6 +193,8 @@ def _ask(arguments: argparse.Namespace) -> int:
     try:
         settings.require_limit()
     except ValueError:
+        if settings.budget is not None:  # Without its price.
+            raise
         limits = "give --token-cap, or --price and --budget, or --local for a server of your own"
         raise ValueError(f"nothing limits what {settings.model} may cost: {limits}") from None
     if arguments.local and session.estimate.answered < session.estimate.requests:

@@ -158,9 +158,6 @@ def _unreadable(reply: Reply) -> str:
     if reply.finish_reason == "content_filter":
         return "stopped by the content filter"
     if not reply.text.strip():
-        return (
-            f"the reply is empty, all of it went on reasoning: {ADVICE}"
-            if reply.is_exhausted or reply.has_reasoning
-            else "the reply is empty"
-        )
+        reasoned = reply.is_exhausted or reply.has_reasoning
+        return "the reply is empty" + (f", all of it went on reasoning: {ADVICE}" if reasoned else "")
     return f"cut off at the token limit: {ADVICE}" if reply.finish_reason == "length" else ""

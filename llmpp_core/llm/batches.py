@@ -100,14 +100,11 @@ def _read_line(text: str) -> dict[str, str]:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"problem": "expected a JSON object with a custom_id", "detail": f"got {text[:60]!r}"}
-    if "text" in line and not isinstance(line["text"], str):
-        return {
-            "key": key,
-            "problem": "text is no string; expected what the model wrote, in quotes",
-            "detail": f"got {line['text']!r}"[:80],
-        }
-    if isinstance(line.get("text"), str):
-        body: Any = {"choices": [{"message": {"role": "assistant", "content": line["text"]}, "finish_reason": "stop"}]}
+    if "text" in line:
+        wrote = line["text"]
+        if not isinstance(wrote, str):
+            return {"key": key, "problem": "text is no string; expected what the model wrote, in quotes", "detail": f"got {wrote!r}"[:80]}
+        body: Any = {"choices": [{"message": {"role": "assistant", "content": wrote}, "finish_reason": "stop"}]}
     elif "body" in line and "response" not in line:
         return {"problem": "a request as it was exported, not an answer; import the file that came back"}
     else:

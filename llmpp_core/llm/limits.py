@@ -136,8 +136,8 @@ class Share:
 def read_usage(raw: str, fewest: int) -> tuple[int | None, int | None]:
     """Return the tokens of a prompt, of at least `fewest`, and its answer that a response counts, as vendors bill them, None where not.
 
-    Some vendors count the reasoning in the total alone, so an answer has at least total - prompt
-    tokens. Some servers count only what they had not cached, so cached tokens are added where a count is implausible without them.
+    Some vendors count the reasoning in the total alone, so an answer has at least total - prompt tokens. Some servers count only what they
+    had not cached, so cached tokens are added where a count is implausible without them.
     """
     usage = json.loads(raw).get("usage")
     usage = usage if isinstance(usage, dict) else {}

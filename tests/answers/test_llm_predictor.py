@@ -120,8 +120,6 @@ def test_it_keeps_the_scikit_learn_contract(tmp_path: Path, archs: list[Architec
         ({"samples": 0}, [1, 2, 3], "samples: expected a positive number, got 0"),
         ({"form": "pairs"}, [1, 2, 3], "unknown form 'pairs'; allowed are single, batched, json"),
         ({"level": "all"}, [1, 2, 3], "unknown level 'all'; allowed are demonstrations"),
-        ({"demonstrations": 4}, [1, 2, 3], "demonstrations: expected 1 to 3, got 4"),
-        ({"choice": "best"}, [1, 2, 3], "unknown choice of demonstrations 'best'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_asked(archs: list[Architecture], given: Any, scores: Any, message: str) -> None:

@@ -18,15 +18,11 @@ import numpy as np
 import pytest
 from hat_costs import prompt_task
 
-from llmpp_book.studies.questions import WMT_TASKS
 from llmpp_core.llm.client import Client, LLMStopped, Settings
 from llmpp_core.llm.offline import MODEL, OfflineEndpoint, PromptError, answer_prompt, offline_settings
-from llmpp_core.llm.predictor import LLMPredictor
 from llmpp_core.llm.prompts import LEVELS, build_prompt
-from llmpp_core.metrics import evaluate, summarise
 from llmpp_core.space.features import HATFeatures
 from llmpp_core.space.search_space import HAT_WMT
-from llmpp_core.upstream import tfs_splits
 
 TASK = prompt_task("t", "a task", "score", "a number", 0.0, 100.0, decimals=3)
 ARCHS = HAT_WMT.sample(30, np.random.default_rng(0))
@@ -100,17 +96,6 @@ def test_its_port_does_not_matter_to_the_cache_and_a_client_that_hangs_up_prints
             time.sleep(0.1)
     assert (len(client.cache), client.counts.requests) == (1, 0)
     assert capfd.readouterr().err == ""
-
-
-@pytest.mark.needs_data("tfs")
-def test_the_whole_path_reaches_the_bar_on_the_nine_splits(tmp_path: Path) -> None:
-    with OfflineEndpoint() as url:
-        client = Client(offline_settings(url), cache=tmp_path / "c")
-        for form in ("batched", "json"):
-            found = evaluate(lambda split, form=form: LLMPredictor(client, WMT_TASKS[split.task], form=form), tfs_splits())
-            mean = summarise(found).loc["mean"]
-            assert mean["MAE", "mean"] <= 0.23
-            assert mean["tau", "mean"] >= 0.75
 
 
 def test_answers_at_once_warn_of_nothing_and_leave_the_warning_filters() -> None:

@@ -63,35 +63,16 @@ TOLERANT: list[Any] = [
     [{"type": "text", "text": "BLEU: 26.10"}],
 ]
 NEITHER: list[Any] = [
-    *(
-        "26,10",
-        "25,3",
-        "26.31 or 26.40",
-        "between 25 and 26",
-        "25 to 26",
-        "25-26",
-        "25–26",
-        "26.1±0.3",
-        "26.1 ± 0.3",
-        "25.3 26.1",
-        "25, 26",
-    ),
-    *("BLEU: 26,10", "The predicted BLEU is 26,10.", "nan", "inf", "NaN.", "BLEU: nan", "250", "BLEU: 250", "-1", "The BLEU is -1."),
+    *("26,10", "25,3", "26.31 or 26.40", "between 25 and 26", "25 to 26", "25-26", "25–26", "26.1±0.3", "26.1 ± 0.3", "25.3 26.1"),
+    *("25, 26", "BLEU: 26,10", "The predicted BLEU is 26,10.", "nan", "inf", "NaN.", "BLEU: nan", "250", "BLEU: 250"),
     *("", "<think>26.10", "<think>26.10</think>", "<think>25</think>26</think>27", "I cannot say", "twenty-six", "26.10?", "1e1", "0x19"),
-    *(
-        "26.10\n\nExplanation: 6 layers help.",
-        "26.10 (between 25 and 27)",
-        "BLEU: 26.10\nBLEU: 26.20",
-        "26.10\n26.20",
-        "26.10/100",
-        "−26.1",
-    ),
+    *("26.10\n\nExplanation: 6 layers help.", "26.10 (between 25 and 27)", "BLEU: 26.10\nBLEU: 26.20", "26.10\n26.20", "26.10/100"),
     *("at most 26.10", "below 26", "more than 26.1", "> 26.1", "<26.1", "BLEU >= 26", "26.10 or higher", "26.10 at most", "not 26.10"),
     *("The BLEU is not 26.10.", "It isn't 26.10", "The highest BLEU is 26.10.", "decoder layers: 6", "GFLOPS: 2.9", "Example BLEU: 26.10"),
     *("Lower than the best of the examples, 26.10", "26.10. Wait, lower.", "26.10\nActually, lower.", "26.10\nOr lower", "26.10 million"),
     *("- 26.10", ".5", "2**6", "26.**1**0", "26`1`", "26_000", "1 234.5", "26.1.2", "25/100", "२५", "print(26.10)", "x = 26.10"),
     *("Final answer: 25\nFinal answer: 26", "<answer>25</answer><answer>26</answer>", "<answer>26</answer> or 27", "26.10 of 100"),
-    *("<answer>25 or 26</answer>", "9" * 500, "__import__('os')"),
+    *("<answer>25 or 26</answer>", "9" * 500, "__import__('os')", "-1", "The BLEU is -1.", "−26.1"),
     *("At most:\n26.10", "At least\n26", "Not\n26", "Lower bound:\n26.1", "26.10. No, that is too high.", "26.10\n\nScratch that."),
     [{"type": "text", "text": "26"}, {"type": "text", "text": "10"}],
     [{"type": "thinking", "thinking": "26.10"}],
@@ -111,21 +92,13 @@ TOLERANT_SEVERAL: list[Any] = [
     [{"type": "reasoning", "text": "1: 25"}, {"type": "text", "text": ROWS}],
 ]
 NEITHER_SEVERAL = [
-    *(
-        "26.10\n26.20\n26.30",
-        "26.10, 26.20, 26.30",
-        "[26.1, 26.2, 26.3]",
-        "26.10",
-        "1: 26.10",
-        "1: 26.10\n2: 26.20",
-        "0: 26.1\n1: 26.2\n2: 26.3",
-    ),
+    *("26.10\n26.20\n26.30", "26.10, 26.20, 26.30", "[26.1, 26.2, 26.3]", "26.10", "1: 26.10", "1: 26.10\n2: 26.20"),
     *(ROWS + "\n4: 26.40", ROWS + "\n" + ROWS, ROWS + "\nIn all 3 deep.", ROWS + "\nWait, lower.", "1. 26.1\n1. 26.2\n1. 26.3"),
     *instead("26,20", "26.2 or 26.3", "25-26", "nan", "below 26", "26.2 (was 25)", "3: 26", "true", '"26,20"', '"25 or 26"', "null"),
     *(ROWS.replace("\n2", "\nDeeper.\n2"), "1: 25 or 26\n" + ROWS, *rows("| {} | 6 | {} |", "{}.{}"), OBJECT + OBJECT, "[" + OBJECT + "]"),
     *("1. Test architecture 2: 26\n2. Test architecture 1: 26\n3: 26", '{"scores": ' + OBJECT + "}", OBJECT.replace('"2"', '"1"')),
     *(OBJECT + " 25?", "{" * 100_000, "[" * 100_000, "", "{}", "{", "1:\n2:\n3:", "I cannot predict 3 architectures.", "null", "25"),
-    *instead("9" * 5000),
+    *("0: 26.1\n1: 26.2\n2: 26.3", *instead("9" * 5000)),
 ]
 
 
@@ -183,46 +156,9 @@ def test_a_hyphen_may_be_a_sign_where_scores_can_be_negative() -> None:
 
 
 PIECES = [
-    *(
-        "26.10",
-        "25",
-        "-3",
-        "1",
-        "2",
-        "3",
-        ":",
-        ": ",
-        ". ",
-        ") ",
-        "|",
-        ",",
-        "or",
-        "BLEU",
-        "is",
-        "about",
-        "~",
-        "**",
-        "`",
-        "_",
-        "%",
-        " ",
-        "\n",
-    ),
-    *(
-        "<think>",
-        "</think>",
-        "<answer>",
-        "</answer>",
-        "```",
-        "{",
-        "}",
-        '"1": ',
-        '"',
-        "Final answer: ",
-        "The predicted",
-        "Test architecture ",
-    ),
-    *("é", "٣", "-", "–", "1e3", ".5", "nan", "<|im_end|>", "\\boxed{", "(", "#", "[", "\n\n"),
+    *("26.10", "25", "-3", "1", "2", "3", "é", "٣", "1e3", ".5", "nan", "or", "BLEU", "is", "about", " ", "\n", "\n\n"),
+    *(":", ": ", ". ", ") ", "|", ",", "~", "**", "`", "_", "%", "{", "}", '"1": ', '"', "-", "–", "(", "#", "[", "```", "\\boxed{"),
+    *("<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "Final answer: ", "The predicted", "Test architecture "),
 ]
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 
@@ -257,10 +193,8 @@ FINISHES = ("error", "ERROR", "abort", "load", "unload", "cancelled", "network_e
         *[(choice(content, tokens=0), "an empty reply of 0 tokens: the server gave up") for content in (None, "")],
         (choice("", "stop", error={"code": 502, "message": "Upstream \ud83d gone"}), "an error inside the reply: Upstream \ufffd gone"),
         (choice("25.3", None, error="gone"), "an error inside the reply: gone"),
-        *[
-            (raw, "")
-            for raw in ("", "[]", "null", "{", "[" * 100_000, "{}", '{"choices": {}}', '{"choices": [[]]}', '{"error": "busy"}', '"x"')
-        ],
+        *((raw, "") for raw in ("", "[]", "null", "{", "[" * 100_000, "{}", '"x"')),
+        *((raw, "") for raw in ('{"choices": {}}', '{"choices": [[]]}', '{"error": "busy"}')),
     ],
 )
 def test_a_body_without_a_reply_or_of_a_server_that_failed_is_no_reply(raw: str, reason: str) -> None:
