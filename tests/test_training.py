@@ -211,12 +211,13 @@ def test_stopping_after_every_update_changes_nothing(name: str, tmp_path: Path, 
     # A point of the curve is then the mean over several updates.
     monkeypatch.setattr(training, "POINTS", 2)
     kind, sampling = MODELS[name]
+    recipe = replace(QUICK, dropout=0.2)
     whole, checkpoint, seconds = fresh(kind), tmp_path / "c", 0.0
-    expected = train(whole, PAIRS, QUICK, seed=1, sampling=sampling)
-    for update in range(1, QUICK.updates + 1):
+    expected = train(whole, PAIRS, recipe, seed=1, sampling=sampling)
+    for update in range(1, recipe.updates + 1):
         pieces = fresh(kind)
-        history = train(pieces, PAIRS, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint, seconds=0)
-        assert (history.updates, history.finished) == (update, update == QUICK.updates)
+        history = train(pieces, PAIRS, recipe, seed=1, sampling=sampling, checkpoint=checkpoint, seconds=0)
+        assert (history.updates, history.finished) == (update, update == recipe.updates)
         # The time of all pieces is summed.
         assert history.seconds > seconds
         seconds = history.seconds
@@ -225,12 +226,12 @@ def test_stopping_after_every_update_changes_nothing(name: str, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [checkpoint]
     # What is finished is read, not trained again; and it holds the network alone.
     again = fresh(kind)
-    assert train(again, PAIRS, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint) == history
+    assert train(again, PAIRS, recipe, seed=1, sampling=sampling, checkpoint=checkpoint) == history
     assert same(again, whole)
     assert not again.training
     loaded = load_network(checkpoint, MICRO)
     assert same(loaded, whole)
-    assert (loaded.describe(), loaded.space, loaded.training) == (whole.describe(), MICRO, False)
+    assert (loaded.describe(), loaded.dropout, loaded.space, loaded.training) == (whole.describe(), 0.2, MICRO, False)
     assert checkpoint.stat().st_size < 1.5 * sum(4 * p.numel() for p in whole.parameters()) + 20_000
 
 
