@@ -42,15 +42,7 @@ def launch(*words: str | Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *settings,
-        *address,
-        str(TESTS / "distributed_work.py"),
-        *map(str, words),
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *settings, *address, TESTS / "distributed_work.py", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
