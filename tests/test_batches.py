@@ -118,14 +118,6 @@ def test_stored_batches_are_equal(both: tuple[Pairs, Pairs], rows: list[int]) ->
     assert equal(*both, np.array(rows))
 
 
-def test_the_order_of_stored_batches_is_equal(both: tuple[Pairs, Pairs]) -> None:
-    memory, stored = both
-    assert (len(memory), stored.src_lengths.dtype) == (len(stored), np.int16)
-    for limit in (12, 40, 10**6):
-        for a, b in zip(memory.batches(limit), stored.batches(limit), strict=True):
-            assert a.tolist() == b.tolist()
-
-
 def test_a_batch_of_more_than_two_bytes_can_count() -> None:
     """Lengths are stored in two bytes; the number of tokens of a batch is not."""
     n = 300

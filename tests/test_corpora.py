@@ -176,6 +176,7 @@ FORM = 'expected a column "translation" with "en" and "de"'
         ({"test.jsonl": b'{"translation": "a"}\n'}, FORM),
         ({"test.jsonl": jsonl(("a", "b")) + b"no json\n"}, "test.jsonl: damaged or of another form: JSON parse error"),
         ({"test.jsonl": b"", "test.parquet": b""}, "both as parquet and as jsonl; keep one"),
+        ({"test.en": b"a\n", "test.en.gz": b"", "test.de": b"b\n"}, "test is there both packed and not; keep one"),
         ({"test.en": b"a\n"}, "there is test.en but no test.de; a corpus needs both languages"),
     ],
 )

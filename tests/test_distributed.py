@@ -21,7 +21,6 @@ from small_nets import MICRO
 
 from llmpp_book.__main__ import main
 from llmpp_core.jobs.files import load_tensors
-from llmpp_core.nets import training
 from llmpp_core.nets.distributed import share
 from llmpp_core.text.special_tokens import PAD
 
@@ -43,15 +42,7 @@ def launch(*words: str | Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *settings,
-        *address,
-        str(TESTS / "distributed_work.py"),
-        *map(str, words),
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *settings, *address, TESTS / "distributed_work.py", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
@@ -60,19 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("distributed")
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what `run` does to the module."""
-    monkeypatch.setattr(training, "_divergence", training._divergence)
-
-
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
     """Return what each of two processes found."""
-    divergence = training._divergence
     for name, case in CASES.items():
         run_half(case, folder / f"{name}.one-to-two")
-    training._divergence = divergence
     whole = (folder / f"{next(iter(CASES))}.one-to-two").read_bytes()
     (folder / "damaged").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = launch(folder)
@@ -152,7 +135,6 @@ def test_the_command_goes_on_with_fewer_processes_and_says_what_is_wrong(tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["synthetik", "--supernet", "HAT"], "unknown task 'synthetik'; known are "),
         (["tests.reversed", "--supernet", "Hat"], "unknown supernet 'Hat'; known are HAT, Supernet (Sandwich), Layer-wise MoS, Neuron-"),
         (["tests.reversed", "--arch", "nothing.yml"], "nothing.yml: No such file or directory"),
         (["tests.reversed"], "one of the arguments --supernet --arch is required"),

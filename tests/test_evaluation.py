@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 from small_nets import MICRO, VOCAB, new_network, reversed_pairs, reversed_task
-from torch.nn import functional as F
 
 from llmpp_core.nets import loss as evaluation
 from llmpp_core.nets.decoding import translate
-from llmpp_core.nets.loss import chunked_loss, validation_loss
+from llmpp_core.nets.loss import validation_loss
 from llmpp_core.nets.transformer import Transformer
 from llmpp_core.tasks.evaluation import evaluate
 from llmpp_core.tasks.task import Task
 from llmpp_core.text.batches import Pairs
-from llmpp_core.text.special_tokens import PAD
 
 ARCHS = MICRO.sample(4, np.random.default_rng(0))
 
@@ -60,21 +58,17 @@ def test_the_loss_is_that_of_the_plain_loop(label_smoothing: float, pairs: Pairs
             assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_few_logits_at_once_give_the_same_loss(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = new_network(ARCHS[0]), pairs.batch(np.arange(30))
-    states = model.decode(batch.tgt, model.encode(batch.src))
-    expected = F.cross_entropy(
-        model.project(states).flatten(0, 1), batch.labels.flatten(), ignore_index=PAD, label_smoothing=0.1, reduction="sum"
-    )
+def test_few_logits_are_held_at_once_and_none_of_padding(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = new_network(ARCHS[0]), int(pairs.tgt_lengths.sum()) - len(pairs)
+    expected = validation_loss(model, pairs)
     sizes: list[int] = []
     monkeypatch.setattr(model, "project", lambda x: sizes.append(len(x)) or Transformer.project(model, x))
     for limit in (1, 7 * VOCAB, 2**24):
         monkeypatch.setattr(evaluation, "_LOGITS", limit)
         sizes.clear()
-        assert chunked_loss(model, states, batch.labels, 0.1).item() == pytest.approx(float(expected), rel=1e-6)
-        assert max(sizes) == min(max(1, limit // VOCAB), batch.tokens)
-        # Padding is not projected at all.
-        assert sum(sizes) == batch.tokens < batch.labels.numel()
+        assert validation_loss(model, pairs) == pytest.approx(expected, rel=1e-6)
+        assert max(sizes) == min(max(1, limit // VOCAB), tokens)
+        assert sum(sizes) == tokens
 
 
 def test_scores_are_those_of_both_sides(task: Task) -> None:

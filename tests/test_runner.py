@@ -149,7 +149,8 @@ def test_a_notebook_runs_in_this_interpreter_and_its_own_surroundings(book: tupl
 
 def test_a_page_holds_no_time_or_path(book: tuple[Paths, Outcome]) -> None:
     paths, _ = book
-    cells = page(paths, "01_first").cells
+    cells, metadata = page(paths, "01_first").cells, page(paths, "01_first").metadata
+    assert (set(metadata), metadata.language_info) == ({"kernelspec", "language_info", "llmpp"}, {"name": "python"})
     assert [cell.id for cell in cells] == ["title", "parameters", "cell-0", "cell-1"]
     assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3]
     streams = [(o.name, o.text) for o in cells[2].outputs if o.output_type == "stream"]
@@ -157,7 +158,7 @@ def test_a_page_holds_no_time_or_path(book: tuple[Paths, Outcome]) -> None:
     text = paths.page("01_first").read_text()
     for trace in (str(paths.root), 'papermill": {', "start_time", "iopub", "injected-parameters"):
         assert trace not in text
-    made = page(paths, "01_first").metadata.llmpp.run
+    made = metadata.llmpp.run
     assert set(made) == {"profile", "seed", "device", "versions"}
     assert (made.profile, made.seed, made.device) == ("smoke", 0, "cpu")
 
@@ -231,40 +232,27 @@ import llmpp_core.space
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "message"),
+    ("options", "edit", "message"),
     [
-        (["01"], {"parameters": {"seed": True}}, "01_a: parameter seed is True; expected int as in its default 0"),
-        (["01"], {"parameters": {"rate": "fast"}}, "01_a: parameter rate is 'fast'; expected float as in its default 0.5"),
-        (["01"], {"parameters": {"profile": "full"}}, "not set with -p but with --profile"),
-        (["01"], {"workers": 0}, "--jobs is 0"),
-        (["01"], {"update": True, "profile": "full"}, "--update stores the smoke profile with default parameters only"),
-        (["needs"], {}, "09_x needs 'tsf', which is unknown; known are tfs, unlabelled, latency, multi30k"),
-        (["claims"], {}, "claims.yml, sections: Input should be a valid list"),
-        (["json"], {}, "01_a.ipynb is not a readable notebook: JSONDecodeError"),
-        (["ids"], {}, "in which cells have ids"),
-        (["twice"], {}, "2 cells are tagged 'parameters'"),
-        (["syntax"], {}, "invalid syntax (the cell tagged 'parameters', line 1)"),
-        (["empty"], {}, "there are no notebooks in"),
+        ({"parameters": {"seed": True}}, ("", ""), "01_a: parameter seed is True; expected int as in its default 0"),
+        ({"parameters": {"rate": "fast"}}, ("", ""), "01_a: parameter rate is 'fast'; expected float as in its default 0.5"),
+        ({"parameters": {"profile": "full"}}, ("", ""), "not set with -p but with --profile"),
+        ({"update": True, "profile": "full"}, ("", ""), "--update stores the smoke profile with default parameters only"),
+        ({}, ('"needs": []', '"needs": ["tsf"]'), "01_a needs 'tsf', which is unknown; known are tfs, unlabelled, latency, multi30k"),
+        ({}, ("sections:", "sections: 3\nothers:"), "claims.yml, sections: Input should be a valid list"),
+        ({}, ('{"cells"', "{cells"), "01_a.ipynb is not a readable notebook: JSONDecodeError"),
+        ({}, ('"id": "title", ', ""), "in which cells have ids"),
+        ({}, ('"id": "cell-0", "metadata": {}', '"id": "b", "metadata": {"tags": ["parameters"]}'), "2 cells are tagged 'parameters'"),
+        ({}, ("seed = 0", "seed = "), "invalid syntax (the cell tagged 'parameters', line 2)"),
     ],
 )
-def test_wrong_input_is_one_line_and_writes_nothing(names: list[str], options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line_and_writes_nothing(options: dict[str, Any], edit: tuple[str, str], message: str, tmp_path: Path) -> None:
     paths = small_book(tmp_path)
-    path = write_notebook(paths.notebooks, "01_a")
-    content = json.loads(path.read_text())
-    if names == ["needs"]:
-        write_notebook(paths.notebooks, "09_x", needs=["tsf"])
-    elif names == ["claims"]:
-        paths.claims.write_text("sections: 3")
-    elif names == ["empty"]:
-        path.unlink()
-    elif names[0].isalpha():
-        content["cells"][1]["source"] = "seed = " if names == ["syntax"] else content["cells"][1]["source"]
-        content["cells"] += content["cells"][1:] if names == ["twice"] else []
-        content["cells"][0] = {"cell_type": "markdown", "metadata": {}, "source": ""} if names == ["ids"] else content["cells"][0]
-        path.write_text("{" if names == ["json"] else json.dumps(content))
+    for path in (paths.claims, write_notebook(paths.notebooks, "01_a", "1")):
+        path.write_text(path.read_text().replace(*edit))
     before = files(tmp_path)
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        run(paths, names, **options)
+        run(paths, **options)
     assert "\n" not in str(error.value)
     assert files(tmp_path) == before
 

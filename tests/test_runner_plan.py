@@ -1,4 +1,4 @@
-"""Planning and pages: what is chosen, with which parameters and data, and the form in which an executed notebook is stored."""
+"""Planning: what is chosen, with which parameters and data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from small_book import small_book, write_notebook
 
+from llmpp_book.errors import InputError
 from llmpp_book.runner import plan as runner_plan
-from llmpp_book.runner.notebook import Paths, normalise, read, write_atomically
+from llmpp_book.runner.notebook import Paths, read
 from llmpp_core import upstream
 
 
@@ -30,6 +30,11 @@ def jobs(paths: Paths, *names: str, profile: str = "smoke", **parameters: Any) -
 def test_names_are_numbers_or_stems_and_none_means_all(book: Paths) -> None:
     assert list(jobs(book, "04", "02_b", "02")) == ["02_b", "04_d"]
     assert list(jobs(book)) == ["01_a", "02_b", "04_d"]
+
+
+def test_a_book_without_notebooks_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no notebooks in"):
+        jobs(small_book(tmp_path))
 
 
 def test_only_parameters_that_differ_from_the_defaults_are_set(book: Paths) -> None:
@@ -89,42 +94,3 @@ def test_a_damaged_file_stops_the_plan_and_absent_data_change_no_hash(
     data["tfs"].write_text("tampered")
     with pytest.raises(upstream.DamagedFileError, match="is damaged"):
         jobs(book, "05")
-
-
-# --- pages --------------------------------------------------------------------------------------------------------
-
-
-def test_normal_form_has_no_trace_of_time_or_chance(tmp_path: Path) -> None:
-    def executed(when: str, count: int) -> dict[str, Any]:
-        content = json.loads(write_notebook(tmp_path, "01_a", "1 + 1").read_text())
-        injected = {**content["cells"][1], "id": when, "source": "seed = 1", "metadata": {"tags": ["injected-parameters"]}}
-        content["cells"].insert(2, injected)
-        for cell in content["cells"]:
-            cell["metadata"] |= {"papermill": {"start_time": when}, "execution": {"iopub.status.busy": when}}
-            cell["metadata"].setdefault("tags", [])
-        for i, cell in enumerate(content["cells"][1:]):
-            cell["execution_count"] = count + i
-        result = {"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": count + 2}
-        content["cells"][-1]["outputs"] = [result]
-        content["metadata"] |= {"papermill": {"input_path": when}, "language_info": {"name": "python", "version": when}}
-        return content
-
-    run = {"profile": "smoke", "seed": 1}
-    text = normalise(executed("10:00", 7), run)
-    assert text == normalise(executed("11:11", 1), run) == normalise(json.loads(text), run)
-    content = nbformat.reads(text, as_version=4)
-    nbformat.validate(content)
-    assert [cell.id for cell in content.cells] == ["title", "parameters", "injected-parameters", "cell-0"]
-    assert [cell.execution_count for cell in content.cells[1:]] == [1, 2, 3]
-    assert content.cells[-1].outputs[0].execution_count == 3
-    assert set(content.metadata) == {"kernelspec", "language_info", "llmpp"}
-    assert content.metadata.language_info == {"name": "python"}
-    assert content.metadata.llmpp == {"needs": [], "run": run}
-
-
-def test_a_page_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "page.md"
-    assert write_atomically(path, "old\n")
-    before = path.stat().st_mtime_ns
-    assert not write_atomically(path, "old\n")
-    assert path.stat().st_mtime_ns == before

@@ -219,16 +219,11 @@ def test_a_claim_given_twice_is_refused(tmp_path: Path) -> None:
         read_claims(claims_file(tmp_path, CLAIM, CLAIM))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({**GOOD, "ch01_mae": "'small'"}, "claim best: ch01_mae is 'small', compared with 0.98: expected two numbers"),
-        ({**GOOD, "ch01_shown": "'small'"}, "claim best, evidence: Unknown format code"),
-    ],
-)
-def test_a_value_of_the_wrong_kind_names_the_claim(values: dict[str, str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        card(tmp_path, values, **({"evidence": "{ch01_shown:.2f}"} if "ch01_shown" in values else {}))
+def test_a_value_of_the_wrong_kind_names_the_claim(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"claim best: ch01_mae is 'small', compared with 0\.98: expected two numbers"):
+        card(tmp_path, GOOD | {"ch01_mae": "'small'"})
+    with pytest.raises(InputError, match="claim best, evidence: Unknown format code"):
+        card(tmp_path, GOOD | {"ch01_shown": "'small'"}, evidence="{ch01_shown:.2f}")
 
 
 # --- the claims of the paper --------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
-"""Training: it learns, it is a function of its seed alone, and stopping it in whatever way changes nothing."""
+"""Training: it learns, it is a function of its seed alone, and stopping it in whatever way changes nothing.
+
+Every kind of damage to a checkpoint is in test_files.py, a training that meets it in test_distributed.py.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +21,15 @@ from llmpp_core.nets.checkpoints import load_network
 from llmpp_core.nets.supernet import SuperTransformer
 from llmpp_core.nets.training import POINTS, History, Recipe, sandwich, smoothed_loss, train, uniform
 from llmpp_core.nets.transformer import Transformer
-from llmpp_core.text.batches import Pairs
+from llmpp_core.space.search_space import TINY
+from llmpp_core.text.batches import Pairs, epochs
 from llmpp_core.text.special_tokens import PAD
 
 #: Long enough to resume several times, too short to learn anything.
 QUICK = Recipe(updates=6, batch_tokens=150, learning_rate=0.01)
 #: What can be trained: what it is and how subnets are drawn.
 MODELS = {"single": ("plain", None), "sandwich": ("shared", sandwich), "neuron-wise": ("neuron-wise", uniform)}
-
-
-@pytest.fixture(scope="module")
-def pairs() -> Pairs:
-    return reversed_pairs(200, seed=0, longest=4)
+PAIRS = reversed_pairs(200, seed=0, longest=4)
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def without_clock(history: History) -> dict[str, Any]:
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_falls_from_chance_to_below_what_the_frequencies_tell(pairs: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
-    history = train(fresh("plain"), pairs, replace(QUICK, updates=100, batch_tokens=300), seed=0, progress="micro")
+def test_the_loss_falls_from_chance_to_below_what_the_frequencies_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    history = train(fresh("plain"), PAIRS, replace(QUICK, updates=100, batch_tokens=300), seed=0, progress="micro")
     assert (history.finished, history.diverged, history.updates, len(history.loss)) == (True, None, 100, POINTS)
     assert history.loss[0] > math.log(VOCAB) - 0.3
     assert history.loss[-1] < 2.0
@@ -66,19 +67,19 @@ def test_the_loss_falls_from_chance_to_below_what_the_frequencies_tell(pairs: Pa
 
 @pytest.mark.parametrize("updates", [7, 120])
 @pytest.mark.usefixtures("patient")
-def test_the_curve_is_the_mean_over_each_fiftieth(updates: int, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curve_is_the_mean_over_each_fiftieth(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # An update that reports its number in place of a loss.
     monkeypatch.setattr(training, "_update", lambda *arguments: torch.tensor(float(next(numbers)), dtype=torch.float64))
     numbers = iter(range(updates))
-    history = train(fresh("plain"), pairs, replace(QUICK, updates=updates), seed=0)
+    history = train(fresh("plain"), PAIRS, replace(QUICK, updates=updates), seed=0)
     ends = sorted({math.ceil(updates * k / POINTS) for k in range(1, POINTS + 1)})
     expected = [np.mean(range(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
     np.testing.assert_allclose(history.loss, expected)
     assert history.pending == 0
 
 
-def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs) -> None:
-    batch = pairs.batch(np.arange(8))
+def test_an_update_follows_the_gradient_of_the_mean_loss_per_token() -> None:
+    batch = PAIRS.batch(np.arange(8))
     archs = [MICRO.smallest(), MICRO.largest()]
     models = [fresh("shared", dropout=0.0) for _ in range(2)]
     for model in models:
@@ -96,32 +97,15 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_per_token(pairs: Pairs)
             torch.testing.assert_close(ours, theirs - 0.5 * recipe.clip / norm * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_is_that_of_the_recipe(pairs: Pairs) -> None:
+def test_dropout_is_that_of_the_recipe() -> None:
     made = []
     for network, recipe in ((0.1, 0.0), (0.5, 0.0), (0.1, 0.5)):
         model = fresh("shared", network)
-        train(model, pairs, replace(QUICK, dropout=recipe), seed=0, sampling=uniform)
+        train(model, PAIRS, replace(QUICK, dropout=recipe), seed=0, sampling=uniform)
         assert model.subnet(MICRO.smallest()).dropout == recipe
         made.append(model)
     assert same(*made[:2])
     assert not same(made[0], made[2])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"updates": 10.5}, "updates: expected an integer, got 10.5"),
-        ({"accumulate": 1.5}, "accumulate: expected an integer, got 1.5"),
-    ],
-)
-def test_a_recipe_that_would_never_end_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(QUICK, **change)
-
-
-def test_tokens_of_another_vocabulary_are_refused(pairs: Pairs) -> None:
-    with pytest.raises(ValueError, match=rf"token \d+ is none of the network's {VOCAB - 1}"):
-        train(SuperTransformer(MICRO, VOCAB - 1), pairs, QUICK, seed=0, sampling=uniform)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
@@ -133,7 +117,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_every_update_has_subnets_tokens_and_dropout_of_its_own(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_update_has_subnets_tokens_and_dropout_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[Any], float]] = []
 
     def update(model: Any, optimiser: Any, batches: Any, archs: Any, recipe: Recipe, rate: float, tokens: int, place: Any) -> torch.Tensor:
@@ -144,8 +128,9 @@ def test_every_update_has_subnets_tokens_and_dropout_of_its_own(pairs: Pairs, mo
 
     monkeypatch.setattr(training, "_update", update)
     for sampling in (uniform, sandwich):
-        history = train(fresh("shared"), pairs, replace(QUICK, updates=30), seed=3, sampling=sampling)
-    assert history.tokens == sum(int(pairs.tgt_lengths[rows].sum()) - len(rows) for rows in batches_of(pairs, 30))
+        history = train(fresh("shared"), PAIRS, replace(QUICK, updates=30), seed=3, sampling=sampling)
+    batches = islice(epochs(PAIRS, QUICK.batch_tokens, 3), 30)
+    assert history.tokens == sum(int(PAIRS.tgt_lengths[rows].sum()) - len(rows) for rows in batches)
     randoms, sandwiches = seen[:30], seen[30:]
     assert len({archs[0] for archs, _ in randoms}) > 20
     assert len({number for _, number in randoms}) == 30
@@ -153,40 +138,48 @@ def test_every_update_has_subnets_tokens_and_dropout_of_its_own(pairs: Pairs, mo
     assert sandwiches == [([archs[0], MICRO.largest(), MICRO.smallest()], number) for archs, number in randoms]
 
 
-def batches_of(pairs: Pairs, n: int) -> list[np.ndarray]:
-    return [rows for _, rows in zip(range(n), training.epochs(pairs, QUICK.batch_tokens, 3), strict=False)]
-
-
 # --- what cannot be, and divergence -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", asdict(QUICK))
-def test_recipes_that_cannot_be_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected a (positive )?number.*, got -1"):
-        replace(QUICK, **{name: -1})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({name: -1}, f"{name}: expected a (positive )?number.*, got -1") for name in asdict(QUICK)),
+        *(({name: 1.5}, f"{name}: expected an integer, got 1.5") for name in ("updates", "accumulate")),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **change)
 
 
-def test_a_supernet_needs_a_sampling_and_one_architecture_takes_none(pairs: Pairs) -> None:
-    for model, sampling in ((fresh("shared"), None), (fresh("plain"), uniform)):
-        with pytest.raises(ValueError, match="sampling: a supernet needs one, a single architecture takes none"):
-            train(model, pairs, QUICK, seed=0, sampling=sampling)
-    with pytest.raises(ValueError, match="pairs: there are none to train on"):
-        train(fresh("plain"), reversed_pairs(0, seed=0), QUICK, seed=0)
+@pytest.mark.parametrize(
+    ("model", "pairs", "sampling", "message"),
+    [
+        (fresh("shared"), PAIRS, None, "sampling: a supernet needs one, a single architecture takes none"),
+        (fresh("plain"), PAIRS, uniform, "sampling: a supernet needs one, a single architecture takes none"),
+        (fresh("plain"), PAIRS.first(0), None, "pairs: there are none to train on"),
+        (SuperTransformer(MICRO, VOCAB - 1), PAIRS, uniform, rf"token \d+ is none of the network's {VOCAB - 1}"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(model: Any, pairs: Pairs, sampling: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(model, pairs, QUICK, seed=0, sampling=sampling)
 
 
-def test_a_loss_that_becomes_infinite_ends_the_training(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_infinite_ends_the_training(tmp_path: Path) -> None:
     recipe = replace(QUICK, updates=100, learning_rate=1e30)
-    history, again = (train(fresh("plain"), pairs, recipe, seed=0, checkpoint=tmp_path / "c") for _ in range(2))
+    history, again = (train(fresh("plain"), PAIRS, recipe, seed=0, checkpoint=tmp_path / "c") for _ in range(2))
     assert history.diverged == f"the loss is nan at update {history.updates}"
     assert history.finished
     assert history.updates < 20
     assert str(again) == str(history)
 
 
-def test_a_loss_that_never_falls_is_given_up_half_way(pairs: Pairs) -> None:
-    history = train(fresh("plain"), pairs, replace(QUICK, updates=100, learning_rate=1e-6), seed=0)
+def test_a_loss_that_never_falls_is_given_up_half_way() -> None:
+    history = train(fresh("plain"), PAIRS, replace(QUICK, updates=100, learning_rate=1e-6), seed=0)
     assert history.updates == 50
-    counts = np.bincount(pairs.tgt[:, 1:].flatten(), minlength=VOCAB).astype(float)
+    counts = np.bincount(PAIRS.tgt[:, 1:].flatten(), minlength=VOCAB).astype(float)
     counts[PAD] = 0
     shares = 0.9 * counts / counts.sum() + 0.1 / VOCAB
     entropy = -(shares * np.log(shares)).sum()
@@ -197,15 +190,15 @@ def test_a_loss_that_never_falls_is_given_up_half_way(pairs: Pairs) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_training_is_a_function_of_its_seed_alone(pairs: Pairs) -> None:
+def test_a_training_is_a_function_of_its_seed_alone() -> None:
     first, again, other = (fresh("neuron-wise") for _ in range(3))
     state = torch.get_rng_state()
-    history = train(first, pairs, QUICK, seed=1, sampling=uniform)
+    history = train(first, PAIRS, QUICK, seed=1, sampling=uniform)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
     # A network that has learned something else begins anew.
     for net, seed in ((again, 2), (other, 2), (again, 1)):
-        last = train(net, pairs, QUICK, seed=seed, sampling=uniform)
+        last = train(net, PAIRS, QUICK, seed=seed, sampling=uniform)
     assert without_clock(last) == without_clock(history)
     assert same(first, again)
     assert not same(first, other)
@@ -214,16 +207,17 @@ def test_a_training_is_a_function_of_its_seed_alone(pairs: Pairs) -> None:
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", MODELS)
-def test_stopping_after_every_update_changes_nothing(name: str, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_after_every_update_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A point of the curve is then the mean over several updates.
     monkeypatch.setattr(training, "POINTS", 2)
     kind, sampling = MODELS[name]
+    recipe = replace(QUICK, dropout=0.2)
     whole, checkpoint, seconds = fresh(kind), tmp_path / "c", 0.0
-    expected = train(whole, pairs, QUICK, seed=1, sampling=sampling)
-    for update in range(1, QUICK.updates + 1):
+    expected = train(whole, PAIRS, recipe, seed=1, sampling=sampling)
+    for update in range(1, recipe.updates + 1):
         pieces = fresh(kind)
-        history = train(pieces, pairs, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint, seconds=0)
-        assert (history.updates, history.finished) == (update, update == QUICK.updates)
+        history = train(pieces, PAIRS, recipe, seed=1, sampling=sampling, checkpoint=checkpoint, seconds=0)
+        assert (history.updates, history.finished) == (update, update == recipe.updates)
         # The time of all pieces is summed.
         assert history.seconds > seconds
         seconds = history.seconds
@@ -232,8 +226,47 @@ def test_stopping_after_every_update_changes_nothing(name: str, pairs: Pairs, tm
     assert list(tmp_path.iterdir()) == [checkpoint]
     # What is finished is read, not trained again; and it holds the network alone.
     again = fresh(kind)
-    assert train(again, pairs, QUICK, seed=1, sampling=sampling, checkpoint=checkpoint) == history
+    assert train(again, PAIRS, recipe, seed=1, sampling=sampling, checkpoint=checkpoint) == history
     assert same(again, whole)
     assert not again.training
-    assert same(load_network(checkpoint, MICRO), whole)
+    loaded = load_network(checkpoint, MICRO)
+    assert same(loaded, whole)
+    assert (loaded.describe(), loaded.dropout, loaded.space, loaded.training) == (whole.describe(), 0.2, MICRO, False)
     assert checkpoint.stat().st_size < 1.5 * sum(4 * p.numel() for p in whole.parameters()) + 20_000
+
+
+OTHER_SPACE = replace(MICRO, name="OTHER", decoder_ffn_dims=(36, 18, 9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("plain", {"seed": 1}, "seed is 0 there and 1 here"),
+        ("plain", {"recipe": replace(QUICK, learning_rate=0.5, clip=2.0)}, "recipe.clip is 1.0 there and 2.0 here; recipe.learning_rate"),
+        ("plain", {"recipe": replace(QUICK, dropout=0.2)}, "network.dropout is 0.1 there and 0.2 here; recipe.dropout"),
+        ("plain", {"model": Transformer(MICRO.largest(), MICRO, VOCAB)}, "network.arch is encoder-embed-dim-subtransformer: 12"),
+        (
+            "plain",
+            {"model": Transformer(MICRO.smallest(), OTHER_SPACE, VOCAB)},
+            "[36, 18] there and [36, 18, 9] here; space.name is",
+        ),
+        ("plain", {"pairs": replace(PAIRS, src=PAIRS.src.flip(0))}, "pairs is "),
+        ("plain", {"pairs": replace(PAIRS, tgt=PAIRS.tgt.flip(0))}, "pairs is "),
+        ("plain", {"model": fresh("layer-wise"), "sampling": uniform}, "network.kind is None there and layer-wise here"),
+        ("layer-wise", {"sampling": sandwich}, "sampling is uniform there and sandwich here"),
+        ("layer-wise", {"model": fresh("neuron-wise")}, "network.kind is layer-wise there and neuron-wise here"),
+    ],
+)
+def test_a_checkpoint_of_another_training_says_what_differs(kind: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    sampling = None if kind == "plain" else uniform
+    given: dict[str, Any] = {"model": fresh(kind), "pairs": PAIRS, "recipe": QUICK, "seed": 0, "sampling": sampling, "checkpoint": path}
+    train(**given, seconds=0)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"c\.safetensors is of another training: .*; choose another file or remove it$") as caught:
+        train(**{**given, **change})
+    assert message in str(caught.value)
+    assert path.read_bytes() == before
+    refused = r"c\.safetensors is of another search space than TINY: name is MICRO there and TINY here; encoder_embed_dim is \[20, 12\]"
+    with pytest.raises(ValueError, match=refused):
+        load_network(path, TINY)

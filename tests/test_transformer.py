@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_nets import MICRO, new_network, reversed_pairs
+from small_nets import MICRO, new_network
 from torch import nn
 
 from llmpp_core.nets.transformer import MAX_LENGTH, Transformer
@@ -85,19 +85,6 @@ def test_the_network_is_the_arithmetic_of_its_definition(space: SearchSpace) -> 
         np.testing.assert_allclose(model(torch.tensor([src]), torch.tensor([tgt]))[0], reference(model, src, tgt), atol=1e-5)
 
 
-def test_padding_changes_nothing() -> None:
-    pairs = reversed_pairs(6, seed=0)
-    batch = pairs.batch(np.arange(6))
-    assert (batch.src == PAD).any()
-    for arch in MICRO.sample(2, np.random.default_rng(0)):
-        model = new_network(arch)
-        together = model(batch.src, batch.tgt)
-        for i in range(6):
-            alone = pairs.batch(np.array([i]))
-            kept = alone.labels[0] != PAD
-            torch.testing.assert_close(together[i, : alone.tgt.shape[1]][kept], model(alone.src, alone.tgt)[0][kept], rtol=1e-5, atol=1e-5)
-
-
 def test_dropout_shrinks_with_the_width() -> None:
     model = new_network(MICRO.smallest(), dropout=0.3)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
@@ -107,16 +94,12 @@ def test_dropout_shrinks_with_the_width() -> None:
     assert all(rate == pytest.approx(encoder if name.startswith("encoder") else decoder) for name, rate in rates.items())
 
 
-def test_initialisation_fills_every_weight_and_follows_its_generator() -> None:
-    models = [Transformer(MICRO.largest(), MICRO, 5000) for _ in range(3)]
-    for model, seed in zip(models, (1, 1, 2), strict=True):
-        for parameter in model.parameters():
-            parameter.fill_(torch.nan)
-        model.initialise(torch.Generator().manual_seed(seed))
-    same, other = ([torch.equal(a, b) for a, b in zip(models[0].parameters(), m.parameters(), strict=True)] for m in models[1:])
-    assert all(same)
-    assert not any(equal for equal, parameter in zip(other, models[0].parameters(), strict=True) if parameter.ndim == 2)
-    weights = dict(models[0].named_parameters())
+def test_initialisation_fills_every_weight() -> None:
+    model = Transformer(MICRO.largest(), MICRO, 5000)
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+    model.initialise(torch.Generator().manual_seed(1))
+    weights = dict(model.named_parameters())
     assert not weights["embedding.weight"][PAD].any()
     assert weights.pop("embedding.weight").std() == pytest.approx(24**-0.5, rel=0.02)
     for name, parameter in weights.items():

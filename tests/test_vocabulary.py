@@ -6,14 +6,10 @@ import pickle
 import string
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 from multiprocessing import get_context
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from llmpp_core.text.corpora import multi30k
 from llmpp_core.text.special_tokens import BOS, EOS, PAD, UNK
 from llmpp_core.text.vocabulary import Vocabulary
 
@@ -53,28 +49,10 @@ def test_text_comes_back_normalised(subwords: Vocabulary, text: str) -> None:
     assert subwords.decode([ids]) == subwords.decode([[BOS, *ids, EOS, PAD, PAD]]) == subwords.normalise([text]) == [plain(text)]
 
 
-@settings(max_examples=30)
-@given(text=st.text(alphabet=ALPHABET + "  \u00a0\u0301", min_size=1, max_size=40))
-def test_any_text_of_known_characters_comes_back(subwords: Vocabulary, text: str) -> None:
-    ids = subwords.encode([text])
-    if UNK not in ids[0]:  # a combining accent may compose a letter that was never seen
-        assert subwords.decode(ids) == [plain(text)]
-
-
 def test_unknown_characters_are_left_out(subwords: Vocabulary) -> None:
     ids = subwords.encode(["A man ☃ runs漢字."])
     assert ids[0].count(UNK) == 3
     assert subwords.decode(ids) == ["A man runs."]
-
-
-@pytest.mark.needs_data("multi30k")
-def test_captions_of_multi30k_come_back() -> None:
-    sides = [multi30k("de", "valid").src, *(multi30k(target, "valid").tgt for target in ("de", "fr", "cs"))]
-    text = list(chain.from_iterable(sides))
-    vocabulary = Vocabulary.subwords(text, 2000)
-    ids = vocabulary.encode(text)
-    assert not any(UNK in row for row in ids)
-    assert vocabulary.decode(ids) == [plain(sentence) for sentence in text]
 
 
 def test_training_is_the_same_in_every_process() -> None:
@@ -85,9 +63,8 @@ def test_training_is_the_same_in_every_process() -> None:
     assert [vocabulary.to_json() for vocabulary in elsewhere] == [vocabulary.to_json() for vocabulary in here]
 
 
-@pytest.mark.parametrize("copy", [lambda v: Vocabulary.from_json(v.to_json()), lambda v: pickle.loads(pickle.dumps(v))])
-def test_copies_encode_alike(subwords: Vocabulary, copy) -> None:
-    copied, text = copy(subwords), [*SENTENCES, "with <pad> inside"]
+def test_copies_encode_alike(subwords: Vocabulary) -> None:
+    copied, text = pickle.loads(pickle.dumps(subwords)), [*SENTENCES, "with <pad> inside"]
     assert copied.encode(text) == subwords.encode(text)
     assert copied.decode(copied.encode(text)) == text
 

@@ -119,21 +119,13 @@ def sha256(path: Path) -> str:
 
 
 def normalise(executed: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """Return an executed notebook as text that is the same after every equal run: no times, no counters, no random ids."""
+    """Return an executed notebook as text that is the same after every equal run: no times, no random ids."""
     content = json.loads(json.dumps(executed))
-    count = 0
     for cell in content["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k not in VOLATILE and not (k == "tags" and not v)}
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["id"] = "injected-parameters"
             cell["source"] = text(cell["source"]).rstrip()
-        if cell["cell_type"] == "code":
-            if cell["execution_count"] is not None:
-                count += 1
-                cell["execution_count"] = count
-            for output in cell["outputs"]:
-                if "execution_count" in output:
-                    output["execution_count"] = count
     metadata = {k: v for k, v in content["metadata"].items() if k not in VOLATILE}
     metadata["language_info"] = {"name": "python"}
     metadata["llmpp"] = {**metadata.get("llmpp", {}), "run": dict(run)}

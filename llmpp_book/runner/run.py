@@ -72,8 +72,6 @@ def run(
         If an upstream file is damaged; nothing ran.
     """
     begin = time.monotonic()
-    if workers is not None and workers < 1:
-        raise InputError(f"--jobs is {workers}; expected a positive number")
     if update and (profile != "smoke" or parameters):
         raise InputError("--update stores the smoke profile with default parameters only; leave out --profile and -p")
     sections = read_claims(paths.claims)

@@ -150,25 +150,20 @@ class Mixture(nn.Module):
                 for name, n in outputs.items()
             }
         )
-        self.experts, self.per_neuron = experts, per_neuron
-
-    def shares(self, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
-        """Return the experts' shares for both matrices, shape (experts, outputs), or (experts, 1) layer-wise; they sum to 1."""
-        share = {name: router(features).view(self.experts, -1).softmax(dim=0) for name, router in self.routers.items()}
-        if not self.per_neuron:
-            return {"up": share["both"], "down": share["both"]}
-        return {"up": share["up"][:, :hidden], "down": share["down"][:, :dim]}
+        self.experts = experts
 
     def forward(self, first: FeedForward, features: Tensor, dim: int, hidden: int) -> dict[str, Tensor]:
         """Return weight and bias of both matrices, mixed, for `dim` inputs and `hidden` neurons."""
-        shares = self.shares(features, dim, hidden)
+        # Of shape (experts, outputs), or (experts, 1) layer-wise.
+        shares = {name: router(features).view(self.experts, -1).softmax(dim=0) for name, router in self.routers.items()}
         tensors = {}
         for name, rows, columns in (("up", hidden, dim), ("down", dim, hidden)):
             linears = [getattr(expert, name) for expert in (first, *self.others)]
             weights = torch.stack([linear.weight[:rows, :columns] for linear in linears])
             biases = torch.stack([linear.bias[:rows] for linear in linears])
-            tensors[f"{name}.weight"] = (shares[name][:, :, None] * weights).sum(dim=0)
-            tensors[f"{name}.bias"] = (shares[name] * biases).sum(dim=0)
+            share = shares["both"] if "both" in shares else shares[name][:, :rows]
+            tensors[f"{name}.weight"] = (share[:, :, None] * weights).sum(dim=0)
+            tensors[f"{name}.bias"] = (share * biases).sum(dim=0)
         return tensors
 
 

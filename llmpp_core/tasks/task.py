@@ -37,7 +37,7 @@ class Task:
     ------
     ValueError
         If the name is no name for files, a side is missing or empty, a sentence holds the mark that the vocabulary has for spaces, a
-        validation or test sentence is longer than `longest`, or that is more than the network takes.
+        validation or test sentence is longer than `longest`, that is more than the network takes, or BLEU could not be measured.
     """
 
     #: Short name, that of its files in results/.
@@ -67,12 +67,20 @@ class Task:
     pairs: Mapping[str, Pairs] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _refuse_name(self.name)
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w .+-]*", self.name):
+            allowed = "letters, digits and ' .+-_', first a letter or digit"
+            raise ValueError(f"task {self.name!r}: a name of files; allowed are {allowed}")
         missing = [side for side in SIDES if side not in self.text or not len(self.text[side])]
         if missing:
             raise ValueError(f"task {self.name}: no {', '.join(missing)} text; needed are {', '.join(SIDES)}")
         if not 1 <= self.longest <= MAX_LENGTH - 2:
             raise ValueError(f"task {self.name}: longest is {self.longest}; allowed are 1 to {MAX_LENGTH - 2}")
+        # Or it would be found out after the training.
+        if not self.beam >= 1 or self.beam % 1:
+            raise ValueError(f"task {self.name}: beam is {self.beam!r}; expected an integer from 1")
+        if self.bleu_tokenizer not in sacrebleu.BLEU.TOKENIZERS:
+            known = ", ".join(sacrebleu.BLEU.TOKENIZERS)
+            raise ValueError(f"task {self.name}: bleu_tokenizer is {self.bleu_tokenizer!r}; sacrebleu has {known}")
         object.__setattr__(self, "pairs", {side: self._pairs(side) for side in SIDES})
 
     @classmethod
@@ -123,7 +131,6 @@ class Task:
         ...     recipe = Recipe(updates=2000, batch_tokens=8192, learning_rate=1.5e-3, dropout=0.3)
         ...     return Task.from_text("ours.en-de", **text, space=SMALL, recipe=recipe, languages=("English", "German"))
         """
-        _refuse_name(name)
         given = {"train": train, "valid": valid, "test": test}
         text = {side: as_parallel(value, f"{name} {side}") for side, value in given.items()}
         vocabulary = Vocabulary.subwords(chain(text["train"].src, text["train"].tgt), subwords)
@@ -185,8 +192,3 @@ class Task:
             space=self.space,
             efficiency=Efficiency("GFLOPS", cost, gflops, decimals),
         )
-
-
-def _refuse_name(name: Any) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name):
-        raise ValueError(f"task {name!r}: a name of files; allowed are letters, digits and ' .+-_', first a letter or digit")

@@ -127,10 +127,13 @@ def find_wmt(name: str, side: str, folder: Path | None = None) -> list[Path]:
     ``train.parquet``, or in shards (``train-00000-of-00003.parquet``), with a column "translation" such as ``{"de": "Tag", "en": "day"}``.
 
     They lie in `folder`, by default the folder `name` (such as "wmt14.en-de") in ``LLMPP_DATA_DIR`` or the user's cache. Raises ValueError
-    if it has nothing, one language without the other, or rows in both forms.
+    if it has nothing, one language without the other, the same packed and not, or rows in both forms.
     """
     split = _SPLITS[side]
     for place in [folder] if folder else (base / name for base in places()):
+        rows = sorted(place.glob(f"{split}[.-]*"))
+        if len({path.name.removesuffix(".gz") for path in rows}) < len(rows):
+            raise ValueError(f"{place}: {split} is there both packed and not; keep one")
         lines = {f"{split}.{language}": sorted(place.glob(f"{split}.{language}*")) for language in ("en", name[-2:])}
         absent = [stem for stem, files in lines.items() if not files]
         if not absent:
@@ -138,11 +141,8 @@ def find_wmt(name: str, side: str, folder: Path | None = None) -> list[Path]:
         if len(absent) == 1:
             have = next(files[0].name for files in lines.values() if files)
             raise ValueError(f"{place}: there is {have} but no {absent[0]}; a corpus needs both languages")
-        rows = sorted(place.glob(f"{split}[.-]*"))
         if len({path.suffix == ".parquet" for path in rows}) > 1:
             raise ValueError(f"{place}: {split} is there both as parquet and as jsonl; keep one")
-        if len({path.name.removesuffix(".gz") for path in rows}) < len(rows):
-            raise ValueError(f"{place}: {split} is there both packed and not; keep one")
         if rows:
             return rows
     if folder:

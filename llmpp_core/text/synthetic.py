@@ -64,8 +64,8 @@ class Language:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng([self.seed, 1])
-        stems = _stems(rng, "ptkmnsl", "aeiou", 2)
-        others = _stems(rng, "bdgvzrxfj", "aeiou", 2)
+        stems = _stems(rng, "ptkmnsl")
+        others = _stems(rng, "bdgvzrxfj")
         nouns = [Noun(next(stems), next(others), int(rng.integers(_CLASSES)), bool(rng.random() < 0.5)) for _ in range(NOUNS)]
         words = {
             "verb": [next(stems) for _ in range(VERBS)],
@@ -159,10 +159,10 @@ class Language:
         return self.endings["agreement"][2 * phrase.noun.noun_class + phrase.plural]
 
 
-def _stems(rng: np.random.Generator, consonants: str, vowels: str, syllables: int) -> Iterator[str]:
+def _stems(rng: np.random.Generator, consonants: str) -> Iterator[str]:
     seen: set[str] = set()
     while True:
-        stem = "".join(str(rng.choice(list(c))) for _ in range(syllables) for c in (consonants, vowels))
+        stem = "".join(str(rng.choice(list(letters))) for letters in (consonants, "aeiou") * 2)
         if stem not in seen:
             seen.add(stem)
             yield stem
