@@ -22,8 +22,7 @@ PAIRS = [("HS-NAS", "costly"), ("adaptive", "costly"), ("switch 25", "costly"), 
 def main(repetitions: int = 400) -> None:
     """Print the coverage by pair of schedules, measure, number of searches and number of trainings."""
     rng, searches, trained = np.random.default_rng(0), st.searches("synthetic"), st.found("synthetic")
-    limit = sorted(searches["limit_ms"].unique())[1]
-    grouped = st.by_schedule(searches[searches["limit_ms"] == limit])
+    grouped = st.by_schedule(searches[searches["limit_ms"] == st.middle_limit(searches)])
     rows = []
     for measure in ("valid_loss", "valid_bleu"):
         noise = training_noise(trained, measure)["variance"]

@@ -21,26 +21,17 @@ from tqdm import tqdm
 from llmpp_book.studies.latency import JOBS, MLP, OWN, RESULTS, TRANSFER_RESULTS, all_transfers, compare, predictors
 from llmpp_core import upstream
 from llmpp_core.jobs.files import alone, append_rows, read_rows, replace_file
-from llmpp_core.jobs.provenance import commit
+from llmpp_core.jobs.provenance import commit, processor
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTIAL = ROOT / "_build" / "latency_predictors.jsonl"
-
-
-def cpu() -> str:
-    """Return the model of the CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def provenance() -> dict[str, str]:
     packages = ("torch", "scikit-learn", "numpy")
     return {
         "profile": "full",
-        "device": f"{cpu()}, {torch.get_num_threads()} thread(s)",
+        "device": f"{processor()}, {torch.get_num_threads()} thread(s)",
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]),
         "commit": commit(ROOT),
     }

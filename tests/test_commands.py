@@ -119,10 +119,7 @@ def test_parameters_are_read_as_values_and_never_run() -> None:
     ("error", "code"),
     [
         (InputError("two\n lines"), 2),
-        (SourceError("two\n lines"), 1),
-        (JobsLost("two\n lines"), 1),
-        (ClusterError("two\n lines"), 1),
-        (OSError("two\n lines"), 1),
+        *((kind("two\n lines"), 1) for kind in (SourceError, JobsLost, ClusterError, OSError)),
         (ValueError("a bug"), None),
         (RuntimeError("a bug"), None),
     ],
@@ -141,25 +138,23 @@ def test_errors_are_a_line_and_an_exit_code_unless_the_program_is_at_fault(
         assert call(capsys, "run") == (code, "", "two lines\n")
 
 
-def test_the_repository_is_found_from_the_package_not_the_folder(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "llmpp_book", "run", "00_nothing"]
-    asked = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert asked.returncode == 2
-    assert Paths().root == ROOT
-    assert not list(tmp_path.iterdir())
-
-
 def test_installed_elsewhere_it_reads_the_repository_above_or_says_that_there_is_none(tmp_path: Path) -> None:
     for package in ("llmpp_core", "llmpp_book"):
         shutil.copytree(ROOT / package, tmp_path / "site" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from llmpp_book.studies.ground_truth import trainings; print(len(trainings('synthetic')))"
+    # Tables are read without torch.
+    code = """import sys
+from llmpp_book.studies import ground_truth, search_tables
+print(len(ground_truth.trainings("synthetic")), len(search_tables.searches("synthetic")), "torch" in sys.modules)"""
 
     def ask(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "LLMPP_BOOK"}
         environment |= {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"} | variables
         return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
-    assert ask(ROOT / "book").stdout == ask(tmp_path, LLMPP_BOOK=str(ROOT)).stdout == "144\n"
+    assert ask(ROOT / "book").stdout == ask(tmp_path, LLMPP_BOOK=str(ROOT)).stdout == "144 84 False\n"
+    # A checkout's own package reads that checkout, wherever it is run, and so do its notebooks.
+    assert ask(tmp_path, PYTHONPATH=str(ROOT)).stdout == "144 84 False\n"
+    assert Paths().root == ROOT
     missing = ask(tmp_path).stderr.splitlines()[-1]
     assert missing.startswith(f"ValueError: {tmp_path}/results/tfs/synthetic.jsonl is not there or empty")
     assert "LLMPP_BOOK" in missing
@@ -250,7 +245,8 @@ def title(name: str) -> str:
 
 def test_a_module_of_the_users_brings_a_task_to_every_process(tmp_path: Path) -> None:
     (tmp_path / "my_tasks.py").write_text(MODULE)
-    words = [sys.executable, "-m", "llmpp_book", "train", "mine", "--import", "my_tasks", "--supernet", "HAT", "--checkpoint", "net"]
+    # As the console script, which finds nothing in the working directory by itself.
+    words = [sys.executable, "-P", "-m", "llmpp_book", "train", "mine", "--import", "my_tasks", "--supernet", "HAT", "--checkpoint", "net"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert re.fullmatch(r"1 process\(es\), \w+\n100 of 100 updates, .* target tokens, .*\n", done.stdout), done
@@ -261,27 +257,21 @@ def test_a_module_of_the_users_brings_a_task_to_every_process(tmp_path: Path) ->
             assert pool.submit(title, "mine").result(120) == "mine"
 
 
-@pytest.mark.parametrize(
-    ("module", "text", "message"),
-    [
-        ("my_absent", None, "--import my_absent: ModuleNotFoundError: No module named 'my_absent'"),
-        ("my_broken", "1 / 0", "--import my_broken: ZeroDivisionError: division by zero"),
-        ("my_empty", "", "unknown task 'ours'; known are "),
-    ],
-)
 @pytest.mark.parametrize("command", ["benchmark", "searches", "train"])
-def test_a_module_that_cannot_be_imported_is_one_line(
-    module: str, text: str | None, message: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_module_that_cannot_be_imported_is_one_line(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    if text is not None:
-        (tmp_path / f"{module}.py").write_text(text)
-    where = ["--supernet", "HAT", "--checkpoint", tmp_path / "c"] if command == "train" else ["--results", tmp_path / "r"]
-    where += [] if command == "train" else ["--checkpoints", tmp_path / "nets"]
-    code, _, err = call(capsys, command, "ours", "--import", module, *where)
-    assert code == 2
-    assert err.startswith(message)
-    assert err.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_broken.py").write_text("1 / 0")
+    (tmp_path / "my_empty.py").touch()
+    where = "--supernet HAT --checkpoint c" if command == "train" else "--results r --checkpoints nets"
+    for module, message in {
+        "my_absent": "--import my_absent: ModuleNotFoundError: No module named 'my_absent'",
+        "my_broken": "--import my_broken: ZeroDivisionError: division by zero",
+        "my_empty": "unknown task 'ours'; known are ",
+    }.items():
+        code, _, err = call(capsys, command, "ours", "--import", module, *where.split())
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(message)
     assert not (tmp_path / "r").exists()
 
 

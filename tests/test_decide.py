@@ -72,16 +72,6 @@ def test_what_is_not_known_is_not_taken_for_certain() -> None:
     diverged = pd.concat([thrice, once.assign(valid_bleu=np.nan)])
     pair = archs[:4], archs[4:8]
     assert paired(*pair, diverged).interval() == paired(*pair, thrice).interval()
-    # A group of one pair is as uncertain as pairs of the others are: what searches find differs, on average by nothing.
-    many, groups, hits = TINY.sample(60, np.random.default_rng(1)), [1, *[2] * 10, 3], []
-    for _ in range(150):
-        quality = rng.normal(size=60)
-        quality -= quality.mean()
-        drawn = rng.integers(60, size=(2, 12))
-        rows = [{"architecture": many[i], "valid_bleu": quality[i] + 0.2 * rng.normal()} for i in np.unique(drawn) for _ in range(3)]
-        _, low, high = paired(*([many[i] for i in side] for side in drawn), pd.DataFrame(rows), groups=groups).interval()
-        hits.append(low < 0 < high)
-    assert np.mean(hits) > 0.88
 
 
 def comparison(weights: list[float], numbers: list[int], seeds: float, pairs: int = 10) -> State:
@@ -96,6 +86,8 @@ def test_what_lowers_the_variance_most_for_its_price_is_bought() -> None:
     archs = list(here.counts)
     assert purchases(here, 1) == {archs[0]: 4}
     assert purchases(here, 2) == {archs[0]: 4, archs[1]: 4}
+    # Three trainings and one that diverged: the next one has the fifth seed.
+    assert purchases(here._replace(counts={**here.counts, archs[0]: 4}), 1) == {archs[0]: 5}
     assert purchases(comparison([1.0, -0.9, 0.1], [300, 300, 300], seeds=0.5)) == {}
     # By hand: the next training of the first lowers the variance by 1 / (3 * 4) for 60 s, the next pair by seeds / 11 for 120 s.
     edge = 11 * 120 / (3 * 4 * 60)
@@ -173,13 +165,6 @@ def test_a_question_that_makes_no_sense_is_one_line(
     assert __main__.main(["decide", NAME, *given, "--results", str(tmp_path), "--checkpoints", str(ground / "checkpoints")]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "search" / f"{NAME}.jsonl").exists()
-
-
-def test_a_table_of_another_recipe_is_refused(ground: Path, tmp_path: Path) -> None:  # noqa: F811
-    rows = read_rows(ground / "tfs" / f"{NAME}.jsonl")
-    append_rows(tmp_path / f"{NAME}.found.jsonl", [{**row, "recipe": {**row["recipe"], "updates": 7}} for row in rows[:1]])
-    with pytest.raises(ValueError, match=r"found\.jsonl:1: made from something else: recipe\.updates is 7 there"):
-        decide(NAME, ground / "checkpoints", ours="cheap", theirs="switch 28", results=tmp_path, ground_truth=ground / "tfs", threads=1)
 
 
 def test_the_margins_are_those_named_before_the_data() -> None:

@@ -1,6 +1,5 @@
 """The benchmark of all networks of a small space on handwritten digits: trainings, tables, and regret of choices."""
 
-import json
 from functools import cache
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import ttest_rel
+from test_measurements import tables
 
 from llmpp_book.__main__ import main
 from llmpp_book.studies import digits, digits_answers, digits_choices
@@ -16,12 +16,6 @@ from llmpp_core.metrics import Interval
 
 SHORT = Recipe(epochs=1)
 TWO = [digits.networks()[i] for i in (0, -2)]
-
-
-def _rows(folder):
-    names = ("digits.jsonl", "digits.proxy.jsonl")
-    rows = [json.loads(line) | {"table": name} for name in names for line in (folder / name).read_text().splitlines()]
-    return sorted(json.dumps({k: v for k, v in row.items() if k not in ("seconds", "commit")}) for row in rows)
 
 
 def test_networks_side_by_side_are_trained_as_one_alone():
@@ -36,16 +30,6 @@ def test_networks_side_by_side_are_trained_as_one_alone():
     assert np.abs(together.accuracies[0] - together.accuracies[2]).max() > 2
 
 
-def test_no_network_is_touched_by_those_beside_it():
-    network, generators = TWO[1], [torch.Generator().manual_seed(i) for i in range(3)]
-    model, images = _Batched(network, generators), torch.rand(3, 4, 1, 8, 8)
-    model(images, learning=True)[1].sum().backward()
-    for parameter in model.parameters:
-        parts = parameter.grad.reshape(3, -1).abs().sum(1)
-        assert parts[1] > 0
-        assert parts[0] == parts[2] == 0
-
-
 def test_a_table_that_was_stopped_is_as_one_that_was_not(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert measure(TWO, whole, recipe=SHORT)
@@ -55,7 +39,7 @@ def test_a_table_that_was_stopped_is_as_one_that_was_not(tmp_path):
     table = stopped / "digits.jsonl"
     table.write_text(table.read_text()[:-700])
     assert measure(TWO, stopped, recipe=SHORT)
-    assert _rows(stopped) == _rows(whole)
+    assert tables(stopped) == tables(whole)
     with pytest.raises(ValueError, match=r"recipe\.batch is 32 there and 64 here"):
         measure(TWO, whole, recipe=Recipe(epochs=1, batch=64))
 
@@ -96,42 +80,40 @@ def test_regret_is_what_is_lost_to_the_best_known_within_the_limit():
     assert tens.shape == (40, 10)
     assert of.allowed[tens].any(axis=1).all()
     order = np.flatnonzero(of.allowed)[np.argsort(-of.held_out[of.allowed])]
-    chosen = pd.DataFrame({"best": order[0], "third": order[2], "any": np.random.default_rng(0).choice(order, 40)})
-    found = digits_choices.regrets([(of, chosen)], np.random.default_rng(0), than="third")
+    third, drawn = "best of the ten", np.random.default_rng(0).choice(order, 40)
+    chosen = pd.DataFrame({"best": order[0], third: order[2], "any": drawn})
+    found = digits_choices.regrets([(of, chosen)], np.random.default_rng(0))
     lost = of.held_out[order[0]] - of.held_out[order[2]]
     assert found.loc["best", "regret"] == Interval(0, 0, 0)
     assert found.loc["best", "better networks"] == 0
-    assert found.loc["third", "better networks"] == pytest.approx(100 * 2 / of.allowed.sum())
+    assert found.loc[third, "better networks"] == pytest.approx(100 * 2 / of.allowed.sum())
     assert found.loc["best", "difference"] == pytest.approx((-lost,) * 3)
     value, low, high = found.loc["any", "regret"]
     assert low < value < high
-    assert value == pytest.approx(np.mean(of.held_out[order[0]] - of.held_out[chosen["any"]]))
+    assert value == pytest.approx(np.mean(of.held_out[order[0]] - of.held_out[drawn]))
 
 
-def test_regressions_are_better_than_chance_where_scores_are_a_sum():
-    ways = {name: digits_choices.WAYS[name] for name in ("at random", "best of the ten", "ridge regression", "Gaussian process")}
-    parts = [digits.known(_frame(), share / 10) for share in range(1, 10)]
-    parts = [(of, digits_choices.choices(of, digits.splits(3, np.random.default_rng(0), of), ways)) for of in parts]
-    found = digits_choices.regrets(parts, np.random.default_rng(0))
+def test_choices_are_kept_and_regressions_are_better_than_chance_where_scores_are_a_sum(tmp_path, monkeypatch):
+    ways = {name: digits_choices.WAYS[name] for name in ("at random", "best of the ten", "ridge regression")}
+    monkeypatch.setattr(digits_choices, "WAYS", ways)
+    monkeypatch.setattr(digits_choices, "TENS", {tenths / 10: 3 for tenths in range(1, 10)})
+    parts = [digits.known(_frame(), share) for share in digits_choices.TENS]
+    for of in parts:
+        tens = digits.splits(3, np.random.default_rng(0), of)
+        assert not digits_choices.record_choices(of, tens, tmp_path, seconds=-1)
+        assert digits_choices.record_choices(of, tens[:2], tmp_path)
+        with pytest.raises(ValueError, match="no choices from ten 2 of 3; llmpp digits makes them"):
+            digits_choices.recorded_choices(of, tens, tmp_path)
+        assert digits_choices.record_choices(of, tens, tmp_path)
+        chosen = digits_choices.recorded_choices(of, tens, tmp_path)
+        assert chosen.to_dict("list") == {name: [way(of, ten, number) for number, ten in enumerate(tens)] for name, way in ways.items()}
+    with pytest.raises(ValueError, match="made from something else: scores_sha256"):
+        digits_choices.recorded_choices(of._replace(seen=of.seen + 1), tens, tmp_path)
+    found = digits_choices.regrets(digits_choices.kept(_frame(), digits_choices.TENS, tmp_path), np.random.default_rng(0))
     assert found.loc["ridge regression", "difference"].high < 0 < found.loc["at random", "difference"].low
     ceiling = digits.ceiling(_frame(), np.random.default_rng(0), 1)
     assert ceiling["noise"] == pytest.approx(1, rel=0.1)
     assert 0 <= ceiling["regret of one seed"] < found.loc["at random", "regret"].value
-
-
-def test_choices_are_kept_and_those_of_other_networks_refused(tmp_path, monkeypatch):
-    ways = {name: digits_choices.WAYS[name] for name in ("at random", "ridge regression")}
-    monkeypatch.setattr(digits_choices, "WAYS", ways)
-    of = digits.known(_frame())
-    tens = digits.splits(4, np.random.default_rng(0), of)
-    assert not digits_choices.record_choices(of, tens, tmp_path, seconds=-1)
-    assert digits_choices.record_choices(of, tens[:2], tmp_path)
-    with pytest.raises(ValueError, match="no choices from ten 2 of 4; llmpp digits makes them"):
-        digits_choices.recorded_choices(of, tens, tmp_path)
-    assert digits_choices.record_choices(of, tens, tmp_path)
-    pd.testing.assert_frame_equal(digits_choices.recorded_choices(of, tens, tmp_path), digits_choices.choices(of, tens, ways))
-    with pytest.raises(ValueError, match="made from something else: scores_sha256"):
-        digits_choices.recorded_choices(of._replace(seen=of.seen + 1), tens, tmp_path)
 
 
 def test_answers_are_judged_beside_regressions_from_the_same_tens(monkeypatch):
@@ -173,15 +155,13 @@ def test_an_interval_over_tens_is_that_of_students_t():
 
 def test_scores_are_read_and_what_lacks_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"digits\.jsonl is not there or empty; measure it with: llmpp digits"):
-        digits.scores(results=tmp_path)
+        digits.scores(tmp_path)
     measure(TWO, tmp_path, recipe=SHORT)
-    frame = digits.scores(results=tmp_path)
+    frame = digits.scores(tmp_path)
     assert list(frame["network"]) == TWO
     assert list(frame) == ["network", "seed 0", "seed 1", "seed 2", "seconds", "short", "short seconds"]
     # With one epoch both trainings are the same.
-    np.testing.assert_allclose(digits.scores(0, tmp_path)["score"], frame["short"], atol=1)
-    with pytest.raises(ValueError, match="seed: expected one of 0, 1, 2, got 3"):
-        digits.scores(3, tmp_path)
+    np.testing.assert_allclose(frame["seed 0"], frame["short"], atol=1)
     with pytest.raises(ValueError, match="2 of 1,032 networks are trained"):
         digits.known(frame)
 

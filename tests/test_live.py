@@ -31,7 +31,7 @@ MINI = Size(updates=0.9, architectures=10, trainings=2, rounds=1, seeds=3, itera
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Live:
     """Return what is left of all three live sections, run in their order."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "LatencySettings", QUICK)
+        patch.setattr(measurements, "LatencySettings", QUICK)
         patch.setitem(SIZES, "mini", MINI)
         lab = Live(NAME, "mini", "cpu", tmp_path_factory.mktemp("live"))
         lab.search()
@@ -48,7 +48,7 @@ def test_all_is_there_by_the_size_and_a_second_call_makes_none_of_it_again(measu
     assert [(row["schedule"], row["seed"]) for row in found] == [(name, seed) for seed in range(3) for name in live.SCHEDULES]
     assert {len(row["iterations"]) for row in found} == {MINI.iterations}
     before = {path: path.read_bytes() for path in measured.folder.rglob("*.jsonl")}
-    monkeypatch.setattr(live, "LatencySettings", QUICK)
+    monkeypatch.setattr(measurements, "LatencySettings", QUICK)
     monkeypatch.setattr(searches.SearchJob, "_work", None)
     measured.search()
     assert {path: path.read_bytes() for path in measured.folder.rglob("*.jsonl")} == before

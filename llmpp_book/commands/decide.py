@@ -33,10 +33,9 @@ def _decide(args: argparse.Namespace) -> int:
     Needs the task's benchmark. Goes on where it stopped; looks are in results/search/TASK.decisions.jsonl.
     """
     import_module(args.module)
-    from llmpp_book.studies import decide, ground_truth, searches
+    from llmpp_book.studies import decide
     from llmpp_core.jobs.files import cache_dir
 
-    results, tfs = (args.results / "search", args.results / "tfs") if args.results else (searches.RESULTS, ground_truth.RESULTS)
     with executor_of(args) as (executor, side_by_side):
         place = {"executor": executor, "threads": 1, "device": args.device, "seconds": 60 * args.minutes, "progress": True}
         found = decide.decide(
@@ -48,8 +47,8 @@ def _decide(args: argparse.Namespace) -> int:
             margin=args.margin,
             compared_with=args.compared,
             budget=args.budget,
-            results=results,
-            ground_truth=tfs,
+            results=args.results / "search",
+            ground_truth=args.results / "tfs",
             teacher=args.teacher,
             jobs=side_by_side,
             **place,

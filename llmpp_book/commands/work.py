@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmpp_book import repository
 from llmpp_book.errors import InputError, blame_input
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ def add_task(parser: argparse.ArgumentParser, jobs: bool = True) -> None:
         where.add_argument("--cluster", metavar="ADDRESS", help=cluster)
         add("--device", type=written(r"cpu|cuda(:\d+)?", "cpu or cuda"), default="cpu", help="cpu (default) or cuda")
         add("--checkpoints", type=Path, metavar="DIR", help="where checkpoints go (default: the user's cache); shared on a cluster")
-        add("--results", type=Path, metavar="DIR", help="where the tables are, in tfs and search (default: this project's)")
+        tables = "where the tables are, in tfs and search (default: this project's)"
+        add("--results", type=Path, default=repository.RESULTS, metavar="DIR", help=tables)
 
 
 def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
@@ -128,11 +131,14 @@ def read_architecture(file: Path, space: SearchSpace | None) -> Architecture:
 
 
 def import_module(module: str | None) -> None:
-    """Import the user's module; InputError if that fails."""
+    """Import the user's module, from the working directory too; InputError if that fails."""
     import importlib
+    import os
 
     if module is None:
         return
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     try:
         importlib.import_module(module)
     except Exception as error:  # whatever the user's code raises
@@ -143,13 +149,13 @@ def import_module(module: str | None) -> None:
 def _benchmark(args: argparse.Namespace) -> int:
     """Train architectures and supernets on a task, and store the scores. Goes on where it stopped; tables are in results/tfs."""
     import_module(args.module)
-    from llmpp_book.studies import ground_truth, measurements
+    from llmpp_book.studies import measurements
 
-    results, n = args.results / "tfs" if args.results else ground_truth.RESULTS, {"n": args.architectures}
+    results, n = args.results / "tfs", {"n": args.architectures}
     return _measure(
         args,
-        lambda folder, **options: measurements.measure(args.task, folder, results=results, seeds=args.seeds, **n, **options),
-        lambda **options: measurements.measure_latency(args.task, results=results, **n, **options),
+        partial(measurements.measure, args.task, results=results, seeds=args.seeds, **n),
+        partial(measurements.measure_latency, args.task, results=results, **n),
         [results / f"{args.task}{table}.jsonl" for table in ("", ".supernets")],
     )
 
@@ -161,15 +167,14 @@ def _searches(args: argparse.Namespace) -> int:
     Needs the task's benchmark. Goes on where it stopped; tables are in results/search.
     """
     import_module(args.module)
-    from llmpp_book.studies import ground_truth, searches
+    from llmpp_book.studies import searches
 
-    results, tfs = (args.results / "search", args.results / "tfs") if args.results else (searches.RESULTS, ground_truth.RESULTS)
-    given = {"ground_truth": tfs, "seeds": args.seeds, "others": args.others, "trainings": args.trainings}
-    given["teacher"] = args.teacher
+    results = args.results / "search"
+    given = {"seeds": args.seeds, "others": args.others, "trainings": args.trainings, "teacher": args.teacher}
     return _measure(
         args,
-        lambda folder, **options: searches.measure(args.task, folder, results=results, **given, **options),
-        lambda **options: searches.measure_latency(args.task, results=results, **options),
+        partial(searches.measure, args.task, results=results, ground_truth=args.results / "tfs", **given),
+        partial(searches.measure_latency, args.task, results=results),
     )
 
 

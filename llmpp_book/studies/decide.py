@@ -260,12 +260,15 @@ def purchases(here: State, jobs: int = 1) -> dict[Architecture, int]:
     assert here.now is not None
     weights = here.now.weights
     pair = here.now.seeds / (here.pairs + 1) / here.pair_seconds
-    numbers, noise, bought = weights["number"].to_numpy(dtype=float), weights["weight"].to_numpy() ** 2 * weights["variance"].to_numpy(), {}
+    numbers, noise = weights["number"].to_numpy(dtype=float), weights["weight"].to_numpy() ** 2 * weights["variance"].to_numpy()
+    bought: dict[Architecture, int] = {}
     for _ in range(jobs):
         gains = noise / (numbers * (numbers + 1)) / here.training_seconds
         best = int(np.argmax(gains))
         if gains[best] <= pair:
             break
         numbers[best] += 1
-        bought[weights.index[best]] = int(numbers[best])
+        # A training that diverged has no score and no weight, but a seed.
+        arch = weights.index[best]
+        bought[arch] = bought.get(arch, here.counts[arch]) + 1
     return bought

@@ -64,14 +64,14 @@ def as_table(chosen: Sequence[Network]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scores(seed: int | None = None, results: Path = RESULTS) -> pd.DataFrame:
+def scores(results: Path = RESULTS) -> pd.DataFrame:
     """Read the accuracies, in percent, of all networks of which every training is done.
 
     Returns
     -------
     pandas.DataFrame
-        One row per network, in the order of `networks`: "network" and one column per seed, "seed 0" and so on, or "score" if one `seed` is
-        asked for; then, of the first seed, "short", the accuracy after one epoch, "seconds" and "short seconds", what either training took.
+        One row per network, in the order of `networks`: "network" and one column per seed, "seed 0" and so on; then, of the first seed,
+        "short", the accuracy after one epoch, "seconds" and "short seconds", what either training took.
 
     Raises
     ------
@@ -81,10 +81,7 @@ def scores(seed: int | None = None, results: Path = RESULTS) -> pd.DataFrame:
     full, short = (_read(results / f"{name}.jsonl") for name in ("digits", "digits.proxy"))
     if full["data_sha256"].iloc[0] != short["data_sha256"].iloc[0]:
         raise ValueError(f"{results}: the two tables were made from different data")
-    by_seed = full.pivot(index="row", columns="seed", values="accuracy")
-    if seed is not None and seed not in by_seed:
-        raise ValueError(f"seed: expected one of {', '.join(map(str, by_seed))}, got {seed!r}")
-    frame = by_seed.add_prefix("seed ") if seed is None else by_seed[[seed]].set_axis(["score"], axis=1)
+    frame = full.pivot(index="row", columns="seed", values="accuracy").add_prefix("seed ")
     first = full[full["seed"] == full["seed"].min()].set_index("row")["seconds"]
     frame = frame.join([first, short.set_index("row")[["accuracy", "seconds"]].set_axis(["short", "short seconds"], axis=1)]).dropna()
     listed = networks()

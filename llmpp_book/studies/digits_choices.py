@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,6 @@ WAYS: dict[str, Way] = {
 }
 
 
-def choices(of: Known, tens: np.ndarray, ways: Mapping[str, Way] | None = None) -> pd.DataFrame:
-    """Return the row that each way chooses from each ten; one row per ten, one column per way."""
-    return pd.DataFrame([_chosen(of, ten, seed, ways or WAYS) for seed, ten in enumerate(tens)], index=_names(tens))
-
-
-def _names(tens: np.ndarray) -> pd.Index:
-    return pd.Index([" ".join(map(str, ten)) for ten in tens], name="ten")
-
-
-def _chosen(of: Known, ten: np.ndarray, seed: int, ways: Mapping[str, Way]) -> dict[str, int]:
-    return {name: int(way(of, ten, seed)) for name, way in ways.items()}
-
-
 def kept(frame: pd.DataFrame, shares: Sequence[float], results: Path = RESULTS) -> list[tuple[Known, pd.DataFrame]]:
     """Return what is known, and the choices that were kept, under each limit of `TENS` that is asked for, as `regrets` takes them."""
     parts = [(share, known(frame, share)) for share in shares]
@@ -139,12 +126,16 @@ def kept(frame: pd.DataFrame, shares: Sequence[float], results: Path = RESULTS) 
 
 
 def recorded_choices(of: Known, tens: np.ndarray, results: Path = RESULTS) -> pd.DataFrame:
-    """Return what `choices` does, as `record_choices` has kept it; ValueError where it did not, or for other networks or tens."""
+    """Return the row that each way chose from each ten, one row per ten and one column per way, as `record_choices` has kept it.
+
+    ValueError where it did not, or for other networks or tens.
+    """
     rows = _choices_table(of, results).rows()
     found = {tuple(row["rows"]): row["chosen"] for row in rows if row["limit"] == of.limit}
     if missing := [number for number, ten in enumerate(tens) if tuple(ten.tolist()) not in found]:
         raise ValueError(f"{results}: no choices from ten {missing[0]} of {len(tens)}; llmpp digits makes them{repository.HINT}")
-    return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens], index=_names(tens))
+    names = pd.Index([" ".join(map(str, ten)) for ten in tens], name="ten")
+    return pd.DataFrame([found[tuple(ten.tolist())] for ten in tens], index=names)
 
 
 def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds: float = math.inf, progress: bool = False) -> bool:
@@ -152,7 +143,9 @@ def record_choices(of: Known, tens: np.ndarray, results: Path = RESULTS, seconds
     stop = time.monotonic() + seconds
 
     def work(ten: np.ndarray, seed: int) -> dict[str, Any] | None:
-        return {"chosen": _chosen(of, ten, seed, WAYS)} if time.monotonic() < stop else None
+        if time.monotonic() > stop:
+            return None
+        return {"chosen": {name: int(way(of, ten, seed)) for name, way in WAYS.items()}}
 
     jobs = [({"limit": of.limit, "rows": ten.tolist()}, (ten, number)) for number, ten in enumerate(tens)]
     return len(_choices_table(of, results).run(work, jobs, progress="choices" if progress else None)) == len(tens)
@@ -164,28 +157,22 @@ def _choices_table(of: Known, results: Path) -> Table:
     return Table(results / "choices.jsonl", {"scores_sha256": seen, "ways": list(WAYS), "settings": settings})
 
 
-def regrets(
-    parts: Sequence[tuple[Known, pd.DataFrame]], rng: np.random.Generator, than: str = "best of the ten", resamples: int = 2000
-) -> pd.DataFrame:
+def regrets(parts: Sequence[tuple[Known, pd.DataFrame]], rng: np.random.Generator) -> pd.DataFrame:
     """Return how far each way falls short of the best known network within the limit, in percentage points of accuracy.
 
     Parameters
     ----------
     parts : sequence of (Known, pandas.DataFrame)
-        For each limit, what is known, and what `choices` returned. One limit says little: it may happen to be just above a good network.
+        For each limit, what is known, and what `recorded_choices` returned. One limit says little: a good network may be just above it.
     rng : numpy.random.Generator
-        Resamples the tens, the same for all ways.
-    than : str
-        The way that the others are compared with.
-    resamples : int
-        Number of bootstrap samples.
+        Resamples the tens, 2,000 times, the same for all ways.
 
     Returns
     -------
     pandas.DataFrame
-        One row per way: its mean "regret", and "difference" to that of `than`, both an `Interval`, and "better networks", the share, in
-        percent, of those within the limit that are better than its choice, mean over the tens. Intervals are about the tens; the table is
-        the same for all.
+        One row per way: its mean "regret", and "difference" to that of "best of the ten", both an `Interval`, and "better networks", the
+        share, in percent, of those within the limit that are better than its choice, mean over the tens. Intervals are about the tens; the
+        table is the same for all.
 
     Notes
     -----
@@ -196,15 +183,15 @@ def regrets(
     lost, better = (np.vstack(columns) for columns in zip(*found, strict=True))
     # Limits share tens, and a ten is drawn with all its choices.
     which, tens = pd.factorize(np.concatenate([chosen.index for _, chosen in parts]))
-    drawn = rng.multinomial(len(tens), np.full(len(tens), 1 / len(tens)), size=resamples)[:, which]
+    drawn = rng.multinomial(len(tens), np.full(len(tens), 1 / len(tens)), size=2000)[:, which]
     drawn = drawn / drawn.sum(axis=1, keepdims=True)
-    names = parts[0][1].columns
+    names = list(parts[0][1].columns)
 
     def intervals(values: np.ndarray) -> list[Interval]:
         ends = np.quantile(drawn @ values, [0.025, 0.975], axis=0)
         return [Interval(*map(float, three)) for three in zip(values.mean(axis=0), *ends, strict=True)]
 
-    differences = lost - lost[:, [list(names).index(than)]]
+    differences = lost - lost[:, [names.index("best of the ten")]]
     columns = {"regret": intervals(lost), "difference": intervals(differences), "better networks": better.mean(axis=0)}
     return pd.DataFrame(columns, index=names)
 

@@ -20,8 +20,8 @@ from llmpp_book import repository
 from llmpp_book.studies import ground_truth, measurements, search_tables, searches
 from llmpp_book.studies.paired import by_student
 from llmpp_core.jobs.files import read_rows
-from llmpp_core.latency.profiler import device_name, extend_latency_table
-from llmpp_core.latency.tables import LatencySettings, read_latency_table
+from llmpp_core.latency.profiler import device_name
+from llmpp_core.latency.tables import read_latency_table
 from llmpp_core.metrics import Interval, kendall_tau
 from llmpp_core.predictors.baselines import baselines
 from llmpp_core.predictors.distill import DistilledPredictor
@@ -152,8 +152,8 @@ class Live:
         return path
 
     def _time(self, archs: list[Architecture], results: Path) -> None:
-        settings, path = LatencySettings(len(self.task.vocabulary), device=self.device), results / f"{self.task.name}.latency.jsonl"
-        extend_latency_table(archs, self.task.space, settings, path, np.random.default_rng(0), repeats=self.size.rounds)
+        path = results / f"{self.task.name}.latency.jsonl"
+        measurements.time_each(self.task, archs, path, repeats=self.size.rounds, device=self.device)
 
     def origin(self) -> str:
         """Return in one line where the live numbers come from and how to have them made again."""

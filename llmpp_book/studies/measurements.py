@@ -155,9 +155,8 @@ class Inheritance(Job):
     arch: Architecture
 
     def _work(self, task: Task, pairs: dict[str, Pairs]) -> dict[str, Any] | None:
-        model = (
-            load_network(trained_supernet(self.folder, task, self.supernet, self.seed), task.space, self.device).subnet(self.arch).eval()
-        )
+        supernet = load_network(trained_supernet(self.folder, task, self.supernet, self.seed), task.space, self.device)
+        model = supernet.subnet(self.arch).eval()
         loss = validation_loss(model, pairs["valid"], label_smoothing=task.supernet_recipe.label_smoothing)
         bleu = task.bleu(translate(model, pairs["valid"], beam=task.beam), "valid")
         return {"valid_loss": round(loss, 4), "valid_bleu": round(bleu, 4)}
@@ -281,30 +280,28 @@ def measure(given: Task | str, folder: Path, *, results: Path = RESULTS, n: int 
     return study.complete
 
 
-def measure_latency(
-    given: Task | str,
-    *,
-    results: Path = RESULTS,
-    n: int = 48,
-    repeats: int = 7,
-    device: str = "cpu",
-    seconds: float = math.inf,
-    progress: bool = False,
-) -> bool:
-    """Measure how long the architectures of a benchmark take, on a machine that does nothing else, and go on where it was stopped.
+def time_each(task: Task, archs: Sequence[Architecture], path: Path, device: str = "cpu", repeats: int = 7, **options: Any) -> bool:
+    """Measure how long architectures take, on a machine that does nothing else, and go on where it was stopped.
+
+    Returns whether the table is complete; options are as for `llmpp_core.latency.profiler.extend_latency_table`.
+    """
+    settings, rng = LatencySettings(len(task.vocabulary), device=device), np.random.default_rng(0)
+    return extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, **options)
+
+
+def measure_latency(given: Task | str, *, results: Path = RESULTS, n: int = 48, seconds: float = math.inf, **options: Any) -> bool:
+    """Measure how long the architectures of a benchmark take, as `time_each`, which takes the options.
 
     Then they are measured again, in turns with `CHECKED` others, into a table of its own: to check how well latency repeats, and
     whether what predicts it is right about architectures that it was not fitted to. Returns whether the tables are complete.
     """
     stop = time.time() + seconds
     task = load_task(given) if isinstance(given, str) else given
-    settings = LatencySettings(len(task.vocabulary), device=device)
     known = architectures(task, n)
     others = [arch for arch in task.space.sample(n + CHECKED, np.random.default_rng(1)) if arch not in known][:CHECKED]
     complete = []
     for archs, name in ((known, "latency"), ([*known, *others], "latency-check")):
-        path, rng, left = results / f"{task.name}.{name}.jsonl", np.random.default_rng(0), stop - time.time()
-        complete.append(extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=left, progress=progress))
+        complete.append(time_each(task, archs, results / f"{task.name}.{name}.jsonl", seconds=stop - time.time(), **options))
     return all(complete)
 
 

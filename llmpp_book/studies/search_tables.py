@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from llmpp_book import repository
 from llmpp_book.studies.ground_truth import read
-from llmpp_book.studies.paired import Paired, paired, training_noise
+from llmpp_book.studies.paired import Paired, by_student, paired, training_noise
 from llmpp_core.metrics import Interval
 from llmpp_core.space.architecture import Architecture
 
@@ -149,8 +148,8 @@ def share(ours: pd.DataFrame, theirs: pd.DataFrame, column: str) -> Interval:
     ratio = float(pair[0].sum() / pair[1].sum())
     if len(seeds) < 3:
         return Interval(ratio, np.nan, np.nan)
-    deviation = (pair[0] - ratio * pair[1]).std(ddof=1) / len(seeds) ** 0.5 / pair[1].mean()
-    half = float(student.ppf(0.975, len(seeds) - 1) * deviation)
+    left = by_student(pair[0], ratio * pair[1])
+    half = float((left.high - left.value) / pair[1].mean())
     return Interval(ratio, ratio - half, ratio + half)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ import numpy as np
 
 from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies.answers import answers, recordings
-from llmpp_book.studies.measurements import JUDGE, Inheritance, Job, Study, trained_supernet
+from llmpp_book.studies.measurements import JUDGE, Inheritance, Job, Study, time_each, trained_supernet
 from llmpp_book.studies.search_tables import CHEAP, COSTLY, OFFLINE, PROCESS, RESULTS, RIDGE, STOPPED, found, stopped, table_name
 from llmpp_core.jobs.files import need_writable
 from llmpp_core.latency.predictor import LatencyPredictor
-from llmpp_core.latency.profiler import extend_latency_table
-from llmpp_core.latency.tables import LatencySettings, read_latency_table
+from llmpp_core.latency.tables import read_latency_table
 from llmpp_core.llm.client import Client
 from llmpp_core.llm.offline import OfflineEndpoint, offline_settings
 from llmpp_core.llm.predictor import LLMPredictor
@@ -307,15 +305,8 @@ def _trained_supernets(study: Study, ground_truth: Path) -> list[int]:
     return seeds
 
 
-def measure_latency(
-    given: Task | str, *, results: Path = RESULTS, repeats: int = 7, device: str = "cpu", seconds: float = math.inf, progress: bool = False
-) -> bool:
-    """Measure how long what was trained takes, on a machine that does nothing else, and go on where it was stopped.
-
-    Returns whether the table is complete.
-    """
+def measure_latency(given: Task | str, *, results: Path = RESULTS, **options: Any) -> bool:
+    """Measure how long what was trained takes, as `llmpp_book.studies.measurements.time_each`, which takes the options."""
     task = load_task(given) if isinstance(given, str) else given
     archs = list(dict.fromkeys(found(task.name, results)["architecture"]))
-    settings, path = LatencySettings(len(task.vocabulary), device=device), results / f"{task.name}.latency.jsonl"
-    rng = np.random.default_rng(0)
-    return extend_latency_table(archs, task.space, settings, path, rng, repeats=repeats, seconds=seconds, progress=progress)
+    return time_each(task, archs, results / f"{task.name}.latency.jsonl", **options)
