@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,16 @@ def latency(space: SearchSpace) -> LatencyPredictor:
     return LatencyPredictor().fit(archs, [20 + 15 * arch.decoder_layers + sum(arch.decoder_ffn_dims) / 1000 for arch in archs])
 
 
-def test_an_infeasible_latency_is_explained_within_a_second() -> None:
-    start = time.perf_counter()
+def test_an_infeasible_latency_is_explained_by_few_questions() -> None:
+    predictor, asked = latency(HAT_WMT), []
+
+    def counted(archs: Any) -> np.ndarray:
+        asked.append(len(archs))
+        return predictor.predict(archs)
+
     with pytest.raises(InfeasibleError) as error:
-        feasible_row(Genes(HAT_WMT), [Limit(latency(HAT_WMT), 10, "latency", "ms")])
-    assert time.perf_counter() - start < 1
+        feasible_row(Genes(HAT_WMT), [Limit(counted, 10, "latency", "ms")])
+    assert sum(asked) < 5000
     text = str(error.value)
     assert "\n" not in text
     for part in ("latency: HAT_WMT", "within 10 ms", "costs 36", "decoder_layers 1", "decoder_layers 2 +1"):
@@ -65,7 +69,7 @@ def test_an_infeasible_latency_is_explained_within_a_second() -> None:
     assert extras == sorted(extras)
     deeper = next(step for step in error.value.steps if (step.choice, step.value) == ("decoder_layers", 2))
     assert deeper.extra == pytest.approx(16, rel=0.1)
-    assert latency(HAT_WMT).predict([error.value.cheapest])[0] == pytest.approx(error.value.cost)
+    assert predictor.predict([error.value.cheapest])[0] == pytest.approx(error.value.cost)
 
 
 def test_limits_that_exclude_each_other_are_found_out() -> None:
