@@ -1,4 +1,4 @@
-"""Parameters and FLOPs: equal to the published records and to PyTorch, additive over layers, monotone in every choice."""
+"""Parameters and FLOPs: equal to the published records and to PyTorch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from llmpp_core.space.search_space import HAT_WMT, SPACES
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
-ENCODER = ("encoder_ffn_dims", "encoder_heads")
-DECODER = ("decoder_ffn_dims", "decoder_self_heads", "decoder_cross_heads", "decoder_cross_spans")
 
 
 def one(seed: int, decoder_layers: int | None = None) -> Architecture:
@@ -78,58 +76,6 @@ def test_flops_are_torchs_matrix_products_and_a_little_more(seed: int, length: i
     once = 2 * (2 * 512 * length + 2 * length)
     per_layer = arch.encoder_layers * 2 * (3 * 512 * length + 3) + arch.decoder_layers * 2 * (5 * 512 * length + 6)
     assert elementwise == once + per_layer
-
-
-@quick
-@given(seeds, st.integers(1, 6))
-def test_costs_are_additive_over_layers(seed: int, depth: int) -> None:
-    """Repeating a stack's layers adds as much each time, and their order does not matter."""
-    arch = replace(one(seed, depth), decoder_cross_spans=(-1,) * depth)
-
-    def cost(arch: Architecture) -> tuple[int, int]:
-        return count_parameters(arch), count_flops(arch)
-
-    def repeated(names: tuple[str, ...], times: int) -> Architecture:
-        return replace(arch, **{name: getattr(arch, name) * times for name in names})
-
-    for names in (ENCODER, DECODER):
-        for once, twice, thrice in zip(*(cost(repeated(names, times)) for times in (1, 2, 3)), strict=True):
-            assert twice - once == thrice - twice > 0
-        shuffled = replace(arch, **{name: getattr(arch, name)[::-1] for name in names})
-        assert cost(shuffled) == cost(arch)
-
-
-@quick
-@given(seeds)
-def test_costs_never_fall_when_a_choice_grows(seed: int) -> None:
-    arch = one(seed)
-    for name in ("encoder_embed_dim", "decoder_embed_dim"):
-        grown = replace(arch, **{name: getattr(arch, name) + 1})
-        assert count_parameters(grown) > count_parameters(arch)
-        assert count_flops(grown) > count_flops(arch)
-        assert count_flops(grown, vocab_size=100) > count_flops(arch, vocab_size=100)
-    for name in ("encoder_ffn_dims", "decoder_ffn_dims"):
-        for layer, width in enumerate(getattr(arch, name)):
-            dims = list(getattr(arch, name))
-            dims[layer] = width + 1
-            assert count_parameters(replace(arch, **{name: tuple(dims)})) > count_parameters(arch)
-            assert count_flops(replace(arch, **{name: tuple(dims)})) > count_flops(arch)
-    for depth in range(1, arch.decoder_layers):
-        shallower = replace(arch, **{name: getattr(arch, name)[:depth] for name in DECODER})
-        assert count_parameters(shallower) < count_parameters(arch)
-        assert count_flops(shallower) < count_flops(arch)
-
-
-@quick
-@given(seeds)
-def test_heads_cost_nothing_and_spans_cost_flops_only(seed: int) -> None:
-    arch = one(seed)
-    heads = {name: tuple(12 - h for h in getattr(arch, name)) for name in ("encoder_heads", "decoder_self_heads", "decoder_cross_heads")}
-    assert count_parameters(replace(arch, **heads)) == count_parameters(arch)
-    assert count_flops(replace(arch, **heads)) == count_flops(arch)
-    spans = [replace(arch, decoder_cross_spans=(span,) * arch.decoder_layers) for span in (-1, 1, 2)]
-    assert len({count_parameters(a) for a in spans}) == 1
-    assert count_flops(spans[0]) < count_flops(spans[1]) < count_flops(spans[2])
 
 
 @quick

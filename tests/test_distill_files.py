@@ -1,4 +1,4 @@
-"""Checkpoints of a distilled predictor: the same to the last bit, whole or not at all, and refused by name."""
+"""Checkpoints of a distilled predictor: the same to the last bit, of any space and recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from llmpp_core.predictors.distill import OFFICIAL, DistilledPredictor
 from llmpp_core.space.architecture import Architecture
@@ -49,36 +48,3 @@ def test_a_checkpoint_keeps_any_space_and_recipe(tmp_path, rng: np.random.Genera
     loaded = DistilledPredictor.load(tmp_path / "own")
     assert loaded.space == own
     np.testing.assert_array_equal(loaded.predict(archs), student.predict(archs))
-
-
-def test_damaged_and_foreign_files_are_refused_by_name(student: DistilledPredictor, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "student.safetensors"
-    student.save(path)
-    whole = path.read_bytes()
-    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
-    renamed = whole.replace(b"a formula", b"a miracle")
-    for content in (b"", b"not a checkpoint at all", whole[:-8], whole[: len(whole) // 2], flipped, renamed):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"student\.safetensors: damaged") as caught:
-            DistilledPredictor.load(path)
-        assert "\n" not in str(caught.value)
-    save_file({"mean": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of kind 'distill'"):
-        DistilledPredictor.load(path)
-    with pytest.raises(FileNotFoundError):
-        DistilledPredictor.load(tmp_path / "none")
-
-
-def test_a_failed_save_leaves_the_old_checkpoint(student, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    path = tmp_path / "student.safetensors"
-    student.save(path)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        DistilledPredictor(**QUICK).fit(ARCHS, depths(ARCHS)).save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

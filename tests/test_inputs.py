@@ -203,14 +203,6 @@ def test_transformers_read_by_position_and_refuse_what_can_be_read_once(transfor
         assert same(transformer.transform(FORMS[form](ARCHS)), transformer.transform(ARCHS))
 
 
-@pytest.mark.parametrize("choice", ["first", "random", "spread"])
-def test_demonstrations_of_a_shuffled_frame_carry_their_own_scores(choice: str) -> None:
-    frame = pd.DataFrame({"architecture": ARCHS, "bleu": SCORES}).sample(frac=1, random_state=0)
-    for part in (frame, frame[:5]):
-        predictor = LLMPredictor(None, TASK, choice=choice).fit(part["architecture"], part["bleu"])
-        assert all(TABLE[arch] == score for arch, score in predictor.demonstrations_)
-
-
 ODD = [
     (ARCHS[0].to_hat_yaml(), "expected a sequence, got str"),
     (ARCHS[0], "expected a sequence, got Architecture"),

@@ -46,10 +46,6 @@ class TablePredictor(ArchitectureScorer):
     def __init__(self, scores: Mapping[Architecture, float]):
         self.scores = scores
 
-    def fit(self, archs: Sequence[Architecture], scores: ArrayLike | None = None) -> Self:
-        """Do nothing: the scores are given, not learned."""
-        return self
-
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n,); raises ValueError if an architecture has no recorded score."""
         archs = as_list(archs, kind=object)

@@ -221,8 +221,6 @@ class DistilledPredictor(ArchitectureRegressor):
 
     def _rows(self, name: str, archs: Sequence[Any]) -> np.ndarray:
         archs = as_list(archs)
-        if len(archs) == 0:
-            return np.empty((0, sum(len(part.get_feature_names_out()) for part in self._parts(name))))
         return np.hstack([part.transform(archs) for part in self._parts(name)])
 
     def save(self, path: str | Path) -> None:

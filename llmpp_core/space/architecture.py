@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass, fields
 from typing import Any
 
+from llmpp_core.space.reading import named_values
+
 #: Cross-attention span -> number of encoder layers attended to: -1 is the last one, 1 the last two, 2 the last three.
 SPAN_LAYERS = {-1: 1, 1: 2, 2: 3}
 
@@ -118,26 +120,18 @@ class Architecture:
     def from_prompt_lines(cls, lines: str | Iterable[str]) -> Architecture:
         """Read the ten ``name: value`` lines, in any order; raises ValueError naming the offending line."""
         mapping: dict[str, Any] = {}
-        for line in lines.splitlines() if isinstance(lines, str) else lines:
-            if not line.strip():
-                continue
-            name, colon, value = line.partition(":")
-            if not colon:
-                raise ValueError(f"expected a line 'name: value', got {line!r}")
-            name = _one_line(name)
-            if name in mapping:
-                raise ValueError(f"{name} is given twice")
+        for name, value in named_values(lines).items():
             try:
                 mapping[name] = json.loads(value)
             except (ValueError, RecursionError):
-                raise ValueError(f"{name}: expected an integer or a list of integers, got {value.strip()[:80]!r}") from None
+                raise ValueError(f"{name}: expected an integer or a list of integers, got {value[:80]!r}") from None
         return cls.from_hat_dict(mapping)
 
     @classmethod
     def from_hat_dict(cls, mapping: dict[Any, Any]) -> Architecture:
         """Read what `to_hat_dict` gives; raises ValueError naming the key that is missing, unknown or of the wrong length."""
         missing = [name for name in HAT_NAMES if name not in mapping]
-        unknown = [_one_line(name) for name in mapping if name not in HAT_NAMES]
+        unknown = [" ".join(str(name).split()) for name in mapping if name not in HAT_NAMES]
         if missing or unknown:
             problems = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
             raise ValueError(f"architecture keys: {'; '.join(problems)}; allowed are exactly {', '.join(HAT_NAMES)}")
@@ -150,10 +144,6 @@ class Architecture:
                 if attribute in lists and isinstance(entries, Sized) and not isinstance(entries, str) and len(entries) != layers:
                     raise ValueError(f"{name} has {len(entries)} entries but {count} is {layers}: give one entry per layer")
         return cls(**values)
-
-
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
 
 
 def as_integers(name: str, values: Any, expected: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ MOST_VALUES = 62
 #: What a larger number means for the size of a network; nothing is said by "none".
 ORDERS = ("more", "less", "none")
 # What formulas call other things by; see `llmpp_core.space.formulas`.
-_RESERVED = ("layer", "once", "unit", "scale", "True", "False", "None", "and", "or", "not", "if", "else", "is", "in", "lambda")
+_RESERVED = ("layer", "once", "unit", "scale")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class Choice:
         return f"{self.name} {text}" + (f"; only where {self.when}" if self.when else "")
 
     def number(self, value: Any) -> float:
-        """Return what features and formulas see for a value of a choice that has numbers."""
-        assert self.numbers is not None
-        return self.numbers[self.values.index(value)] if value in self.values else float(value)
+        """Return what features and formulas see for a value: its number, or its position where values have none."""
+        numbers = range(len(self.values)) if self.numbers is None else self.numbers
+        return numbers[self.values.index(value)] if value in self.values else float(value)
 
     def read(self, value: Any) -> Any:
         """Return the space's own object that is meant by `value`: by 6, 6.0, "6" or NumPy's 6 the 6; ValueError if none is."""

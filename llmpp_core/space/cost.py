@@ -96,7 +96,6 @@ def count_parameters(arch: Architecture, qkv_dim: int) -> int:
     Parameters
     ----------
     arch : Architecture
-        The architecture.
     qkv_dim : int
         Inner width of every attention: `SearchSpace.qkv_dim`.
 
@@ -117,7 +116,6 @@ def count_flops(arch: Architecture, vocab_size: int | None = None, length: int =
     Parameters
     ----------
     arch : Architecture
-        The architecture.
     vocab_size : int, optional
         Size of the target vocabulary; adds the output projection. Left out by default.
     length : int
@@ -138,7 +136,8 @@ def parameter_counts(archs: Sequence[Architecture], qkv_dim: int) -> np.ndarray:
     known = columns_of(as_list(archs, kind=Architecture))
     q, de, dd = qkv_dim, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
     fe, fd = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims")
-    encoder, decoder = _encoder_parameters(q, de, fe), _decoder_parameters(q, de, dd, fd)
+    encoder = 4 * q * de + 3 * q + 6 * de + 2 * de * fe + fe
+    decoder = 6 * q * dd + 2 * q * de + 6 * q + 9 * dd + 2 * dd * fd + fd
     return np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
 
 
@@ -146,30 +145,9 @@ def flop_counts(archs: Sequence[Architecture], vocab_size: int | None = None, le
     """Return `count_flops` of many architectures, shape (n,)."""
     known = columns_of(as_list(archs, kind=Architecture))
     q, n, de, dd = qkv_dim, length, known.values("encoder_embed_dim")[:, None], known.values("decoder_embed_dim")[:, None]
-    fe, fd, read = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims"), known.values("decoder_cross_spans")
-    encoder, decoder = _encoder_macs(q, n, de, fe), _decoder_macs(q, n, de, dd, fd, n * read)
-    layers = np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1)
-    return 2 * (_base_macs(n, de[:, 0], dd[:, 0], vocab_size) + layers)
-
-
-# The formulas, for arrays. Macs are multiply-accumulates.
-
-
-def _encoder_parameters(q: Any, de: Any, f: Any) -> Any:
-    return 4 * q * de + 3 * q + 6 * de + 2 * de * f + f
-
-
-def _decoder_parameters(q: Any, de: Any, dd: Any, f: Any) -> Any:
-    return 6 * q * dd + 2 * q * de + 6 * q + 9 * dd + 2 * dd * f + f
-
-
-def _base_macs(n: Any, de: Any, dd: Any, vocab_size: int | None) -> Any:
-    return n * (de + dd) + 2 * n + (0 if vocab_size is None else n * dd * vocab_size)
-
-
-def _encoder_macs(q: Any, n: Any, de: Any, f: Any) -> Any:
-    return n * (4 * q * de + 2 * de * f) + 2 * n * n * q + n * q + 2 * n * de + 3
-
-
-def _decoder_macs(q: Any, n: Any, de: Any, dd: Any, f: Any, s: Any) -> Any:
-    return n * (6 * q * dd + 2 * dd * f) + 2 * s * q * de + 2 * n * n * q + 2 * n * s * q + 2 * n * q + 3 * n * dd + 6
+    fe, fd, s = known.values("encoder_ffn_dims"), known.values("decoder_ffn_dims"), n * known.values("decoder_cross_spans")
+    # Multiply-accumulates.
+    encoder = n * (4 * q * de + 2 * de * fe) + 2 * n * n * q + n * q + 2 * n * de + 3
+    decoder = n * (6 * q * dd + 2 * dd * fd) + 2 * s * q * de + 2 * n * n * q + 2 * n * s * q + 2 * n * q + 3 * n * dd + 6
+    once = n * (de + dd + 2 + dd * (vocab_size or 0))[:, 0]
+    return 2 * (once + np.where(fe > 0, encoder, 0).sum(axis=1) + np.where(fd > 0, decoder, 0).sum(axis=1))

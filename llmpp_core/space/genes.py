@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
-from llmpp_core.space.choice import MOST_VALUES, Space
+from llmpp_core.space.choice import Space
 
 # A genome is written as one character per gene: a dot for -1.
 _ALPHABET = ".0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -49,8 +49,6 @@ class Genes:
         self.choices = {choice.name: choice for choice in space.choices}
         names = [name for name, _ in space.genes]
         self.cardinalities = np.array([len(self.choices[name].values) for name in names])
-        if self.cardinalities.max() > MOST_VALUES:
-            raise ValueError(f"{space.name}: at most {MOST_VALUES} allowed values per choice, got {self.cardinalities.max()}")
         starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
         self.columns = {names[start]: slice(start, stop) for start, stop in pairwise([*starts, len(names)])}
         self._starts = np.array([self.columns[name].start for name in names])

@@ -20,6 +20,7 @@ from llmpp_core.space.search_space import SearchSpace
 from llmpp_core.space.structure import SpaceError
 
 _KEYS = ("space", "network", "constants", "choices", "rules", "costs")
+_MOST_DEPTH = 20
 _CHOICE_KEYS = ("values", "range", "steps", "log", "per", "when", "means", "order", "before", "text", "bounds")
 
 
@@ -62,13 +63,18 @@ class Tree:
     def __init__(self, text: str, name: str):
         self.name = name
         try:
+            depth = 0
             for event in yaml.parse(text, _Loader):
-                # Aliases of aliases of lists would be read for ever.
+                # Aliases of aliases of lists would be read for ever, and thousands of open brackets for minutes.
                 if getattr(event, "anchor", None):
                     raise yaml.MarkedYAMLError(problem="found an alias or anchor", problem_mark=event.start_mark)  # type: ignore[arg-type]
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > _MOST_DEPTH:
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise ValueError(f"{name}:{line}: lists in lists, more than {_MOST_DEPTH} deep")
             self._root: Any = yaml.compose(text, _Loader)
             self._lines: dict[tuple[Any, ...], int] = {}
-            self.value = self._walk(self._root, (), 0) if self._root is not None else None
+            self.value = self._walk(self._root, ()) if self._root is not None else None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = (mark.line if mark else 0) + 1
@@ -76,7 +82,7 @@ class Tree:
             odd = any(word in problem for word in ("alias", "anchor", "cannot start any token"))
             quotes = "text that begins with * & ! % { [ needs quotes" if odd else ""
             raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {problem if error.problem else error.context}'}") from None
-        except (yaml.YAMLError, RecursionError) as error:
+        except yaml.YAMLError as error:
             raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
     def at(self, where: Sequence[Any]) -> str:
@@ -86,11 +92,9 @@ class Tree:
             where = where[:-1]
         return f"{self.name}:{self._lines.get(where, 1)}"
 
-    def _walk(self, node: Any, path: tuple[Any, ...], depth: int) -> Any:
+    def _walk(self, node: Any, path: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1
         self._lines.setdefault(path, line)
-        if depth > 20:
-            raise ValueError(f"{self.name}:{line}: lists in lists, more than 20 deep")
         if node.tag not in {f"tag:yaml.org,2002:{tag}" for tag in ("map", "seq", "str", "int", "float", "bool", "null")}:
             raise ValueError(f"{self.name}:{line}: the tag {node.tag} is not allowed")
         if isinstance(node, yaml.MappingNode):
@@ -103,10 +107,10 @@ class Tree:
                     both = f"lines {self._lines[(*path, key)]} and {key_node.start_mark.line + 1}"
                     raise ValueError(f"{self.name}:{key_node.start_mark.line + 1}: {key!r} is given twice ({both})")
                 self._lines[(*path, key)] = key_node.start_mark.line + 1
-                found[key] = self._walk(value_node, (*path, key), depth + 1)
+                found[key] = self._walk(value_node, (*path, key))
             return found
         if isinstance(node, yaml.SequenceNode):
-            return [self._walk(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
+            return [self._walk(item, (*path, i)) for i, item in enumerate(node.value)]
         return _scalar(node)
 
 

@@ -39,7 +39,9 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
     for name, given, other in (("inactive", inactive, "drop"), ("longer_lists", longer_lists, "cut")):
         if given not in ("error", other):
             raise ValueError(f"{name}: expected error or {other}, got {given!r}")
-    values_of = _by_choice(space, source if isinstance(source, Mapping) else _entries(source))
+    if not isinstance(source, Mapping):
+        source = {name: _parsed(text) for name, text in named_values(source).items()}
+    values_of = _by_choice(space, source)
     layers = _depths_of_lists(space, values_of)
     values: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
@@ -56,7 +58,7 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
             empty = value is None or (choice.per and all(v is None for v in value))
             if not empty and inactive == "error":
                 why = f"{choice.per} is absent" if choice.per and not count else f"{choice.when} does not hold"
-                raise ValueError(f"{name} is {_shown(value)} but {why}, so that it has no meaning; leave it out, or set inactive: drop")
+                raise ValueError(f"{name} is {show(value)[:80]} but {why}, so that it has no meaning; leave it out, or set inactive: drop")
             continue
         if value is None:
             raise ValueError(f"{name} is missing; allowed are {choice.allowed()}")
@@ -75,7 +77,8 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
             except ValueError as error:
                 raise ValueError(f"{where} {error}") from None
         values[name] = tuple(listed) if choice.per else listed[0]
-        numbers[name] = [_number(choice, v) for v in listed] if choice.per else _number(choice, listed[0])
+        seen = [float("nan") if v is None else choice.number(v) for v in listed]
+        numbers[name] = seen if choice.per else seen[0]
         # A trained network may lie between the proposed depths, but not between two layers.
         if name in space.depths and numbers[name] % 1:
             raise ValueError(f"{name} is {show(listed[0])}; allowed are {choice.allowed()}, whole ones")
@@ -86,16 +89,11 @@ def read_network(space: DeclaredSpace, source: Any, inactive: str = "error", lon
     return network
 
 
-def _number(choice: Choice, value: Any) -> float:
-    if value is None:
-        return float("nan")
-    return choice.number(value) if choice.numbers is not None else choice.values.index(value)
-
-
-def _entries(source: Any) -> dict[str, Any]:
+def named_values(source: Any) -> dict[str, str]:
+    """Return the values of lines ``name: value`` by name; raises ValueError naming the line that is none, or a name given twice."""
     if isinstance(source, (bytes, set, frozenset)) or not isinstance(source, Iterable):
         raise ValueError(f"expected a mapping of choices, or lines 'name: value'; got {type(source).__name__}")
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for line in source.splitlines() if isinstance(source, str) else source:
         if not isinstance(line, str):
             raise ValueError(f"expected lines 'name: value', got {type(line).__name__}")
@@ -106,7 +104,7 @@ def _entries(source: Any) -> dict[str, Any]:
             raise ValueError(f"expected a line 'name: value', got {line[:80]!r}")
         if name.strip() in found:
             raise ValueError(f"{name.strip()} is given twice")
-        found[name.strip()] = _parsed(value.strip())
+        found[name.strip()] = value.strip()
     return found
 
 
@@ -175,7 +173,7 @@ def _split(choice: Choice, value: Any) -> Any:
 
 def _as_list(choice: Choice, value: Any, count: int, longer_lists: str) -> list[Any]:
     value = _split(choice, value)
-    if value is None or not isinstance(value, list):
+    if not isinstance(value, list):
         return [value] * max(count, 1)
     if len(value) > count and longer_lists == "cut":
         return value[:count]
@@ -186,10 +184,6 @@ def _as_list(choice: Choice, value: Any, count: int, longer_lists: str) -> list[
         hint = "; set longer_lists: cut" if len(value) > count else ""
         raise ValueError(f"{choice.name} has {len(value)} entries, {choice.per} is {count}{hint}")
     return value
-
-
-def _shown(value: Any) -> str:
-    return str(value)[:80] if isinstance(value, list) else show(value)[:80]
 
 
 class NetworkColumns:
@@ -207,7 +201,7 @@ class NetworkColumns:
     def values(self, name: str) -> np.ndarray:
         """Return numbers, shape (n,), or (n, layers) where the choice is made per layer; 0 where it is not made."""
         choice = self.space.by_name[name]
-        found = self._filled(choice, 0.0, choice.number if choice.numbers is not None else choice.values.index)
+        found = self._filled(choice, 0.0, choice.number)
         return found if choice.per else found[:, 0]
 
     def positions(self, name: str) -> np.ndarray:

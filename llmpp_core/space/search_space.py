@@ -282,61 +282,35 @@ class SearchSpace:
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
-def _hat(name: str, ffn: tuple[int, ...], heads: tuple[int, ...]) -> SearchSpace:
+def _like_hat(
+    name: str, widths: tuple[int, ...], encoder_layers: int, ffn: tuple[int, ...], heads: tuple[int, ...], qkv_dim: int
+) -> SearchSpace:
     return SearchSpace(
         name,
-        encoder_embed_dim=(640, 512),
-        decoder_embed_dim=(640, 512),
-        encoder_layers=(6,),
+        encoder_embed_dim=widths,
+        decoder_embed_dim=widths,
+        encoder_layers=(encoder_layers,),
         decoder_layers=(6, 5, 4, 3, 2, 1),
         encoder_ffn_dims=ffn,
         encoder_heads=heads,
         decoder_ffn_dims=ffn,
         decoder_self_heads=heads,
         decoder_cross_heads=heads,
-        qkv_dim=512,
+        qkv_dim=qkv_dim,
     )
 
 
 #: HAT's space for WMT ("space0"), the one of the paper.
-HAT_WMT = _hat("HAT_WMT", ffn=(3072, 2048, 1024), heads=(8, 4))
-
+HAT_WMT = _like_hat("HAT_WMT", widths=(640, 512), encoder_layers=6, ffn=(3072, 2048, 1024), heads=(8, 4), qkv_dim=512)
 
 #: HAT's space for IWSLT ("space1"): narrower feed-forward layers and fewer heads.
-HAT_IWSLT = _hat("HAT_IWSLT", ffn=(2048, 1024, 512), heads=(4, 2))
-
+HAT_IWSLT = _like_hat("HAT_IWSLT", widths=(640, 512), encoder_layers=6, ffn=(2048, 1024, 512), heads=(4, 2), qkv_dim=512)
 
 #: HAT's space scaled to corpora of some ten thousand sentence pairs.
-SMALL = SearchSpace(
-    "SMALL",
-    encoder_embed_dim=(256, 192),
-    decoder_embed_dim=(256, 192),
-    encoder_layers=(4,),
-    decoder_layers=(6, 5, 4, 3, 2, 1),
-    encoder_ffn_dims=(1024, 512, 256),
-    encoder_heads=(8, 4),
-    decoder_ffn_dims=(1024, 512, 256),
-    decoder_self_heads=(8, 4),
-    decoder_cross_heads=(8, 4),
-    qkv_dim=256,
-)
-
+SMALL = _like_hat("SMALL", widths=(256, 192), encoder_layers=4, ffn=(1024, 512, 256), heads=(8, 4), qkv_dim=256)
 
 #: HAT's space scaled to tasks that train on a CPU in a minute.
-TINY = SearchSpace(
-    "TINY",
-    encoder_embed_dim=(64, 48),
-    decoder_embed_dim=(64, 48),
-    encoder_layers=(3,),
-    decoder_layers=(6, 5, 4, 3, 2, 1),
-    encoder_ffn_dims=(128, 64, 32),
-    encoder_heads=(4, 2),
-    decoder_ffn_dims=(128, 64, 32),
-    decoder_self_heads=(4, 2),
-    decoder_cross_heads=(4, 2),
-    qkv_dim=64,
-)
-
+TINY = _like_hat("TINY", widths=(64, 48), encoder_layers=3, ffn=(128, 64, 32), heads=(4, 2), qkv_dim=64)
 
 #: The ready-made spaces by name.
 SPACES = {space.name: space for space in (HAT_WMT, HAT_IWSLT, SMALL, TINY)}
