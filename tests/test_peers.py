@@ -1,6 +1,8 @@
-"""Random search, local search and Bayesian optimisation: as many evaluations as asked for, resumed exactly, sensibly good."""
+"""Random search, local search and Bayesian optimisation: as many evaluations as asked for, sensibly good."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSea
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.finalists import finalists
 from llmpp_core.search.limits import parameter_limit
+from llmpp_core.search.pareto import ParetoSearch
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import TINY
 
@@ -63,8 +66,6 @@ def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor() -> None
     alone = LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=[start[0], TINY.largest()]).run()
     assert genes.to_text(genes.encode([start[0]]))[0] in alone.records[0].population
     assert max(cost for record in alone.records for cost in record.costs["parameters"]) <= LIMIT.limit
-    with pytest.raises(ValueError, match="start: expected at most 20, the first evaluations, got 51"):
-        LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=start)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -78,13 +79,21 @@ def test_each_ends_with_the_whole_of_a_space_that_has_no_more(method: type[Batch
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("method", "settings", "message"),
     [
-        ({"evaluations": 0}, "expected positive integers"),
-        ({"batch": 2.5}, "expected positive integers"),
-        ({"climbers": 200}, "climbers: expected 1 to 100"),
+        (LocalSearch, {"evaluations": 0}, "expected positive integers"),
+        (LocalSearch, {"batch": 2.5}, "expected positive integers"),
+        (LocalSearch, {"climbers": 200}, "climbers: expected 1 to 100"),
+        (
+            LocalSearch,
+            {"start": TINY.sample(51, np.random.default_rng(0)), "batch": 20},
+            "start: expected at most 20, .* got 51",
+        ),
+        (ParetoSearch, {"costs": []}, "at least one cost"),
+        (ParetoSearch, {"costs": [LIMIT], "population": 2.5}, r"a population of at least 2, got 1 and 2\.5"),
+        (ParetoSearch, {"costs": [LIMIT], "mutation_probability": 7}, "mutation_probability: expected 0 to 1, got 7"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, int], message: str) -> None:
+def test_bad_settings_are_refused(method: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LocalSearch(TINY, Additive(), **settings)
+        method(TINY, Additive(), **settings)

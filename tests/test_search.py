@@ -1,4 +1,4 @@
-"""The evolutionary search: what its records promise, that it resumes exactly, and that it finds what there is to find."""
+"""The evolutionary search: what its records promise, that every method resumes exactly, and that it finds what there is to find."""
 
 from __future__ import annotations
 
