@@ -151,7 +151,7 @@ def test_a_crash_while_writing_loses_the_row_under_way_alone(rows: list[dict], c
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line != "{}")
 
 
-@pytest.mark.parametrize("line", ['{"a": 1', "[1]", "", "text", '{"a": 1} {"a": 2}', "\xff"])
+@pytest.mark.parametrize("line", ['{"a": 1', "[1]", "", "text", '{"a": 1} {"a": 2}', "\xff", pytest.param("[" * 100_000, id="deep")])
 def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line.encode("latin-1") + b'\n{"a": 3}\n')

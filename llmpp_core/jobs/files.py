@@ -138,7 +138,7 @@ def read_row(line: bytes | str) -> dict[str, Any] | None:
     """Return the JSON object that a line holds; None if it holds none."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
