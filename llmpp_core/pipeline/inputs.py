@@ -111,7 +111,7 @@ def read_inputs(run: Run) -> Inputs:
             if "column" in given:
                 costs[name] = _fitted(name, given, space, trained)
             else:
-                costs[name] = Priced(Cost(name, load(given["python"], run.base), space, given.get("unit", ""), "python"))
+                costs[name] = Priced(Cost(name, load_function(given["python"], run.base), space, given.get("unit", ""), "python"))
     for name, (limit, unit) in run["limits"].items():
         at = run.at(f"limits.{name}")
         if name not in costs:
@@ -124,7 +124,7 @@ def read_inputs(run: Run) -> Inputs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
     if run["search.costly"]:
         with problems.collect(), named(f"{run.at('search.costly')}: search.costly"):
-            load(run["search.costly"], run.base)
+            load_function(run["search.costly"], run.base)
     problems.check()
     files += ([run.path(run["space"])] if _is_file(run) else []) + [run.path(run.file)] * (run.tree is not None)
     # Files of different folders may have one name.
@@ -168,6 +168,14 @@ def load(location: str, base: Path) -> Any:
         raise ValueError(f"{location}: {error}") from None
     finally:
         sys.path.pop(0)
+
+
+def load_function(location: str, base: Path) -> Any:
+    """Return `load`, which must be what can be called."""
+    found = load(location, base)
+    if not callable(found):
+        raise ValueError(f"{location}: expected a function, got {found!r}")
+    return found
 
 
 def _check_range(run: Run, trained: Trained, problems: Problems) -> None:
