@@ -327,7 +327,15 @@ class EvolutionarySearch(Search):
         if state["complete"]:
             return Population(previous.rows, previous.costs, state)
         parents, costs = previous.rows[previous.record.parents], previous.costs[previous.record.parents]
-        mutants, crossovers = (lambda n: self._mutants(parents, n, rng)), (lambda n: self._crossovers(parents, n, rng))
+
+        def mutants(n: int) -> np.ndarray:
+            return self.genes.mutate(parents[rng.integers(len(parents), size=n)], rng, self.mutation_probability)
+
+        def crossovers(n: int) -> np.ndarray:
+            first = rng.integers(len(parents), size=n)
+            second = (first + 1 + rng.integers(len(parents) - 1, size=n)) % len(parents)
+            return self.genes.crossover(parents[first], parents[second], rng)
+
         rates = state["acceptance"]
         kinds = [(mutants, self.mutants, rates[0]), (crossovers, self.crossovers, rates[1])]
         rows, new_costs, rates = feasible.children(kinds, parents, rng)
@@ -336,11 +344,3 @@ class EvolutionarySearch(Search):
     def select(self, order: np.ndarray, scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """Return the positions of the parents."""
         return order[: self.parents]
-
-    def _mutants(self, parents: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        return self.genes.mutate(parents[rng.integers(len(parents), size=n)], rng, self.mutation_probability)
-
-    def _crossovers(self, parents: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        first = rng.integers(len(parents), size=n)
-        second = (first + 1 + rng.integers(len(parents) - 1, size=n)) % len(parents)
-        return self.genes.crossover(parents[first], parents[second], rng)
