@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import json
 import os
 import threading
 import warnings
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from llmpp_core.jobs.files import SourceError, cache_dir
+from llmpp_core.jobs.files import SourceError, cache_dir, read_row
 from llmpp_core.space.architecture import Architecture
 
 #: Groups of files by the name that notebooks and ``llmpp fetch`` use.
@@ -113,7 +112,10 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
     if not download:
         raise SourceError(f"{name} is not here; set LLMPP_DATA_DIR or run: llmpp fetch")
     top, _, rest = name.partition("/")
-    pooch = _pooch()
+    with warnings.catch_warnings():
+        # Loading it, which those whose files are here need not have, loads tqdm: a warning about missing widgets, and a path, in notebooks.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import pooch
     # Not with env="LLMPP_DATA_DIR": pooch would write there, and over files that are damaged.
     source = pooch.create(cache_dir() / top, _MIRRORS[top], registry={rest: f"sha256:{sha256}"})
     try:
@@ -123,15 +125,6 @@ def fetch(name: str, *, download: bool = True, progress: bool = False) -> Path:
         raise SourceError(f"{name} could not be downloaded ({type(error).__name__}) and is not in {where}") from None
     except ValueError:
         raise SourceError(f"{name}: the download does not have the expected sha256 {sha256}; it was discarded") from None
-
-
-def _pooch() -> Any:
-    """Return the library that downloads, which those whose files are here need not have."""
-    with warnings.catch_warnings():
-        # Loading it loads tqdm, which would put a warning about missing widgets, and a path, into every notebook.
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        import pooch
-    return pooch
 
 
 def _check(path: Path, sha256: str) -> None:
@@ -183,13 +176,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     # Read as bytes, so that a byte that is no UTF-8 is found in its line too.
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line.decode())
-                if not isinstance(row, dict):
-                    raise ValueError
-            except ValueError:
+            if (row := read_row(line)) is None:
                 text = line.decode(errors="replace").strip()
-                raise ValueError(f"{path}, line {number}: expected one JSON object, got {text[:60]!r}") from None
+                raise ValueError(f"{path}, line {number}: expected one JSON object, got {text[:60]!r}")
             rows.append(row)
     return rows
 

@@ -18,14 +18,20 @@ from llmpp_core.jobs.files import read_rows
 
 
 def run_killed(
-    work: Callable[..., None], arguments: tuple[Any, ...], watched: Path, kills: int, rng: np.random.Generator, steps: int = 1
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    watched: Path,
+    kills: int,
+    rng: np.random.Generator,
+    steps: int = 1,
+    method: str = "forkserver",
 ) -> None:
     """Run `work` in processes that are killed at random moments, and in the end in one that is not.
 
     A process is killed a little while after it was seen to change something in the folder `watched` `steps` times, so each gets
     further than the one before it.
     """
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context(method)
     for attempt in range(kills + 1):
         before, changes = _state(watched), 0
         process = context.Process(target=work, args=arguments)

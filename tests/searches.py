@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from llmpp_core.search.records import Record
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import TINY, SearchSpace
@@ -27,6 +28,10 @@ MINI = SearchSpace(
     decoder_cross_spans=(-1, 1),
     qkv_dim=8,
 )
+
+
+def told(records: Iterable[Record]) -> list[dict[str, Any]]:
+    return [record.without_times() for record in records]
 
 
 class Additive:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
+from llmpp_core.jobs.files import read_rows
+from llmpp_core.search import kept_scores
 from llmpp_core.search.kept_scores import KeptScores
 from llmpp_core.space.search_space import TINY
 
@@ -43,6 +45,23 @@ def test_each_score_is_asked_for_once_and_charged_every_time(tmp_path: Path, arc
     again.predict(archs)
     assert again.saved_ > before
     assert clone(again).saved_ == 0
+
+
+def test_the_file_is_read_again_only_when_others_have_added_to_it(
+    tmp_path: Path, archs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr(kept_scores, "read_rows", lambda path: reads.append(path) or read_rows(path))
+    mine, other = (KeptScores(Counting(), tmp_path / "scores.jsonl") for _ in range(2))
+    for arch in archs[:6]:
+        mine.predict([arch])
+    assert len(reads) == 1
+    other.predict(archs[6:])
+    assert len(reads) == 2
+    mine.predict(archs)
+    mine.predict(archs)
+    assert len(reads) == 3
+    assert mine.predictor.asked == list(dict.fromkeys(archs[:6]))
 
 
 def test_a_line_cut_off_by_a_crash_costs_one_score(tmp_path: Path, archs: list[Any]) -> None:

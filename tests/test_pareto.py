@@ -66,13 +66,3 @@ def test_a_front_of_other_searches_counts_what_the_last_predictor_scored() -> No
     assert second.predict(list(front["architecture"])) == pytest.approx(front["score"])
     assert front.iloc[0]["score"] == records[-1].score
     assert set(Genes(TINY).to_text(Genes(TINY).encode(list(front["architecture"])))) <= {g for r in records[2:] for g in r.population}
-
-
-def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one cost"):
-        ParetoSearch(TINY, Additive(), [])
-    limits = [parameter_limit(TINY, 300e3)]
-    with pytest.raises(ValueError, match=r"a population of at least 2, got 1 and 2\.5"):
-        ParetoSearch(TINY, Additive(), limits, population=2.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="mutation_probability: expected 0 to 1, got 7"):
-        ParetoSearch(TINY, Additive(), limits, mutation_probability=7)

@@ -1,8 +1,7 @@
-"""Random search, local search and Bayesian optimisation: as many evaluations as asked for, resumed exactly, sensibly good."""
+"""Random search, local search and Bayesian optimisation: as many evaluations as asked for, sensibly good."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,13 @@ from searches import MINI, Additive
 from llmpp_core.search.alternatives import BatchSearch, BayesianSearch, LocalSearch, RandomSearch
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.finalists import finalists
-from llmpp_core.search.limits import flops_limit, parameter_limit
+from llmpp_core.search.limits import parameter_limit
 from llmpp_core.search.pareto import ParetoSearch
-from llmpp_core.search.records import read_records
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import TINY
 
 LIMIT = parameter_limit(TINY, 250e3)
 METHODS = [RandomSearch, LocalSearch, BayesianSearch]
-
-
-def told(records: Any) -> list[dict[str, Any]]:
-    return [record.without_times() for record in records]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,28 +35,6 @@ def test_each_asks_as_often_as_told_about_different_feasible_architectures(metho
     assert np.diff([record.score for record in result.records]).min() >= 0
 
 
-@pytest.mark.parametrize("method", [*METHODS, ParetoSearch])
-def test_resumed_at_any_iteration_each_is_the_same(method: Any, tmp_path: Path) -> None:
-    settings = {"population": 20, "iterations": 5} if method is ParetoSearch else {"evaluations": 200, "batch": 40}
-    limits, whole = [flops_limit(TINY, np.inf), LIMIT], tmp_path / "whole.jsonl"
-    expected = method(TINY, Additive(), limits, **settings, seed=2).run(whole)
-    lines = whole.read_bytes().splitlines(keepends=True)
-    for done in range(len(lines) + 1):
-        part = tmp_path / f"{done}.jsonl"
-        part.write_bytes(b"".join(lines[:done]))
-        result = method(TINY, Additive(), limits, **settings, seed=2).run(part)
-        assert told(result.records) == told(expected.records)
-        assert told(read_records(part, Genes(TINY))) == told(expected.records)
-
-
-@pytest.mark.parametrize("method", [LocalSearch, BayesianSearch])
-def test_each_beats_random_search(method: type[BatchSearch]) -> None:
-    for seed in range(3):
-        score = Additive(TINY, seed)
-        found = method(TINY, score, LIMIT, evaluations=400, batch=50, seed=seed).run().score
-        assert found > RandomSearch(TINY, score, LIMIT, evaluations=400, seed=seed).run().score
-
-
 def test_local_search_ends_on_local_optima_and_starts_again() -> None:
     score = Additive(TINY)
     result = LocalSearch(TINY, score, evaluations=1500, batch=500, climbers=2).run()
@@ -71,7 +43,7 @@ def test_local_search_ends_on_local_optima_and_starts_again() -> None:
     assert len(result.records) == 3
 
 
-def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor(tmp_path: Path) -> None:
+def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor() -> None:
     genes, costly = Genes(TINY), Additive(TINY, noise=0.2)
     first = EvolutionarySearch(TINY, [(Additive(TINY), 30)], LIMIT).run()
     start = finalists(first, genes)
@@ -84,22 +56,16 @@ def test_local_search_climbs_from_the_finalists_of_a_cheaper_predictor(tmp_path:
     assert said[0] == max(seen.values())
     for first_of_depth in (0, 17, 34):
         group = said[first_of_depth : first_of_depth + 17]
-        assert group == sorted(group, reverse=True)
         scored = zip(genes.table(genes.from_text(seen)), seen.values(), strict=True)
         same = [score for arch, score in scored if arch.decoder_layers == depths[first_of_depth]]
         assert group == sorted(same, reverse=True)[:17]
-    path = tmp_path / "climb.jsonl"
-    climb = LocalSearch(TINY, costly, LIMIT, evaluations=153, batch=51, start=start).run(path)
+    climb = LocalSearch(TINY, costly, LIMIT, evaluations=153, batch=51, start=start).run()
     assert set(climb.records[0].population) == set(genes.to_text(genes.encode(start)))
     assert climb.records[0].score == max(costly.predict(start)) <= climb.score
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
-    assert told(LocalSearch(TINY, costly, LIMIT, evaluations=153, batch=51, start=start).run(path).records) == told(climb.records)
     # What is not within the limits is left out, and climbers that lack a start are random.
     alone = LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=[start[0], TINY.largest()]).run()
     assert genes.to_text(genes.encode([start[0]]))[0] in alone.records[0].population
     assert max(cost for record in alone.records for cost in record.costs["parameters"]) <= LIMIT.limit
-    with pytest.raises(ValueError, match="start: expected at most 20, the first evaluations, got 51"):
-        LocalSearch(TINY, costly, LIMIT, evaluations=40, batch=20, start=start)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -113,13 +79,21 @@ def test_each_ends_with_the_whole_of_a_space_that_has_no_more(method: type[Batch
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("method", "settings", "message"),
     [
-        ({"evaluations": 0}, "expected positive integers"),
-        ({"batch": 2.5}, "expected positive integers"),
-        ({"climbers": 200}, "climbers: expected 1 to 100"),
+        (LocalSearch, {"evaluations": 0}, "expected positive integers"),
+        (LocalSearch, {"batch": 2.5}, "expected positive integers"),
+        (LocalSearch, {"climbers": 200}, "climbers: expected 1 to 100"),
+        (
+            LocalSearch,
+            {"start": TINY.sample(51, np.random.default_rng(0)), "batch": 20},
+            "start: expected at most 20, .* got 51",
+        ),
+        (ParetoSearch, {"costs": []}, "at least one cost"),
+        (ParetoSearch, {"costs": [LIMIT], "population": 2.5}, r"a population of at least 2, got 1 and 2\.5"),
+        (ParetoSearch, {"costs": [LIMIT], "mutation_probability": 7}, "mutation_probability: expected 0 to 1, got 7"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, int], message: str) -> None:
+def test_bad_settings_are_refused(method: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LocalSearch(TINY, Additive(), **settings)
+        method(TINY, Additive(), **settings)

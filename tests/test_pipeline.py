@@ -222,10 +222,6 @@ def test_the_report_in_a_browser(width: int, browser: Browser, tmp_path: Path, u
         page.close()
 
 
-def work(run: Path) -> None:
-    search_pipeline(run)
-
-
 @pytest.mark.parametrize("model", [False, True])
 def test_killed_at_any_moment(model: bool, tmp_path: Path, url: str, rng: np.random.Generator) -> None:
     fields = offline(url) | {"predictor": "average"} if model else {}
@@ -234,7 +230,7 @@ def test_killed_at_any_moment(model: bool, tmp_path: Path, url: str, rng: np.ran
     broken.parent.joinpath("run-out").mkdir()
     # Loaded once, not by each of the processes.
     multiprocessing.set_forkserver_preload(["llmpp_core.pipeline.stages", "llmpp_core.llm.run"])
-    run_killed(work, (broken,), broken.parent / "run-out", 6, rng, steps=2)
+    run_killed(search_pipeline, (broken,), broken.parent / "run-out", 6, rng, steps=2)
     assert files(broken.parent / "run-out") == files(whole.parent / "run-out")
 
 

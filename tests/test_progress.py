@@ -39,12 +39,6 @@ def test_a_log_gets_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 2  # the first and the last
 
 
-def test_what_is_disabled_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in progress_bar(range(3), disable=True):
-        pass
-    assert capsys.readouterr().err == ""
-
-
 def test_all_work_draws_with_it() -> None:
     # `fetch` decides by itself what a log gets.
     own = {"progress.py", "__main__.py"}

@@ -95,8 +95,9 @@ def test_disagreement_takes_the_mean_of_its_window() -> None:
 def test_uncertainty_switches_when_parents_cannot_be_told_apart() -> None:
     apart, asked = candidates([5.0, 4.0, 3.0], [0.0] * 3)
     assert Uncertainty()(apart) == (False, {"uncertainty": pytest.approx(0.1), "gap": 2.0})
-    close, _ = candidates([5.0, 4.95], [0.0] * 2)
-    assert Uncertainty()(close)[0]
+    # The last one is no parent.
+    close, _ = candidates([5.0, 4.95, -9.0], [0.0] * 3, parents=2)
+    assert Uncertainty()(close) == (True, {"uncertainty": pytest.approx(0.1), "gap": pytest.approx(0.05)})
     assert not Uncertainty(factor=0.1)(close)[0]
     assert not asked
 
@@ -108,20 +109,13 @@ def test_uncertainty_of_a_predictor_that_tells_none_is_refused() -> None:
         Uncertainty()(seen)
 
 
-def test_uncertainty_looks_at_parents_only() -> None:
-    seen, _ = candidates([5.0, 4.95, -9.0], [0.0] * 3, parents=2)
-    switch, numbers = Uncertainty()(seen)
-    assert switch
-    assert numbers["gap"] == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize("last", [0, 4, 5])
-def test_both_predictors_have_a_part_in_an_adaptive_entry(last: int) -> None:
-    with pytest.raises(ValueError, match=f"last: expected 1 to 3, for 4 iterations in all, got {last}"):
-        Adaptive(Additive(), Additive(), 4, last=last)
-
-
-@pytest.mark.parametrize(("iterations", "last"), [(8.5, 2), (8, 2.5), (1, 1)])
-def test_an_adaptive_entry_counts_in_whole_numbers(iterations: Any, last: Any) -> None:
-    with pytest.raises(ValueError, match=f"whole numbers, the first from 2, got {iterations} and {last}$"):
+@pytest.mark.parametrize(
+    ("iterations", "last", "message"),
+    [
+        *((4, last, f"last: expected 1 to 3, for 4 iterations in all, got {last}") for last in (0, 4, 5)),
+        *((n, last, f"whole numbers, the first from 2, got {n} and {last}$") for n, last in ((8.5, 2), (8, 2.5), (1, 1))),
+    ],
+)
+def test_both_predictors_have_a_part_in_an_adaptive_entry(iterations: Any, last: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Adaptive(Additive(), Additive(), iterations, last=last)

@@ -1,26 +1,25 @@
-"""The evolutionary search: what its records promise, that it resumes exactly, and that it finds what there is to find."""
+"""The evolutionary search: what its records promise, that every method resumes exactly, and that it finds what there is to find."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from searches import Additive
+from killing import run_killed
+from searches import Additive, told
 
-from llmpp_core.search.evolution import EvolutionarySearch
-from llmpp_core.search.limits import Limit, parameter_limit
-from llmpp_core.search.records import Record, SearchResult, read_records
-from llmpp_core.search.schedule import Adaptive, Candidates, Disagreement, Uncertainty, schedule
+from llmpp_core.search.alternatives import BayesianSearch, LocalSearch, RandomSearch
+from llmpp_core.search.evolution import EvolutionarySearch, Search
+from llmpp_core.search.limits import Limit, flops_limit, parameter_limit
+from llmpp_core.search.pareto import ParetoSearch
+from llmpp_core.search.records import SearchResult, read_records
+from llmpp_core.search.schedule import Adaptive, Candidates, Disagreement, Uncertainty, predictors_of, schedule
 from llmpp_core.search.scores import ranking
 from llmpp_core.space.cost import count_parameters
 from llmpp_core.space.genes import Genes
@@ -41,10 +40,6 @@ def adaptive(space: SearchSpace = TINY, seed: int = 0) -> EvolutionarySearch:
     return EvolutionarySearch(space, schedule, LIMIT, seed=seed, names=["costly", "cheap"], **SMALL)
 
 
-def told(records: list[Record]) -> list[dict[str, Any]]:
-    return [record.without_times() for record in records]
-
-
 # --- what the records promise -------------------------------------------------------------------------------------
 
 
@@ -54,6 +49,9 @@ def test_records_hold_what_they_promise(name: str) -> None:
     search = EvolutionarySearch(TINY, schedule(name, cheap, costly, 10, Disagreement()), LIMIT, seed=1)
     result = search.run()
     genes, byname = Genes(TINY), dict(zip(search.names, [cheap, costly] if name != "reversed" else [costly, cheap], strict=False))
+    # Nobody is asked twice about an architecture.
+    assert result.evaluations == {asked: predictor.asked.total() for asked, predictor in byname.items() if predictor.asked}
+    assert {count for predictor in (cheap, costly) for count in predictor.asked.values()} == {1}
     assert [record.iteration for record in result.records] == list(range(10))
     for record, previous in zip(result.records, [None, *result.records], strict=False):
         archs = genes.table(genes.from_text(record.population))
@@ -77,25 +75,6 @@ def test_records_hold_what_they_promise(name: str) -> None:
     assert result.total_seconds == pytest.approx(sum(result.seconds.values()))
 
 
-@pytest.mark.parametrize("name", ["cheap", "HS-NAS", "adaptive"])
-def test_evaluations_are_counted_and_no_predictor_is_asked_twice_about_an_architecture(name: str) -> None:
-    cheap, costly = two()
-    search = EvolutionarySearch(TINY, schedule(name, cheap, costly, 12, Disagreement(8, -1.0)), LIMIT)
-    result = search.run()
-    for predictor, counted in zip((cheap, costly), (search.names[0], [*search.names, None][1]), strict=True):
-        assert set(predictor.asked.values()) <= {1}
-        assert result.evaluations.get(counted, 0) == len(predictor.asked)
-    assert result.records[0].evaluations[search.names[0]] == 125
-
-
-def test_at_a_switch_the_new_predictor_scores_everyone() -> None:
-    cheap, costly = two()
-    records = EvolutionarySearch(TINY, [(cheap, 3), (costly, 3)], names=["cheap", "costly"]).run().records
-    assert [record.predictor for record in records] == ["cheap"] * 3 + ["costly"] * 3
-    assert records[3].evaluations == {"costly": 125}
-    assert records[4].evaluations["costly"] <= 100
-
-
 # --- schedules ----------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +90,7 @@ def test_equal_schedules_give_equal_searches() -> None:
     hsnas = run(schedule("HS-NAS", cheap, costly, 10))
     assert hsnas[:5] == plain[:5]
     assert hsnas[5]["population"] == plain[5]["population"]
+    assert told(adaptive(seed=1).run().records) != told(adaptive().run().records)
 
 
 def test_a_rule_decides_when_the_costly_predictor_takes_over() -> None:
@@ -158,21 +138,30 @@ def test_a_rule_sees_all_candidates_the_parents_first() -> None:
 # --- resume -------------------------------------------------------------------------------------------------------
 
 
-def test_resumed_at_any_iteration_a_search_is_the_same_and_asks_nothing_twice(tmp_path: Path) -> None:
+def peer(method: Any, **settings: Any) -> Search:
+    sizes = {"population": 20, "iterations": 5} if method is ParetoSearch else {"evaluations": 200, "batch": 40}
+    return method(TINY, Additive(), [flops_limit(TINY, np.inf), LIMIT], **sizes, **settings, seed=2)
+
+
+PEERS = [partial(peer, method) for method in (RandomSearch, LocalSearch, BayesianSearch, ParetoSearch)]
+
+
+@pytest.mark.parametrize("make", [adaptive, *PEERS, partial(peer, LocalSearch, start=[TINY.smallest(), TINY.largest()])])
+def test_resumed_at_any_iteration_a_search_is_the_same_and_asks_nothing_twice(make: Any, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
-    expected = adaptive().run(whole)
-    assert told(read_records(whole, Genes(TINY), adaptive().settings())) == told(expected.records)
+    expected = make().run(whole)
+    assert told(read_records(whole, Genes(TINY), make().settings())) == told(expected.records)
     lines = whole.read_bytes().splitlines(keepends=True)
     for done in range(len(lines) + 1):
         part = tmp_path / f"{done}.jsonl"
         part.write_bytes(b"".join(lines[:done]) + b'{"cut off')
-        search = adaptive()
+        search = make()
         result = search.run(part)
         assert told(result.records) == told(expected.records)
         assert told(read_records(part, Genes(TINY))) == told(expected.records)
         evaluated = sum(sum(record.evaluations.values()) for record in expected.records[done:])
         # One is asked again, to see whether the predictor is the same.
-        assert sum(len(entry.asked) for entry in (search.schedule[0][0], search.schedule[2][0])) == evaluated + (done > 0)
+        assert sum(len(predictor.asked) for predictor in predictors_of(search.schedule)) == evaluated + (done > 0)
     assert part.read_bytes().startswith(whole.read_bytes())
 
 
@@ -187,20 +176,9 @@ def slow_search(path: Path | None) -> SearchResult:
     return EvolutionarySearch(TINY, [Adaptive(cheap, costly, 30, Disagreement(3, 0.2, 2), 1)], LIMIT, **SMALL).run(path)
 
 
-def test_killed_at_ten_random_moments_a_search_is_the_same(tmp_path: Path) -> None:
-    path, moments = tmp_path / "search.jsonl", random.Random(0)
-    context, killed = multiprocessing.get_context("fork"), 0
-    while killed < 10:
-        worker = context.Process(target=slow_search, args=(path,))
-        worker.start()
-        worker.join(moments.uniform(0.02, 0.12))
-        if worker.exitcode is None:
-            killed += 1
-        worker.kill()
-        worker.join()
-        if worker.exitcode == 0:
-            path.unlink()
-    assert told(slow_search(path).records) == told(slow_search(None).records)
+def test_killed_at_random_moments_a_search_is_the_same(tmp_path: Path, rng: np.random.Generator) -> None:
+    run_killed(slow_search, (tmp_path / "search.jsonl",), tmp_path, kills=10, rng=rng, method="fork")
+    assert told(slow_search(tmp_path / "search.jsonl").records) == told(slow_search(None).records)
 
 
 def test_files_of_other_searches_and_damaged_ones_are_refused(tmp_path: Path) -> None:
@@ -246,37 +224,6 @@ def test_a_penalty_leaves_the_order_of_the_others_alone(penalty: float) -> None:
     # Rounding does not decide, nor what is left of a difference that is zero.
     assert ranking(np.array([1.0 - 1e-15, 1.0, 1.0 + 1e-15])).tolist() == [0, 1, 2]
     assert ranking(np.array([5.0, 1e-17, 0.0, -1e-17, -5.0, 4.0, 3.0])).tolist() == [0, 5, 6, 1, 2, 3, 4]
-
-
-def test_lines_are_plain_json(tmp_path: Path) -> None:
-    adaptive().run(tmp_path / "search.jsonl")
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    for line in (tmp_path / "search.jsonl").read_text().splitlines():
-        row = json.loads(line, parse_constant=refuse)
-        assert row["best"]["decoder-layer-num-subtransformer"] in range(1, 7)
-        assert row["search"]["space"] == "TINY"
-
-
-HASHED = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from test_search import adaptive, told
-print(json.dumps([record["population"] for record in told(adaptive().run().records)]))
-"""
-
-
-def test_a_search_depends_on_its_seed_and_not_on_the_order_of_hashes() -> None:
-    found = []
-    for hash_seed in ("1", "2"):
-        code = HASHED.format(tests=str(Path(__file__).parent))
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        found.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout)
-    assert found[0] == found[1]
-    assert json.loads(found[0]) == [record.population for record in adaptive().run().records]
-    assert told(adaptive(seed=1).run().records) != told(adaptive().run().records)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from killing import run_killed
 
-from llmpp_core.jobs import files
 from llmpp_core.jobs.files import append_rows, read_rows
 from llmpp_core.jobs.table import Table, differences, end_with_parent
 
@@ -137,26 +136,37 @@ def test_a_table_is_read_as_a_frame_with_those_given_up_apart(tmp_path: Path) ->
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_failing_job_loses_no_row_of_the_others(threads: int, tmp_path: Path) -> None:
-    table, started = Table(tmp_path / "rows.jsonl"), []
+class Noted(ThreadPoolExecutor):
+    """Keeps the futures of what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.futures: list[Future] = []
+
+    def submit(self, *arguments: Any, **_: Any) -> Future:  # type: ignore[override]
+        self.futures.append(super().submit(*arguments))
+        return self.futures[-1]
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_failing_job_loses_no_row_of_the_others(threads: bool, tmp_path: Path) -> None:
+    table, started, deadline = Table(tmp_path / "rows.jsonl"), [], time.monotonic() + 30
 
     def work(i: int) -> dict[str, int]:
         started.append(i)
-        time.sleep(0.02 if i <= 3 else 0.5)
         if i == 3:
             raise RuntimeError("no memory")
+        while i > 3 and not pool.futures[-1].cancelled() and time.monotonic() < deadline:
+            time.sleep(0.001)
         return square(i)
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with Noted() as pool:
         executor = pool if threads else None
         with pytest.raises(RuntimeError, match="no memory"):
             table.run(work, jobs(40), executor=executor)
         # What was under way is finished and kept; what had not begun does not begin.
-        kept = [row["i"] for row in table.rows()]
-        assert sorted([*kept, 3]) == sorted(started)
-        assert {0, 1, 2} <= set(kept)
-        assert len(started) < 10
+        assert sorted([*(row["i"] for row in table.rows()), 3]) == sorted(started)
+        assert set(range(4)) <= set(started) <= set(range(6))
         assert table.run(square, jobs(40), executor=executor) == rows(40)
     assert len(table.rows()) == 40
 
@@ -167,25 +177,6 @@ def test_a_damaged_table_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a JSON object"):
         Table(path).run(square, jobs(3))
     assert path.read_text().endswith("rubbish\n")
-
-
-def test_rows_that_cannot_be_added_are_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    table, write = Table(tmp_path / "rows.jsonl"), files._append
-    table.append([{"x": 0}])
-
-    def full(path: Path, data: bytes) -> None:
-        if path == table.path:
-            raise OSError(28, "No space left on device")
-        write(path, data)
-
-    monkeypatch.setattr(files, "_append", full)
-    with pytest.raises(OSError, match=r"rows.jsonl: cannot be written: No space left .*; what was to be added is in .*: append it"):
-        table.append([{"x": 1}])
-    (spare,) = (tmp_path / "tmp").glob("llmpp-*/rows.jsonl")
-    table.path.write_bytes(table.path.read_bytes() + spare.read_bytes())
-    assert table.rows() == [{"x": 0}, {"x": 1}]
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

@@ -126,23 +126,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows, lines = [], path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines if _is_row(lines[-1]) else lines[:-1], 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
+    # A last line without an end may be whole all the same, as an editor leaves it: half an object is no JSON.
+    for number, line in enumerate(lines[:-1] if read_row(lines[-1]) is None else lines, 1):
+        if (row := read_row(line)) is None:
             raise ValueError(f"{path}:{number}: not a JSON object")
         rows.append(row)
     return rows
 
 
-def _is_row(line: bytes) -> bool:
-    """Return whether a last line without an end is whole all the same, as an editor may leave it: half an object is no JSON."""
+def read_row(line: bytes | str) -> dict[str, Any] | None:
+    """Return the JSON object that a line holds; None if it holds none."""
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 # What Python writes for numbers that JSON has no word for; strings are matched so that their content is left alone.
@@ -183,10 +181,10 @@ def _append(path: Path, data: bytes) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 last = (whole := file.read(size)).rfind(b"\n") + 1
-                if _is_row(whole[last:]):
-                    data = b"\n" + data
-                else:
+                if read_row(whole[last:]) is None:
                     size = file.truncate(last)
+                else:
+                    data = b"\n" + data
         try:
             while data:
                 data = data[file.write(data) :]

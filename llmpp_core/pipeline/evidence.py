@@ -24,8 +24,8 @@ CANDIDATES = ("model", "regression", "average")
 COVERAGE = 0.8
 # A predictor replaces the average of both if its mean squared error is lower by this many standard errors of the paired difference.
 _MARGIN = 0.5
-# Fewer networks support no confident answer.
-_FEWEST = 6
+#: Fewer networks support no confident answer.
+FEWEST = 6
 _RESAMPLES = 4000
 _PENALTIES = np.logspace(-2, 3, 26)
 
@@ -127,8 +127,8 @@ def compare(scores: ArrayLike, left_out: Mapping[str, ArrayLike], *, noise: floa
     if chosen["high"] >= 1:
         span = f"{chosen['low']:.2f} to {chosen['high']:.2f} times"
         doubts.append(f"the {used} is not surely better than the mean of the other networks: its error is {span} as large")
-    if len(y) < _FEWEST:
-        doubts.append(f"{len(y)} networks are too few to tell; {_FEWEST} or more are needed")
+    if len(y) < FEWEST:
+        doubts.append(f"{len(y)} networks are too few to tell; {FEWEST} or more are needed")
     if noise is not None and np.std(y, ddof=1) <= noise:
         doubts.append(f"the scores differ less (sd {np.std(y, ddof=1):.3g}) than two trainings of one network do (sd {noise:.3g})")
     listed = {name: [float(v) if np.isfinite(v) else None for v in values] for name, values in found.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from llmpp_core.pipeline.evidence import Regression
+from llmpp_core.pipeline.evidence import FEWEST, Regression
 from llmpp_core.pipeline.problems import Problems, named
 from llmpp_core.pipeline.run_file import Run, listed
 from llmpp_core.pipeline.trained import Trained, names_of, read_trained
@@ -27,8 +27,6 @@ from llmpp_core.space.search_space import SPACES
 
 # Drawn to see whether a limit forbids anything.
 _DRAWN = 1000
-# Fewer trained networks support no answer to be sure of.
-_FEW = 6
 
 
 @dataclass
@@ -99,10 +97,10 @@ def read_inputs(run: Run) -> Inputs:
     space = _space(run)
     columns = {column for cost in run["costs"].values() if (column := cost.get("column"))}
     options = {name: run[name] for name in ("columns", "repeats", "inactive", "longer_lists")}
-    with named(run.at("columns")):
-        if unknown := [name for name in run["columns"] if name not in names_of(space)]:
-            names = names_of(space)
-            raise ValueError(f"columns: no choice {unknown[0]!r}{meant(unknown[0], names)}; choices are {listed(names)}")
+    names = names_of(space)
+    if unknown := [name for name in run["columns"] if name not in names]:
+        near = meant(unknown[0], names)
+        raise ValueError(f"{run.at('columns')}: columns: no choice {unknown[0]!r}{near}; choices are {listed(names)}")
     trained = read_trained(files, space, run["score.column"], costs=sorted(columns), **options)
     # By what they are: the order of lines in files decides nothing.
     trained.sort(space.lines)
@@ -113,7 +111,7 @@ def read_inputs(run: Run) -> Inputs:
             if "column" in given:
                 costs[name] = _fitted(name, given, space, trained)
             else:
-                costs[name] = Priced(Cost(name, load(given["python"], run.base), space, given.get("unit", ""), "python"))
+                costs[name] = Priced(Cost(name, load_function(given["python"], run.base), space, given.get("unit", ""), "python"))
     for name, (limit, unit) in run["limits"].items():
         at = run.at(f"limits.{name}")
         if name not in costs:
@@ -126,7 +124,7 @@ def read_inputs(run: Run) -> Inputs:
         problems.add(f"{run.at('told')}: told {run['told']!r}: no such cost; costs are {listed(costs)}")
     if run["search.costly"]:
         with problems.collect(), named(f"{run.at('search.costly')}: search.costly"):
-            load(run["search.costly"], run.base)
+            load_function(run["search.costly"], run.base)
     problems.check()
     files += ([run.path(run["space"])] if _is_file(run) else []) + [run.path(run.file)] * (run.tree is not None)
     # Files of different folders may have one name.
@@ -172,6 +170,14 @@ def load(location: str, base: Path) -> Any:
         sys.path.pop(0)
 
 
+def load_function(location: str, base: Path) -> Any:
+    """Return `load`, which must be what can be called."""
+    found = load(location, base)
+    if not callable(found):
+        raise ValueError(f"{location}: expected a function, got {found!r}")
+    return found
+
+
 def _check_range(run: Run, trained: Trained, problems: Problems) -> None:
     low, high = (run[f"score.{end}"] for end in ("low", "high"))
     for where, score in zip(trained.where, trained.scores, strict=True):
@@ -184,8 +190,8 @@ def _fitted(name: str, given: Mapping[str, str], space: Any, trained: Trained) -
     """Return a cost fitted to a column: a ridge of its logarithm."""
     column, measured = given["column"], trained.columns[given["column"]]
     known = [i for i, value in enumerate(measured) if value is not None]
-    if len(known) < _FEW:
-        raise ValueError(f"column {column!r} has {len(known)} numbers, {_FEW} are needed to fit it")
+    if len(known) < FEWEST:
+        raise ValueError(f"column {column!r} has {len(known)} numbers, {FEWEST} are needed to fit it")
     values = np.array([measured[i] for i in known], dtype=float)
     if (values <= 0).any():
         raise ValueError(f"column {column!r} has {values.min():g}; expected positive numbers")
@@ -206,12 +212,12 @@ def _warnings(found: Inputs) -> list[str]:
     for name, cost in found.costs.items():
         if cost.limit is not None and (cost.value(drawn) <= cost.limit).all():
             said.append(f"{run.at(f'limits.{name}')}: limit {name!r}: no network of {_DRAWN:,} exceeds it")
-    if len(trained.networks) < _FEW:
-        said.append(f"{len(trained.networks)} trained networks are few: no answer can be confident before there are {_FEW}")
+    if len(trained.networks) < FEWEST:
+        said.append(f"{len(trained.networks)} trained networks are few: no answer can be confident before there are {FEWEST}")
     if found.noise is not None and np.std(trained.scores, ddof=1) <= found.noise:
         said.append("the scores differ less than two trainings of one network do")
     fixed = [cost for cost in found.costs.values() if cost.value.kind == "formula"]
-    if fixed and len(trained.networks) >= _FEW:
+    if fixed and len(trained.networks) >= FEWEST:
         told = [values for cost in fixed if np.ptp(values := cost.value(trained.networks))]
         taus = [spearmanr(values, found.scores)[0] for values in told] or [0.0]
         other = "lower" if found.sign > 0 else "higher"

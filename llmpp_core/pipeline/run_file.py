@@ -94,7 +94,7 @@ def _read(kind: str, value: Any) -> Any:
         if is_number(value):
             return [float(value), text[2] if text else None]
         raise ValueError(f"expected a number, or one with a unit such as '150 ms', got {value!r}")
-    if kind == "space" and not isinstance(value, str):
+    if kind == "space" and not isinstance(value, (str, int, float, list)):
         return value
     number = re.fullmatch(r"(whole )?number(?: from (\d+))?(?: to (\d+))?", kind)
     if number:

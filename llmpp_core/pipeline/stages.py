@@ -23,7 +23,7 @@ from llmpp_core.jobs.table import differences
 from llmpp_core.pipeline import facts, propose
 from llmpp_core.pipeline.asking import Asking
 from llmpp_core.pipeline.evidence import Regression, compare
-from llmpp_core.pipeline.inputs import Inputs, load, read_inputs
+from llmpp_core.pipeline.inputs import Inputs, load_function, read_inputs
 from llmpp_core.pipeline.report import report
 from llmpp_core.pipeline.run_file import FREE, read_run
 from llmpp_core.predictors.distill import DistilledPredictor
@@ -245,7 +245,7 @@ class Pipeline:
         fields, inputs = self.fields, self.inputs
         entries, names = [(self.predictor, fields["search.iterations"])], ["cheap"]
         if fields["search.costly"]:
-            asked = Cost("search.costly", load(fields["search.costly"], fields.base), inputs.space, kind="python")
+            asked = Cost("search.costly", load_function(fields["search.costly"], fields.base), inputs.space, kind="python")
             costly = propose.Costly(asked, inputs.sign)
             entries = [(self.predictor, fields["search.switch"]), (costly, fields["search.iterations"] - fields["search.switch"])]
             names.append("costly")

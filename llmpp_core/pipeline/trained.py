@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llmpp_core.jobs.files import read_row
 from llmpp_core.pipeline.problems import Problems, named
 from llmpp_core.space.architecture import HAT_NAMES
 from llmpp_core.space.grammar import Tree
@@ -188,11 +188,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from _csv_rows(path.name, text)
     elif kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
+            row = read_row(line) if line.strip() else {}
+            if row is None:
                 raise ValueError(f"{path.name}:{number}: not a JSON object")
             if row:
                 yield f"{path.name}:{number}", row

@@ -104,12 +104,11 @@ class LocalSearch(BatchSearch):
     def __init__(self, *arguments: Any, climbers: int = 3, start: Sequence[Any] = (), **settings: Any):
         super().__init__(*arguments, **settings)
         self.start = np.unique(self.genes.encode(start), axis=0)
-        if len(self.start) > min(self.batch, self.evaluations):
-            raise ValueError(f"start: expected at most {min(self.batch, self.evaluations)}, the first evaluations, got {len(self.start)}")
-        if not is_integer(climbers) or not 1 <= climbers <= min(self.batch, self.evaluations):
-            raise ValueError(
-                f"climbers: expected 1 to {min(self.batch, self.evaluations)}, the evaluations of an iteration, got {climbers}"
-            )
+        most = min(self.batch, self.evaluations)
+        if len(self.start) > most:
+            raise ValueError(f"start: expected at most {most}, the first evaluations, got {len(self.start)}")
+        if not is_integer(climbers) or not 1 <= climbers <= most:
+            raise ValueError(f"climbers: expected 1 to {most}, the evaluations of an iteration, got {climbers}")
         self.climbers = climbers
 
     def settings(self) -> dict[str, Any]:

@@ -57,15 +57,14 @@ class Search(ABC):
     ):
         self.space = space
         self.schedule = list(schedule)
-        self.limits = (
-            (constraints,) if isinstance(constraints, Limit) else tuple(constraints if isinstance(constraints, Iterable) else [constraints])
-        )
+        self.limits = tuple(constraints if isinstance(constraints, Iterable) else [constraints])
         if not all(isinstance(limit, Limit) for limit in self.limits):
             raise ValueError(f"constraints: expected a Limit, or several, got {constraints!r}")
         for entry in self.schedule:
             if not isinstance(entry, Adaptive) and not (isinstance(entry, tuple) and len(entry) == 2 and is_integer(entry[1])):
                 raise ValueError(f"schedule: expected pairs of predictor and number of iterations, or Adaptive, got {entry!r}")
-        for predictor in predictors_of(self.schedule):
+        predictors = predictors_of(self.schedule)
+        for predictor in predictors:
             if not hasattr(predictor, "predict"):
                 raise ValueError(f"schedule: expected predictors with a method predict, got {predictor!r}")
         self.seed = seed
@@ -76,7 +75,6 @@ class Search(ABC):
         if not is_integer(seed) or seed < 0:
             raise ValueError(f"seed: expected an integer from 0, got {seed!r}")
         self.iterations = sum(counts)
-        predictors = predictors_of(self.schedule)
         self.names = list(names or default_names(predictors))
         if len(self.names) != len(predictors) or len(set(self.names)) < len(predictors):
             raise ValueError(f"names: expected {len(predictors)} different ones, one per predictor, got {', '.join(self.names)}")
@@ -329,7 +327,15 @@ class EvolutionarySearch(Search):
         if state["complete"]:
             return Population(previous.rows, previous.costs, state)
         parents, costs = previous.rows[previous.record.parents], previous.costs[previous.record.parents]
-        mutants, crossovers = (lambda n: self._mutants(parents, n, rng)), (lambda n: self._crossovers(parents, n, rng))
+
+        def mutants(n: int) -> np.ndarray:
+            return self.genes.mutate(parents[rng.integers(len(parents), size=n)], rng, self.mutation_probability)
+
+        def crossovers(n: int) -> np.ndarray:
+            first = rng.integers(len(parents), size=n)
+            second = (first + 1 + rng.integers(len(parents) - 1, size=n)) % len(parents)
+            return self.genes.crossover(parents[first], parents[second], rng)
+
         rates = state["acceptance"]
         kinds = [(mutants, self.mutants, rates[0]), (crossovers, self.crossovers, rates[1])]
         rows, new_costs, rates = feasible.children(kinds, parents, rng)
@@ -338,11 +344,3 @@ class EvolutionarySearch(Search):
     def select(self, order: np.ndarray, scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """Return the positions of the parents."""
         return order[: self.parents]
-
-    def _mutants(self, parents: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        return self.genes.mutate(parents[rng.integers(len(parents), size=n)], rng, self.mutation_probability)
-
-    def _crossovers(self, parents: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        first = rng.integers(len(parents), size=n)
-        second = (first + 1 + rng.integers(len(parents) - 1, size=n)) % len(parents)
-        return self.genes.crossover(parents[first], parents[second], rng)

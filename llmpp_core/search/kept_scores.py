@@ -5,6 +5,7 @@ A search still costs what it costs: `KeptScores` knows how long each score took 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,27 +53,26 @@ class KeptScores(ArchitectureScorer):
 
     def predict(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Return an array of shape (n,); raises ValueError naming file and line if the file is damaged."""
-        asked = list(archs)
-        known = self._known()
-        if any(arch not in known for arch in asked):
-            # What another process asked about since.
-            self.__dict__.pop("known_", None)
-            known = self._known()
+        asked, known = list(archs), self._known()
         new = [arch for arch in dict.fromkeys(asked) if arch not in known]
-        there = [arch for arch in dict.fromkeys(asked) if arch in known]
+        self._saved = self.saved_ + sum(known[arch].seconds for arch in dict.fromkeys(asked) if arch in known)
         if new:
             began = time.perf_counter()
             found = np.asarray(self.predictor.predict(new), dtype=float)
             each = (time.perf_counter() - began) / len(new)
-            known |= {arch: Kept(float(score), each) for arch, score in zip(new, found, strict=True)}
-            rows = [{"arch": arch.to_hat_dict(), **known[arch]._asdict()} for arch in new]
+            made = {arch: Kept(float(score), each) for arch, score in zip(new, found, strict=True)}
             with FileLock(f"{self.path}.lock"):
-                append_rows(Path(self.path), rows)
-        self._saved = self.saved_ + sum(known[arch].seconds for arch in there)
+                known = self._known()
+                append_rows(Path(self.path), [{"arch": arch.to_hat_dict(), **kept._asdict()} for arch, kept in made.items()])
+                known |= made
+                self._size = os.path.getsize(self.path)
         return np.array([known[arch].score for arch in asked], dtype=float)
 
     def _known(self) -> dict[Architecture, Kept]:
-        if "known_" not in self.__dict__:
+        """Return what the file holds, which is read again only where others have added to it: that would count as time of the search."""
+        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+        if size != self.__dict__.get("_size"):
             rows = read_rows(Path(self.path))
             self.known_ = {Architecture.from_hat_dict(row["arch"]): Kept(row["score"], row["seconds"]) for row in rows}
+            self._size = size
         return self.known_

@@ -119,10 +119,9 @@ def pareto_front(records: Sequence[Record], space: Space) -> pd.DataFrame:
         rows.update((genome, list(values)) for genome, values in zip(record.population, columns, strict=True) if values[0] is not None)
     values = np.array(list(rows.values()), dtype=float)
     front = np.flatnonzero(~_dominates(objectives(values[:, 0], values[:, 1:])).any(axis=0))
-    genes = Genes(space)
-    archs = list(genes.table(genes.from_text(list(rows)))) if rows else []
+    genes, genomes = Genes(space), list(rows)
     table = pd.DataFrame(values[front], columns=["score", *names])
-    table.insert(0, "architecture", [archs[i] for i in front])
+    table.insert(0, "architecture", list(genes.table(genes.from_text([genomes[i] for i in front]))))
     return table.sort_values(["score", *names], ascending=[False, *[True] * len(names)], kind="stable", ignore_index=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,8 @@ class Record:
 
     def to_row(self) -> dict[str, Any]:
         """Return what JSON can hold; the best network is as its lines say it."""
-        row = {item.name: getattr(self, item.name) for item in fields(self)}
         lines = (line.partition(": ") for line in self.best.to_prompt_lines())
-        return {**row, "best": {name: json.loads(value) for name, _, value in lines}}
+        return {**vars(self), "best": {name: json.loads(value) for name, _, value in lines}}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], space: Space) -> Record:

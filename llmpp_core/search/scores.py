@@ -36,18 +36,8 @@ class Scores:
         self.seconds = 0.0
         self.evaluations: Counter[str] = Counter()
 
-    def ask(self, name: str, predictor: Any, rows: np.ndarray) -> np.ndarray:
-        """Return scores of different rows, shape (n,), asking for those not known; raises ValueError if it does not get n numbers."""
-        known, genomes = self.known.setdefault(name, {}), self.genes.to_text(rows)
-        new = [i for i, genome in enumerate(genomes) if genome not in known]
-        if new:
-            found = self.predict(name, predictor, rows[new])
-            known.update(zip((genomes[i] for i in new), found.tolist(), strict=True))
-            self.evaluations[name] += len(new)
-        return np.array([known[genome] for genome in genomes], dtype=float)
-
     def predict(self, name: str, predictor: Any, rows: np.ndarray) -> np.ndarray:
-        """Ask the predictor about different rows."""
+        """Ask the predictor about different rows; raises ValueError if it does not give one number each."""
         start = time.perf_counter()
         found = np.asarray(predictor.predict(self.genes.table(rows)), dtype=float)
         self.seconds += time.perf_counter() - start
@@ -112,5 +102,11 @@ class Ask:
         return self._scores.known.setdefault(self.name, {})
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return scores of different rows of genes, shape (n,)."""
-        return self._scores.ask(self.name, self.predictor, rows)
+        """Return scores of different rows of genes, shape (n,), asking for those not known; raises as `Scores.predict`."""
+        known, genomes = self.known, self._scores.genes.to_text(rows)
+        new = [i for i, genome in enumerate(genomes) if genome not in known]
+        if new:
+            found = self._scores.predict(self.name, self.predictor, rows[new])
+            known.update(zip((genomes[i] for i in new), found.tolist(), strict=True))
+            self._scores.evaluations[self.name] += len(new)
+        return np.array([known[genome] for genome in genomes], dtype=float)
