@@ -112,7 +112,7 @@ def equal(a: Pairs, b: Pairs, rows: np.ndarray) -> bool:
     return one.tokens == other.tokens and all(x.dtype == y.dtype and x.equal(y) for x, y in zip(one[:3], other[:3], strict=True))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, sum(SHARDS) - 1), min_size=1, max_size=30))
 def test_stored_batches_are_equal(both: tuple[Pairs, Pairs], rows: list[int]) -> None:
     assert equal(*both, np.array(rows))

@@ -46,7 +46,7 @@ costs:
   area: {once: 1 + size*rate + width_last + layers, layers: width*width_before*layer}
 """)
 SPACES = {space.name: space for space in (GPTS, CNNS, KNOTTY, HAT_LIKE, MINI)}
-quick = settings(max_examples=15, deadline=None, derandomize=True)
+quick = settings(max_examples=15)
 spaces, seeds = st.sampled_from(list(SPACES)), st.integers(0, 2**32 - 1)
 
 

@@ -18,7 +18,7 @@ from llmpp_core.space.features import HAT_FEATURE_NAMES, CostFeatures, DepthFeat
 from llmpp_core.space.genes import Genes
 from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY
 
-quick = settings(max_examples=30, deadline=None, derandomize=True)
+quick = settings(max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
 TRANSFORMERS = [
     HATFeatures(),

@@ -136,7 +136,7 @@ def test_rows_of_a_full_disk_are_added_by_hand_as_the_error_says(tmp_path: Path,
     assert read_rows(path) == rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=8)), max_size=4), cut=st.integers(0, 200))
 def test_a_crash_while_writing_loses_the_row_under_way_alone(rows: list[dict], cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"

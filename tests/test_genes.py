@@ -14,7 +14,7 @@ from llmpp_core.space.features import CostFeatures, DepthFeatures, HATFeatures, 
 from llmpp_core.space.genes import ArchitectureTable, Genes
 from llmpp_core.space.search_space import HAT_WMT, SPACES, SearchSpace
 
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(max_examples=25)
 spaces = st.sampled_from(list(SPACES.values()))
 seeds = st.integers(0, 2**32 - 1)
 

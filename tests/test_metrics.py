@@ -18,7 +18,7 @@ from llmpp_core import metrics
 from llmpp_core.space.search_space import HAT_WMT
 from llmpp_core.upstream import TFSSplit
 
-quick = settings(max_examples=100, deadline=None, derandomize=True)
+quick = settings(max_examples=100)
 few_values = st.integers(-3, 3).map(float)  # few, so that ties are common
 
 

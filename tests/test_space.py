@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from llmpp_core.space.architecture import SPAN_LAYERS, Architecture
 from llmpp_core.space.search_space import HAT_WMT, SPACES, TINY, SearchSpace
 
-quick = settings(max_examples=50, deadline=None, derandomize=True)
+quick = settings(max_examples=50)
 spaces = st.sampled_from(list(SPACES.values()))
 seeds = st.integers(0, 2**32 - 1)
 LISTS = ("encoder_ffn_dims", "encoder_heads", "decoder_ffn_dims", "decoder_self_heads", "decoder_cross_heads", "decoder_cross_spans")

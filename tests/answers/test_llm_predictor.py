@@ -207,7 +207,7 @@ def test_without_log_probabilities_that_spell_a_number_there_is_no_distribution(
     assert read_distribution(PROMPT, json.dumps(reply)) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 9999), st.data())
 def test_any_cut_of_a_number_gives_a_distribution_around_it(number: int, data: st.DataObject) -> None:
     text = f"{number / 100:.2f}"

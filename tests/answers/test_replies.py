@@ -163,7 +163,7 @@ PIECES = [
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS, form=st.sampled_from(FORMS), n=st.integers(1, 3))
 def test_the_tolerant_reading_finds_numbers_of_the_text_and_agrees_with_the_form_asked_for(text: str, form: str, n: int) -> None:
     answer = read(text, form, 1 if form == "single" else n)
