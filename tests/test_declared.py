@@ -182,6 +182,7 @@ def test_only_what_a_network_makes_is_of_it() -> None:
         (GPTS, {"ffn": [1024] * 3}, "ffn has 3 entries, layers is 2; set longer_lists: cut"),
         (GPTS, {"widht": 3}, "unknown choice 'widht'; choices are layers, width, ffn, heads; did you mean 'width'?"),
         (GPTS, {"width": None}, "width is missing; allowed are 256, 384, 512"),
+        (GPTS, {" width": 256}, "width is given twice"),
         (GPTS, {"width": True}, "width is true; allowed are 256, 384, 512"),
         (GPTS, {"ffn": None, "ffn_0": 1024, "ffn_2": 1024}, "ffn: layers are counted from 0 or 1 without gaps; got ffn_0, ffn_2"),
         (GPTS, {"layers": None, "heads": [8]}, "layers is missing, and lists differ in length: ffn has 2, heads has 1"),
