@@ -58,14 +58,14 @@ class Cost:
         Raises
         ------
         ValueError
-            If one is of another space, or a cost is nan, or there are not n of them.
+            If one is of another space, a cost is nan, there are not n of them, or a function other than a formula raises something.
         """
         if isinstance(networks, ArchitectureTable) and networks.space != self.space:
             raise ValueError(f"cost {self.name!r} is one of {self.space.name}, the networks are of {networks.space.name}")
         given = networks if self.kind == "formula" or getattr(self.function, "table", False) else list(networks)
         try:
             found = np.asarray(self.function(given), dtype=float)
-        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        except Exception as error:
             if self.kind == "formula":
                 raise
             raise ValueError(f"cost {self.name!r}: it raised {type(error).__name__}: {error}; it is called with many networks") from error
