@@ -66,7 +66,7 @@ RUN: dict[str, tuple[dict[str, Any], str]] = {
     "model without words": ({"model": MODEL}, "a model needs task.description, which completes 'The networks are trained for ...'"),
     "model without limit": (
         ASKED | {"model": MODEL | {"base_url": "https://example.org/v1"}},
-        "the price of m is not given: set token_cap, or price and budget",
+        "run.yml:10: model: the price of m is not given: set token_cap, or price and budget",
     ),
     "budget without a price": (ASKED | {"model": MODEL | {"budget": 2}}, "model.budget: expected a price with it, by which it is counted"),
     "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
