@@ -258,6 +258,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("values: [4, 8]", "range: [8, 4]", "space:8: 'heads': range: expected [low, high], got [8, 4]"),
     ("values: [4, 8]", "range: [0, 8], log: true", "space:8: 'heads': log: expected true or false, true for a range above 0, got True"),
     ("values: [4, 8]", "values: [4, 8], log: true", "space:8: 'heads': log goes with range, not with values"),
+    ("values: [4, 8]", "range: [4, 8], bounds: [1, 9]", "space:8: 'heads': bounds goes with values; those of a range are its ends"),
     ("values: [4, 8]", "values: [4, 8], range: [4, 8]", "space:8: 'heads': expected either values or range"),
     ("[4, 8]", "4", "space:8: 'heads': expected a list of values, got 4"),
     ("[4, 8]", "[4, ' 8']", "space:8: 'heads': expected a line of text without spaces around it, got ' 8'"),
@@ -321,7 +322,7 @@ def test_wrong_spaces_are_refused_in_a_line_that_names_file_and_line(old: str, n
         ("- a\n- b", "space:1: space: expected a mapping with the keys space, network"),
         ("space: x\nchoices:\n  a: [1, 2]\nrules: [a == 1, b]", "space:4: rule 'b': unknown name 'b'; choices and constants are a"),
         ("space: x\nchoices:\n  a: &a [1, 2]\n  b: *a", "space:3: text that begins with * & ! % { [ needs quotes"),
-        ("space: x\n\tchoices: 3", "space:2: not valid YAML: found character a tab"),
+        ("space: x\n\tchoices: 3", "space:2: not valid YAML: found a tab"),
         (
             "space: x\nchoices:\n  a: [1e9, 1" + "0" * 30 + "]\n  b: {values: [3, 4], per: a}",
             "space:4: choice 'b': per 'a' must count layers",
