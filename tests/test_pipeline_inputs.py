@@ -243,10 +243,17 @@ def test_modules_are_those_of_the_run_and_what_they_raise_is_told(tmp_path: Path
     (run.parent / "own_mistake.py").write_text("def f(networks:\n")
     with pytest.raises(ValueError, match=r"cost 'y': own_mistake:f: it raised SyntaxError: "):
         read_inputs(read_run(changed(run, costs={"y": {"python": "own_mistake:f"}})))
-    run = example(tmp_path / "3", costs={"x": {"python": "own_cost:f"}}, limits={"x": 1})
+    run = example(tmp_path / "3", costs={"x": {"python": "own_cost:f"}})
     shutil.copy(tmp_path / "2.0" / "own_cost.py", run.parent)
     with pytest.raises(ValueError, match=r"cost 'x': it raised NameError: name 'missing' is not defined"):
         read_inputs(read_run(run))
+
+
+def test_a_cost_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path)
+    for change in (edit("[256, 384, 512],", "[256, 384, 512], bounds: [0, 512],", "space.yml"), edit("2,256,1024 1024", "2,0,1024 1024")):
+        change(tmp_path)
+    refused(run, "trained.csv:2: cost 'parameters' is 0; expected a positive number", capsys)
 
 
 def test_a_limit_may_be_in_quotes(tmp_path: Path) -> None:

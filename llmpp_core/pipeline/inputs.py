@@ -112,6 +112,12 @@ def read_inputs(run: Run) -> Inputs:
                 costs[name] = _fitted(name, given, space, trained)
             else:
                 costs[name] = Priced(Cost(name, load_function(given["python"], run.base), space, given.get("unit", ""), "python"))
+    for name, known in costs.items():
+        # Also of what nothing limits: a function would fail in the report, when all is asked and paid, and a regression has no log of 0.
+        with problems.collect():
+            spent = known.value(trained.networks)
+            if known.value.kind == "formula" and len(bad := np.flatnonzero(~(np.isfinite(spent) & (spent > 0)))):
+                raise ValueError(f"{trained.where[bad[0]]}: cost {name!r} is {spent[bad[0]]:g}; expected a positive number")
     for name, (limit, unit) in run["limits"].items():
         at = run.at(f"limits.{name}")
         if name not in costs:
