@@ -187,3 +187,36 @@ def test_depths_between_those_proposed_are_whole_and_gates_are_counted_as_they_a
 def test_choices_that_cannot_be(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Choice(**choice)
+
+
+RULED = """
+space: stacks
+choices:
+  deep: {values: ['yes', 'no']}
+  layers: {values: [1, 2], when: deep == 'yes'}
+  kind: {values: [conv, pool], per: layers}
+  kernel: {values: [3, 5], per: layers, before: 3, when: kind == 'conv'}
+rules: [RULE]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "size"),
+    [
+        # One network without layers, three of one layer, nine of two.
+        ("kernel_first >= 5", 1 + 2 + 6),
+        ("kernel_last >= 5", 1 + 2 + 6),
+        ("kernel >= 5", 1 + 2 + 4),
+        ("kernel_before <= 3", 1 + 3 + 7),
+    ],
+)
+def test_a_rule_is_for_what_makes_the_choices_that_it_names(rule: str, size: int) -> None:
+    space = read_space(RULED.replace("RULE", rule))
+    assert space.size() == size
+    assert space.read({"deep": "no"}) in space
+
+
+def test_a_depth_is_told_by_lists_of_which_some_end_early() -> None:
+    space = read_space(RULED.replace("RULE", "layers > 0"))
+    told = {"deep": "yes", "kind_0": "conv", "kind_1": "pool", "kernel_0": "3", "kernel_1": ""}
+    assert space.read(told) == space.read({"deep": "yes", "layers": 2, "kind": ["conv", "pool"], "kernel": [3, None]})

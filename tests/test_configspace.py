@@ -79,6 +79,8 @@ def test_the_same_is_active_and_allowed(make: Any, steps: dict[str, int]) -> Non
         ({"steps": {"momentum": 5, "rate": 4}}, "'large' has 100 values; give steps={'large': 9}"),
         ({"steps": {"large": 10, "rate": 4}}, "'momentum' is continuous; give steps={'momentum': 9}"),
         ({"steps": {**STEPS, "lr": 3}}, "steps: 'lr' is no hyperparameter; there are "),
+        ({"steps": {**STEPS, "rate": 0}}, "steps: 'rate': expected a whole number from 2 to 62, got 0"),
+        ({"steps": {**STEPS, "kind": 3}}, "steps: 'kind' is no range that could be divided"),
         ({"steps": STEPS, "order": ["kind", "width"]}, "order: width is no choice; choices are bias, "),
     ],
 )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from own_spaces import EXAMPLE, digits, example
+from own_spaces import EXAMPLE, changed, digits, example
 
 from llmpp_book.__main__ import main
-from llmpp_core import read_space, search_pipeline
+from llmpp_core import TINY, read_space, search_pipeline
 from llmpp_core.jobs.files import alone
 from llmpp_core.pipeline.evidence import Regression
 from llmpp_core.pipeline.facts import _cell
@@ -58,12 +60,13 @@ RUN: dict[str, tuple[dict[str, Any], str]] = {
     "nothing within": ({"limits": {"parameters": 1}}, "small GPTs has no architecture within 1 M; the cheapest found costs"),
     "told": ({"told": "speed"}, "told 'speed': no such cost; costs are parameters, FLOPs"),
     "cost without numbers": ({"costs": {"x": {"column": "time"}}}, "trained.csv:1: no column 'time'; columns are layers"),
+    "cost of no module": ({"costs": {"ms": {"python": ".m:f"}}}, "run.yml:11: cost 'ms': .m:f: it raised TypeError: "),
     "cost from nowhere": ({"costs": {"ms": {"python": "nowhere_at_all:f"}}}, "cost 'ms': nowhere_at_all:f: No module named"),
     "model without address": ({"model": {"name": "m"}}, "model.base_url is missing: where does m answer?"),
     "model without words": ({"model": MODEL}, "a model needs task.description, which completes 'The networks are trained for ...'"),
     "model without limit": (
         ASKED | {"model": MODEL | {"base_url": "https://example.org/v1"}},
-        "the price of m is not given: set token_cap, or price and budget",
+        "run.yml:10: model: the price of m is not given: set token_cap, or price and budget",
     ),
     "budget without a price": (ASKED | {"model": MODEL | {"budget": 2}}, "model.budget: expected a price with it, by which it is counted"),
     "predictor without model": ({"predictor": "model"}, "predictor 'model' needs a model"),
@@ -197,6 +200,12 @@ def test_forms_of_tables(tmp_path: Path) -> None:
     assert mean.scores[0] == pytest.approx(79.1)
     assert mean.noise == pytest.approx(2**0.5)
     assert len(mean.networks) == 11
+    # A row that is no line of a table leaves out what would be an empty cell.
+    few = [{{"hidden_width": "hw"}.get(name, name): value for name, value in row.items()} for row in rows]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row | ({"ms": 3} if i else {})) + "\n" for i, row in enumerate(few)))
+    found = read_trained([tmp_path / "few.jsonl"], space, "accuracy", columns={"hidden_width": "hw"}, costs=["ms"])
+    assert found.networks == expected.networks
+    assert found.columns == {"ms": [None, *[3.0] * 9]}
     with pytest.raises(ValueError, match=r"more.jsonl:2: hidden_width is 32 but hidden == 'yes' does not hold"):
         read_trained([tmp_path / "trained.csv", tmp_path / "more.jsonl"], space, "accuracy", repeats="mean")
     with pytest.raises(ValueError, match=r"run.yml:\d+: columns: no choice 'widht'; did you mean 'width'"):
@@ -211,11 +220,57 @@ choices:
   kind: {values: [conv, pool], per: depth}
   kernel: {values: [3, 5], per: depth, when: kind == 'conv'}
   pad: {values: ['1,3', 'a;b'], per: depth}
+  mark: {values: ['-', '+'], per: depth}
 """)
-    network = space.read({"depth": 2, "kind": ["conv", "pool"], "kernel": [3, None], "pad": ["1,3", "a;b"]})
+    network = space.read({"depth": 2, "kind": ["conv", "pool"], "kernel": [3, None], "pad": ["1,3", "a;b"], "mark": ["-", "+"]})
     cells = {name: _cell(list(value) if isinstance(value, tuple) else value) for name, value in network.items()}
     assert space.read(cells) == network
-    assert space.read({"depth": 2, "kind_0": "conv", "kind_1": "pool", "kernel_0": "3", "kernel_1": "", "pad": cells["pad"]}) == network
+    layers = {"kind_0": "conv", "kind_1": "pool", "kernel_0": "3", "kernel_1": ""}
+    assert space.read({"depth": 2, **layers, "pad": cells["pad"], "mark": cells["mark"]}) == network
+
+
+def test_modules_are_those_of_the_run_and_what_they_raise_is_told(tmp_path: Path) -> None:
+    """Also where an earlier run of the same process had others of the same names."""
+    for number in (1.0, 2.0):
+        run = example(tmp_path / str(number), costs={"x": {"python": "own_cost:f"}})
+        (run.parent / "own_number.py").write_text(f"NUMBER = {number}\n")
+        (run.parent / "own_cost.py").write_text(
+            "from own_number import NUMBER\n\n\ndef f(networks):\n    return [NUMBER] * len(networks)\n"
+        )
+        inputs = read_inputs(read_run(run))
+        assert inputs.costs["x"].value(inputs.trained.networks[:1]) == [number]
+    (run.parent / "own_cost.py").write_text("def f(networks):\n    return missing\n")
+    (run.parent / "own_mistake.py").write_text("def f(networks:\n")
+    with pytest.raises(ValueError, match=r"cost 'y': own_mistake:f: it raised SyntaxError: "):
+        read_inputs(read_run(changed(run, costs={"y": {"python": "own_mistake:f"}})))
+    run = example(tmp_path / "3", costs={"x": {"python": "own_cost:f"}})
+    shutil.copy(tmp_path / "2.0" / "own_cost.py", run.parent)
+    with pytest.raises(ValueError, match=r"cost 'x': it raised NameError: name 'missing' is not defined"):
+        read_inputs(read_run(run))
+
+
+def test_a_cost_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path)
+    for change in (edit("[256, 384, 512],", "[256, 384, 512], bounds: [0, 512],", "space.yml"), edit("2,256,1024 1024", "2,0,1024 1024")):
+        change(tmp_path)
+    refused(run, "trained.csv:2: cost 'parameters' is 0; expected a positive number", capsys)
+
+
+def test_a_limit_may_be_in_quotes(tmp_path: Path) -> None:
+    limits = read_run(example(tmp_path, limits={"parameters": "35", "FLOPs": "3.5e1 1/s"}))["limits"]
+    assert limits == {"parameters": [35.0, None], "FLOPs": [35.0, "1/s"]}
+
+
+def test_built_in_spaces_have_tables_too(tmp_path: Path) -> None:
+    """In which a spreadsheet may have written whole numbers with a point."""
+    archs = TINY.sample(4, np.random.default_rng(0))
+    cells = [[_cell(v) if isinstance(v, list) else f"{v}.0" for v in arch.to_hat_dict().values()] for arch in archs]
+    lines = [",".join([*line, str(i)]) for i, line in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join([",".join([*archs[0].to_hat_dict(), "bleu"]), *lines]) + "\n")
+    assert read_trained([tmp_path / "t.csv"], TINY, "bleu").networks == archs
+    (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace(",3.0,", ",three,", 1))
+    with pytest.raises(ValueError, match=r"t.csv:2: encoder-layer-num-subtransformer: expected an integer, got 'three'"):
+        read_trained([tmp_path / "t.csv"], TINY, "bleu")
 
 
 def test_the_order_of_layers_counts_as_one_change_for_each_value(tmp_path: Path) -> None:
@@ -229,16 +284,23 @@ def test_the_order_of_layers_counts_as_one_change_for_each_value(tmp_path: Path)
 
 
 def test_a_second_training_begins_a_round_and_a_folder_is_named_again(tmp_path: Path) -> None:
-    run = example(tmp_path, repeats="mean", search={"iterations": 2, "population": 20})
+    run = example(tmp_path, search={"iterations": 2, "population": 20})
     assert search_pipeline(run).round == 1
     with (tmp_path / "trained.csv").open("a") as file:
         file.write(LINES[1].replace("32.20", "32.40") + "\n")
-    assert search_pipeline(run).round == 2
-    found = search_pipeline(run, folder=tmp_path / "elsewhere")
-    assert f"llmpp search run.yml --folder {tmp_path / 'elsewhere'}" in found.report.read_text()
+    with pytest.raises(ValueError, match=r"keep one or set repeats: mean"):
+        search_pipeline(run)
+    assert search_pipeline(changed(run, repeats="mean")).round == 2
+    found = search_pipeline(run, folder=tmp_path / "else where")
+    assert f"llmpp search run.yml --folder '{tmp_path / 'else where'}'" in unescape(found.report.read_text())
     given = yaml.safe_load(run.read_text()) | {"space": yaml.safe_load((tmp_path / "space.yml").read_text()), "folder": "third"}
     run.write_text(yaml.safe_dump(given))
     assert search_pipeline(run).networks
+    # What would go with the folder is not moved away.
+    assert search_pipeline(changed(run, folder=".")).networks
+    with pytest.raises(ValueError, match=r"run.yml is in there and would be moved away too; use another folder"):
+        search_pipeline(run, restart=True)
+    assert run.exists()
 
 
 def test_what_the_range_cuts_off_does_not_widen_the_next_intervals(tmp_path: Path) -> None:

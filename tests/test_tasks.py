@@ -58,6 +58,13 @@ def test_names_are_given_once(own_registry: None) -> None:
     with pytest.raises(ValueError, match="there is a task 'synthetic' already"):
         register("synthetic")(make)
     assert register("ours")(make) is register("ours")(make)
+    for title in ("first", "again"):
+
+        @register("cell")
+        def cell(title: str = title) -> Task:
+            return make(title=title)
+
+        assert load_task("cell").title == title
     register("none")(lambda: "task")  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="task 'none': the function registered for it returned str, not a Task"):
         load_task("none")

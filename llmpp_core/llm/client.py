@@ -6,6 +6,7 @@ it is answered in a cache before it returns it. It works in a notebook, whose ow
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -53,7 +54,8 @@ class Estimate:
     currency: str
 
     def __str__(self) -> str:
-        cost = "of unknown price" if self.cost is None else f"at most {self.cost:.2f} {self.currency}"
+        # Rounded up: 0.001 is not "at most 0.00".
+        cost = "of unknown price" if self.cost is None else f"at most {math.ceil(100 * self.cost) / 100:.2f} {self.currency}"
         return (
             f"{self.requests - self.answered:,} requests to send, {self.answered:,} already answered; about {self.prompt_tokens:,} "
             f"tokens sent and at most {self.answer_tokens:,} received, {cost}"

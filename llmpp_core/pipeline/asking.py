@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmpp_core.llm.recordings import Recording, Row, read_recording, write_reco
 from llmpp_core.llm.settings import Price, Settings
 from llmpp_core.pipeline.inputs import Inputs
 from llmpp_core.pipeline.problems import named
+from llmpp_core.pipeline.run_file import FIELDS
 
 # Of more trained networks, so many of the best and so many others are shown.
 _BEST, _OTHERS = 5, 5
@@ -49,7 +51,7 @@ class Asking:
             return cls(inputs, Client(recording.settings, recordings=known, mode="replay"))
         if not run["model.name"]:
             return None
-        at = f"{run.at('model')}: model."
+        at = f"{run.at('model')}: model"
         try:
             price = Price(**run["model.price"]) if run["model.price"] else None
             names = ("base_url", "endpoint", "key_variable", "temperature", "reasoning_effort", "answer_tokens", "token_cap")
@@ -61,9 +63,11 @@ class Asking:
                 settings = replace(settings, key_variable="OPENAI_API_KEY")
             settings.require_limit()
         except ValueError as error:
-            raise ValueError(f"{at}{error}") from None
+            # Most begin with the name of a field.
+            field = "model." + str(error).partition(":")[0]
+            raise ValueError(f"{at}{'.' if field in FIELDS else ': '}{error}") from None
         if not settings.is_free and settings.budget == 0:
-            raise ValueError(f"{at}budget is 0, so nothing may be asked; give the most to spend, or write model: none")
+            raise ValueError(f"{at}.budget is 0, so nothing may be asked; give the most to spend, or write model: none")
         known = {key: row.stored for path in recordings for key, row in read_recording(path).rows.items()}
         client = Client(settings, recordings=known)
         # The budget is that of the folder, however often the command is called.
@@ -122,7 +126,8 @@ class Asking:
             said.append(f"{self.name}, {what}: {found}")
         settings = self.client.settings
         if settings.price and settings.budget is not None and money > settings.budget and not settings.is_free:
-            said.append(f"this exceeds model.budget {settings.budget:g} by up to {money - settings.budget:.2f} {settings.price.currency}")
+            more = f"{math.ceil(100 * (money - settings.budget)) / 100:.2f} {settings.price.currency}"
+            said.append(f"this exceeds model.budget {settings.budget:g} by up to {more}")
         if settings.token_cap is not None and tokens > settings.token_cap:
             said.append(f"this exceeds model.token_cap {settings.token_cap:,} by up to {tokens - settings.token_cap:,} tokens")
         return said

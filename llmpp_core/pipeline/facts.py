@@ -81,7 +81,7 @@ def _cell(value: Any) -> str:
     if not isinstance(value, list):
         return str(value)
     texts = ["-" if item is None else str(item) for item in value]
-    return json.dumps(value) if any(re.search(r"[\s;,]", text) for text in texts) else " ".join(texts)
+    return json.dumps(value) if "-" in value or any(re.search(r"[\s;,]", text) for text in texts) else " ".join(texts)
 
 
 def fronts(inputs: Inputs, scored: tuple[np.ndarray, np.ndarray] | None, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -112,6 +112,12 @@ def read_inputs(run: Run) -> Inputs:
                 costs[name] = _fitted(name, given, space, trained)
             else:
                 costs[name] = Priced(Cost(name, load_function(given["python"], run.base), space, given.get("unit", ""), "python"))
+    for name, known in costs.items():
+        # Also of what nothing limits: a function would fail in the report, when all is asked and paid, and a regression has no log of 0.
+        with problems.collect():
+            spent = known.value(trained.networks)
+            if known.value.kind == "formula" and len(bad := np.flatnonzero(~(np.isfinite(spent) & (spent > 0)))):
+                raise ValueError(f"{trained.where[bad[0]]}: cost {name!r} is {spent[bad[0]]:g}; expected a positive number")
     for name, (limit, unit) in run["limits"].items():
         at = run.at(f"limits.{name}")
         if name not in costs:
@@ -161,13 +167,26 @@ def _space(run: Run) -> Any:
 def load(location: str, base: Path) -> Any:
     """Return the object MODULE:NAME, the module found from where the run is."""
     module, _, name = location.partition(":")
-    sys.path.insert(0, str(base.resolve()))
+    folder = base.resolve()
+    own = {path.stem: path.resolve() for path in folder.glob("*.py") if path.stem not in sys.stdlib_module_names}
+    # Modules of the same names that another run has loaded would be found first.
+    others = {key: sys.modules[key] for key in own.keys() & sys.modules if _file_of(sys.modules[key]) != own[key]}
+    for key in others:
+        del sys.modules[key]
+    sys.path.insert(0, str(folder))
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{location}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"{location}: it raised {type(error).__name__}: {error}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(str(folder))
+        sys.modules.update(others)
+
+
+def _file_of(module: Any) -> Path:
+    return Path(getattr(module, "__file__", None) or "").resolve()
 
 
 def load_function(location: str, base: Path) -> Any:

@@ -64,6 +64,8 @@ FIELDS: dict[str, tuple[Any, str]] = {
 }
 #: Fields that may differ when a run goes on, since what is done does not depend on them.
 FREE = ("model.price", "model.budget", "model.token_cap", "model.key_variable", "model.base_url", "model.recording", "folder", "trained")
+#: How tables are read, which shows in the networks and scores that come of it.
+READING = ("columns", "repeats", "inactive", "longer_lists")
 # What is expected of each kind that does not say it by itself.
 _WORDS = {
     "text": "one line of text",
@@ -88,7 +90,7 @@ def _read(kind: str, value: Any) -> Any:
         return [[_read("text", part) for part in pair] for pair in value]
     if kind == "limit":
         # A number, and its unit if it has one.
-        text = re.fullmatch(r"([-+.\deE]+)\s*(\S.*)", value.strip()) if isinstance(value, str) else None
+        text = re.fullmatch(r"([-+.\deE]*[.\d])\s*((?<=\s)\S.*|[^-+.\d\s].*)?", value.strip()) if isinstance(value, str) else None
         with contextlib.suppress(ValueError):
             value = float(text[1]) if text else value
         if is_number(value):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ from llmpp_core.pipeline.asking import Asking
 from llmpp_core.pipeline.evidence import Regression, compare
 from llmpp_core.pipeline.inputs import Inputs, load_function, read_inputs
 from llmpp_core.pipeline.report import report
-from llmpp_core.pipeline.run_file import FREE, read_run
+from llmpp_core.pipeline.run_file import FREE, READING, read_run
 from llmpp_core.predictors.distill import DistilledPredictor
 from llmpp_core.search.evolution import EvolutionarySearch
 from llmpp_core.search.feasible import Feasible
@@ -129,6 +130,8 @@ class Pipeline:
         need_writable(self.folder / "run.lock.yml")
         with alone(self.folder):
             if restart and (self.folder / "run.lock.yml").exists():
+                if self.fields.base.resolve().is_relative_to(self.folder.resolve()):
+                    raise ValueError(f"{self.folder}: {self.fields.file} is in there and would be moved away too; use another folder")
                 number = next(i for i in range(1, 10_000) if not self.folder.with_name(f"{self.folder.name}.old-{i}").exists())
                 self.folder.rename(self.folder.with_name(f"{self.folder.name}.old-{number}"))
                 self.asking = Asking.of(self.inputs, [])
@@ -163,6 +166,7 @@ class Pipeline:
             # Earlier runs name the file in its place.
             if before.pop("model.recording", None):
                 before.setdefault("recording", asked.get("recording"))
+            asked |= {name: before[name] for name in READING if name in before}
             if different := differences(before, asked):
                 raise ValueError(f"{self.folder}: made with other settings: {different}; use another folder or --restart")
         rounds = self._rounds()
@@ -306,8 +310,9 @@ class Pipeline:
             inputs.warnings.append(f"{len(rows)} networks are proposed: no more were found that are within the limits and not trained")
         replace_file(self.here / "front.csv", facts.front(inputs, records, rows).encode())
         said = facts.gather(inputs, evidence, records, rows)
+        words = ["llmpp", "search", self.fields.file, *(["--folder", str(self.folder)] if self.folder != self.fields.folder else [])]
         said |= {
-            "command": f"llmpp search {self.fields.file}" + (f" --folder {self.folder}" if self.folder != self.fields.folder else ""),
+            "command": shlex.join(words) if self.fields.tree else "search_pipeline(...)",
             "round": self.round,
             "rounds": self._promises(),
             "model": None,

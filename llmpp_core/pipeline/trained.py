@@ -151,27 +151,32 @@ def _choice_of(column: str, space: Any, columns: Mapping[str, str]) -> str | Non
 
 
 def _check_columns(where: str, row: Mapping[str, Any], space: Any, needed: Sequence[str], columns: Mapping[str, str]) -> None:
-    """Raise ValueError if a column is missing: of the score, of a cost, or of a choice that every network makes."""
-    if where.partition(":")[0].endswith(".csv"):
-        where = where.rpartition(":")[0] + ":1"
+    """Raise ValueError if a column is missing: the first needed, which is the score, a cost, or a choice that every network makes."""
+    file, depths = where.rpartition(":")[0], {choice.per for choice in space.choices}
+    rare = {choice.name for choice in space.choices if choice.when is not None or choice.name in depths}
+    names = [needed[0], *(column for name, column in columns.items() if name not in rare)]
+    if file.lower().endswith(".csv"):
+        # Elsewhere a row may leave out what would be an empty cell here.
+        where, names = f"{file}:1", [*needed, *columns.values()]
     there = f"columns are {', '.join(row)}"
-    for name in [*needed, *columns.values()]:
+    for name in names:
         layered = name not in needed and any(column.startswith(f"{name}_") for column in row)
         if name not in row and not layered:
             raise ValueError(f"{where}: no column {name!r}; {there}")
     told = [_choice_of(column, space, columns) or "" for column in row]
     found = {re.sub(r"_\d+$", "", name) for name in told} | set(told)
-    depths = {choice.per for choice in space.choices}
     for choice in [] if isinstance(space, SearchSpace) else space.choices:
-        if choice.name not in found and choice.when is None and choice.name not in depths:
+        if choice.name not in found and choice.name not in rare:
             hint = f"write columns: {{{choice.name}: ...}}"
             raise ValueError(f"{where}: no column {choice.name!r} (choice of {space.name}); {there}; {hint}")
 
 
 def _hat_cell(name: str, value: Any) -> Any:
-    if not isinstance(value, str):
+    parts = re.findall(r"[^\s;,\[\]]+", value) if isinstance(value, str) else []
+    # A spreadsheet may write 3.0.
+    numbers = [int(part.removesuffix(".0")) for part in parts if re.fullmatch(r"-?\d+(\.0)?", part)]
+    if not numbers or len(numbers) < len(parts):
         return value
-    numbers = [int(number) for number in re.findall(r"-?\d+", value)]
     return numbers if "-all-" in name or len(numbers) != 1 else numbers[0]
 
 
@@ -197,7 +202,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         tree = Tree(text, path.name)
         if not isinstance(tree.value, list) or not all(isinstance(row, dict) for row in tree.value):
             raise ValueError(f"{path.name}:1: expected a list of mappings, one per network")
-        yield from ((tree.at((i,)), row) for i, row in enumerate(tree.value))
+        yield from ((tree.at((i,)), {str(name): value for name, value in row.items()}) for i, row in enumerate(tree.value))
     else:
         raise ValueError(f"{path.name}: expected a file ending in .csv, .jsonl, .yml or .yaml")
 

@@ -46,7 +46,7 @@ def from_configspace(
     ----------
     space : ConfigSpace.ConfigurationSpace
     steps : mapping of str to int, optional
-        In how many values to divide a continuous hyperparameter, or integers of more than 62 values.
+        In how many values, 2 to 62, to divide a continuous hyperparameter, or integers.
     order : sequence of str, optional
         Names of choices in the order of the lines of a prompt; those left out follow. ConfigSpace has them in alphabetical order.
     costs, network
@@ -65,9 +65,13 @@ def from_configspace(
     if not hasattr(space, "conditional_hyperparameters") or not hasattr(space, "forbidden_clauses"):
         raise ValueError(f"expected a ConfigSpace.ConfigurationSpace, got {type(space).__name__}")
     steps, known = dict(steps or {}), dict(space)
-    for name in steps:
+    for name, count in steps.items():
         if name not in known:
             raise ValueError(f"steps: {name!r} is no hyperparameter; there are {', '.join(known)}")
+        if not hasattr(known[name], "lower"):
+            raise ValueError(f"steps: {name!r} is no range that could be divided")
+        if not isinstance(count, int) or not 2 <= count <= MOST_VALUES:
+            raise ValueError(f"steps: {name!r}: expected a whole number from 2 to {MOST_VALUES}, got {count!r}")
     choices = {name: _choice(hyperparameter, steps.get(name)) for name, hyperparameter in known.items()}
     keys = [choice.key for choice in choices.values()]
     if len(set(keys)) < len(keys):

@@ -65,7 +65,7 @@ class Cost:
         given = networks if self.kind == "formula" or getattr(self.function, "table", False) else list(networks)
         try:
             found = np.asarray(self.function(given), dtype=float)
-        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        except Exception as error:
             if self.kind == "formula":
                 raise
             raise ValueError(f"cost {self.name!r}: it raised {type(error).__name__}: {error}; it is called with many networks") from error

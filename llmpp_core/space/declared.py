@@ -264,8 +264,10 @@ class DeclaredSpace(Structure):
 
     def _rule(self, i: int, rule: Any) -> Callable[[Any], np.ndarray]:
         where = ("rules", i)
-        named = [c for c in self.choices if isinstance(rule, str) and c.key in _words(rule)]
-        used, once = [c for c in named if c.per], [c for c in named if not c.per]
+        words = set(re.findall(r"[A-Za-z]\w*", rule)) if isinstance(rule, str) else set()
+        used = [c for c in self.choices if c.per and words & {c.key, f"{c.key}_before"}]
+        once = [c for c in self.choices if not c.per and c.key in words]
+        ends = [(c, end) for c in self.choices for end in ("first", "last") if c.per and f"{c.key}_{end}" in words]
         depths = list(dict.fromkeys(choice.per for choice in used))
         if len(depths) > 1:
             raise SpaceError(f"rule {rule!r}: it names choices of the layers of {' and '.join(map(str, depths))}; one is allowed", *where)
@@ -277,6 +279,10 @@ class DeclaredSpace(Structure):
             absent = np.zeros(len(columns), dtype=bool)
             for choice in once:
                 absent |= columns.positions(choice.name)[:, 0] == -1
+            for choice, end in ends:
+                made = columns.positions(choice.name) != -1
+                layer = np.maximum(columns.values(choice.per).astype(int) - 1, 0) * (end == "last")
+                absent |= ~made[np.arange(len(made)), layer]
             if depth is None:
                 return found | absent
             made = np.zeros(found.shape, dtype=bool)
@@ -340,7 +346,3 @@ class DeclaredSpace(Structure):
     def _add(self, found: dict[int, dict[str, None]], rows: np.ndarray, gene: int) -> None:
         for kind, genome in zip(rows[:, gene].tolist(), self._genes.to_text(rows), strict=True):
             found.setdefault(kind if self.stratum else 0, {})[genome] = None
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[A-Za-z]\w*", text))

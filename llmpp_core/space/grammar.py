@@ -78,7 +78,7 @@ class Tree:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = (mark.line if mark else 0) + 1
-            problem = str(error.problem).replace("'\\t' that cannot start any token", "a tab")
+            problem = str(error.problem).replace("character '\\t' that cannot start any token", "a tab")
             odd = any(word in problem for word in ("alias", "anchor", "cannot start any token"))
             quotes = "text that begins with * & ! % { [ needs quotes" if odd else ""
             raise ValueError(f"{name}:{line}: {quotes or f'not valid YAML: {problem if error.problem else error.context}'}") from None
@@ -187,6 +187,8 @@ def _choice(name: Any, given: Any) -> Choice:
     for key in ("log", "steps"):
         if key in spec and "range" not in spec:
             raise SpaceError(f"{name!r}: {key} goes with range, not with values", *where, key)
+    if "bounds" in spec and "range" in spec:
+        raise SpaceError(f"{name!r}: bounds goes with values; those of a range are its ends", *where, "bounds")
     values: Any = spec.get("values")
     bounds: Any = spec.get("bounds")
     if "range" in spec:

@@ -128,6 +128,8 @@ def _by_choice(space: DeclaredSpace, given: Mapping[Any, Any]) -> dict[str, Any]
         dash = not (plain in names and "-" in names[plain].values)
         empty = value is None or value != value or (isinstance(value, str) and value.strip() in ("", "-"[:dash]))
         if plain in names:
+            if names[plain].name in found and not empty:
+                raise ValueError(f"{names[plain].name} is given twice")
             if not empty:
                 found[names[plain].name] = value
         elif of_layer and of_layer[1] in names and names[of_layer[1]].per:
@@ -152,11 +154,12 @@ def _depths_of_lists(space: DeclaredSpace, given: Mapping[str, Any]) -> dict[str
         if depth not in given:
             lists = {c.name: _split(c, given[c.name]) for c in space.choices if c.per == depth and c.name in given}
             lengths = {name: len(value) for name, value in lists.items() if isinstance(value, list)}
-            if len(set(lengths.values())) > 1:
+            # Of what is not made in every layer, the last entries may be left out.
+            if any(n != max(lengths.values()) for name, n in lengths.items() if space.by_name[name].when is None):
                 told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
                 raise ValueError(f"{depth} is missing, and lists differ in length: {told}")
             if lengths:
-                found[depth] = next(iter(lengths.values()))
+                found[depth] = max(lengths.values())
     return found
 
 

@@ -24,11 +24,14 @@ _FACTORIES: dict[str, Callable[[], Task]] = {}
 
 
 def register(name: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
-    """Return a decorator that makes a function without arguments the maker of the task `name`; ValueError if the name is taken."""
+    """Return a decorator that makes a function without arguments the maker of the task `name`; ValueError if another one is already."""
 
     def add(factory: Callable[[], Task]) -> Callable[[], Task]:
-        if name in _FACTORIES and _FACTORIES[name] is not factory:
-            raise ValueError(f"there is a task {name!r} already; choose another name")
+        if (known := _FACTORIES.get(name, factory)) is not factory:
+            # A cell that is run again defines its function again.
+            if any(getattr(known, part, known) != getattr(factory, part, factory) for part in ("__module__", "__qualname__")):
+                raise ValueError(f"there is a task {name!r} already; choose another name")
+            load_task.cache_clear()
         _FACTORIES[name] = factory
         return factory
 
