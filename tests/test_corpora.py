@@ -69,12 +69,18 @@ def test_files_that_are_damaged_or_do_not_fit_are_named(tmp_path: Path, names: A
         (["a", "b"], [" ", "b"], "here: the target of pair 1 is empty"),
         ("ab", ["a", "b"], "here: the source is 'ab'; expected a sequence"),
         (["a", "b"], Path("b.de"), "here: the target is 'b.de'; expected a sequence"),
-        ([1], ["x"], "here: the source has a sentence that is no text"),
+        (["a", float("nan")], ["x", "y"], "here: the source of pair 2 is no text, but nan"),
     ],
 )
 def test_sentences_that_do_not_fit_are_refused(src: Any, tgt: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         as_parallel((src, tgt), "here")
+
+
+@pytest.mark.parametrize("text", ["a.en", Path("a.en"), (["a"],), (["a"], ["b"], ["c"]), {"en": ["a"], "de": ["b"]}])
+def test_what_is_no_pair_of_sides_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="here: expected source and target, two files or two sequences of sentences, got"):
+        as_parallel(text, "here")
 
 
 def test_text_is_taken_in_three_forms(tmp_path: Path) -> None:
@@ -103,17 +109,17 @@ def test_multi30k_is_whole(target: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of wmt14.en-de's files, empty, on a machine without a network."""
+    """The folder of wmt14.en-de's files, empty, with a name that is also a pattern, on a machine without a network."""
 
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach it\nwith a second line")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     monkeypatch.setattr(upstream, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path))
-    for place in (tmp_path, tmp_path / "cache"):
+    monkeypatch.setenv("LLMPP_DATA_DIR", str(tmp_path / "data [1]"))
+    for place in (tmp_path / "data [1]", tmp_path / "cache"):
         (place / NAME).mkdir(parents=True)
-    return tmp_path / NAME
+    return tmp_path / "data [1]" / NAME
 
 
 def rows(*pairs: tuple[str | None, str | None]) -> list[dict[str, Any]]:
@@ -175,6 +181,11 @@ FORM = 'expected a column "translation" with "en" and "de"'
         ({"test.jsonl": b'{"translation": {"en": "a", "fr": "b"}}\n'}, FORM),
         ({"test.jsonl": b'{"translation": "a"}\n'}, FORM),
         ({"test.jsonl": jsonl(("a", "b")) + b"no json\n"}, "test.jsonl: damaged or of another form: JSON parse error"),
+        ({"test.jsonl": b""}, "test.jsonl: damaged or of another form: nothing in it"),
+        ({"test.jsonl": b"\n"}, "test.jsonl: damaged or of another form: "),
+        ({"test.jsonl.gz": b"plain text"}, "test.jsonl.gz: damaged or of another form: Not a gzipped file"),
+        ({"test.parquet": b"plain text"}, "test.parquet: damaged or of another form: Parquet"),
+        ({"test.jsonl": jsonl(("a", "?")).replace(b"?", b"\xf6")}, "test.jsonl: damaged or of another form: 'utf-8' codec"),
         ({"test.jsonl": b"", "test.parquet": b""}, "both as parquet and as jsonl; keep one"),
         ({"test.en": b"a\n", "test.en.gz": b"", "test.de": b"b\n"}, "test is there both packed and not; keep one"),
         ({"test.en": b"a\n"}, "there is test.en but no test.de; a corpus needs both languages"),

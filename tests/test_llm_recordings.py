@@ -54,7 +54,7 @@ def test_only_answers_of_the_same_settings_are_gathered(recording: Recording, tm
     assert set(load(tmp_path, SETTINGS)) == {*recording.rows, "extra"}
     assert open_recording(recording.path, "exp", SETTINGS).rows == recording.rows
     assert open_recording(recording.path.with_name("other.jsonl"), "exp", SETTINGS).rows == {}
-    with pytest.raises(ValueError, match=r"holds answers of other settings.*choose another name"):
+    with pytest.raises(ValueError, match=r"holds answers of other settings: temperature is 0\.0 there and 1\.0 here; choose another name"):
         open_recording(recording.path, "exp", Settings("vendor/model:1", temperature=1.0))
 
 

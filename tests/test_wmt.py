@@ -174,6 +174,9 @@ def test_a_damaged_corpus(corpus: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(corpus, tmp_path / f"{number}"))
         (folder / name).write_bytes(data)
         refused(message, NAME, tmp_path / f"out-{number}", SMALL, corpus=folder)
+    # Mended, as the message says; nothing was made of what it was before.
+    shutil.copy(corpus / "validation.en", tmp_path / "0")
+    prepare_small(tmp_path / "0", tmp_path / "out-0")
 
 
 def test_too_little_disk(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def _export(arguments: argparse.Namespace) -> int:
     pending = session.record(begin=True)
     try:
         files = write_batches(pending, settings, arguments.out, arguments.name)
-    except OSError:
+    except (OSError, ValueError):
         if begun:
             path.unlink()
         raise

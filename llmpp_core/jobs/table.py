@@ -26,7 +26,7 @@ class Table:
     """A JSONL file that grows by rows which were all made from the same.
 
     One process at a time adds to it, under a lock beside the file. A row is on the disk once it is added, so what is killed at any moment
-    goes on. All methods raise ValueError, naming file and line, if a row is damaged or made from something else.
+    goes on. What reads rows raises ValueError, naming file and line, if one is damaged or made from something else.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ def write_batches(jobs: Iterable[Job], settings: Settings, folder: Path, name: s
     for old in earlier:
         # At line feeds only: texts may hold other ends of lines.
         for there in old.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n"):
-            if '"text"' in there or '"response"' in there or f'"model": {json.dumps(settings.model)}' not in there:
+            if '"text"' in there or '"response"' in there or f'"model": {to_json(settings.model)}' not in there:
                 raise ValueError(f"{old}: holds answers, or requests to another model; import it or move it away, or choose another folder")
     for old in earlier:
         old.unlink()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmpp_core.jobs.files import replace_file
+from llmpp_core.jobs.table import differences
 from llmpp_core.llm.answers import ServerFailed, printable, read_reply
 from llmpp_core.llm.cache import Stored
 from llmpp_core.llm.settings import SCHEMA_VERSION, Settings
@@ -119,7 +120,8 @@ def open_recording(path: Path, experiment: str, settings: Settings) -> Recording
         return Recording(path, experiment, settings)
     recording = read_recording(path)
     if recording.settings.identity() != settings.identity():
-        raise ValueError(f"{path} holds answers of other settings: {recording.settings.identity()}; choose another name")
+        different = differences(recording.settings.identity(), settings.identity())
+        raise ValueError(f"{path} holds answers of other settings: {different}; choose another name for the recording")
     return recording
 
 

@@ -6,6 +6,7 @@ What is damaged is an error that names file and line; no pair is left out in sil
 from __future__ import annotations
 
 import codecs
+import glob
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ class ParallelText:
         for side, sentences in (("source", self.src), ("target", self.tgt)):
             for number, sentence in enumerate(sentences, 1):
                 if sentence is not None and not isinstance(sentence, str):
-                    raise ValueError(f"{self.name}: the {side} has a sentence that is no text")
+                    raise ValueError(f"{self.name}: the {side} of pair {number:,} is no text, but {sentence!r}")
                 if not (sentence or "").strip():
                     raise ValueError(f"{self.name}: the {side} of pair {number:,} is empty; remove the pair")
 
@@ -101,9 +102,11 @@ def read_pairs(src: str | Path, tgt: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def as_parallel(text: ParallelText | tuple[Any, Any], name: str) -> ParallelText:
-    """Return parallel text from two files or two sequences of sentences; ValueError, naming file and line or pair, if one is empty."""
+    """Return parallel text from two files or two sequences of sentences; ValueError for what is neither and, naming it, an empty one."""
     if isinstance(text, ParallelText):
         return text
+    if not isinstance(text, Sequence) or isinstance(text, str) or len(text) != 2:
+        raise ValueError(f"{name}: expected source and target, two files or two sequences of sentences, got {str(text)[:60]!r}")
     if not all(isinstance(side, (str, Path)) for side in text):
         return ParallelText(*text, name)
     pairs = list(read_pairs(*text))
@@ -167,9 +170,12 @@ def read_wmt(name: str, side: str, files: Sequence[Path], at_once: int, cache: P
     if not set(wanted) <= set(getattr(feature, "languages", feature if isinstance(feature, dict) else ())):
         expected = f'expected a column "translation" with "{wanted[0]}" and "{wanted[1]}"'
         raise ValueError(f"{name} {side}: {expected}; the columns are {data.features}")
-    for batch in data.flatten().iter(at_once):
-        src, tgt = ([sentence or "" for sentence in batch[f"translation.{language}"]] for language in wanted)
-        yield src, tgt
+    try:
+        for batch in data.flatten().iter(at_once):
+            src, tgt = ([sentence or "" for sentence in batch[f"translation.{language}"]] for language in wanted)
+            yield src, tgt
+    except UnicodeDecodeError as error:
+        raise _damaged(files, error) from None
 
 
 def _rows(name: str, side: str, files: Sequence[Path], cache: Path) -> Any:
@@ -186,6 +192,11 @@ def _rows(name: str, side: str, files: Sequence[Path], cache: Path) -> Any:
             raise SourceError(f"{name}: no {_SPLITS[side]} files in {where}, and {reason}") from None
     read = datasets.Dataset.from_parquet if files[0].suffix == ".parquet" else datasets.Dataset.from_json
     try:
-        return read([str(path) for path in files], cache_dir=str(cache))
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{', '.join(map(str, files))}: damaged or of another form: {' '.join(str(error.__cause__).split())}") from None
+        # The library takes paths for patterns.
+        return read([glob.escape(str(path)) for path in files], cache_dir=str(cache))
+    except (datasets.exceptions.DatasetGenerationError, ValueError, gzip.BadGzipFile, EOFError, zlib.error, StopIteration) as error:
+        raise _damaged(files, error.__cause__ or error) from None
+
+
+def _damaged(files: Sequence[Path], error: BaseException) -> ValueError:
+    return ValueError(f"{', '.join(map(str, files))}: damaged or of another form: {' '.join(str(error).split()) or 'nothing in it'}")

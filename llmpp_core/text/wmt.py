@@ -289,9 +289,9 @@ def _vocabulary(folder: Path) -> Vocabulary:
 
 
 def _refuse_others(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Note what a folder is prepared from, or refuse if that was something else."""
+    """Note what a folder is prepared from, or refuse if something was made of something else."""
     path = folder / "settings.json"
-    if not path.exists():
+    if not path.exists() or {there.name for there in folder.glob("*")} <= {path.name, "rows"}:
         replace_file(path, json.dumps(identity, indent=1).encode())
     try:
         there = dict(json.loads(path.read_bytes()))

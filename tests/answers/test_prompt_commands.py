@@ -76,6 +76,9 @@ def test_nothing_but_requests_to_the_same_model_makes_room_for_requests(
     assert run(*export) == run(*export) == 0
     before = file.read_text()
     assert run(*export, "--model", "another") == 2
+    assert [path.name for path in results.glob("*/*")] == ["unnamed-llm.jsonl"]  # A refused export begins no recording.
+    accented = ("prompts", "export", "own-test", "--model", "modèle", "--out", tmp_path / "modèle")
+    assert run(*accented) == run(*accented) == 0
     filled = "".join(json.dumps({**json.loads(line), "text": "25"}) + "\n" for line in before.splitlines())
     file.write_text(filled)
     assert run(*export) == 2

@@ -120,8 +120,8 @@ def choose(*how: Any) -> Any:
         (lambda: Efficiency("n", "d", len, decimals=1.5), "decimals: expected an integer"),  # type: ignore[arg-type]
         (lambda: Efficiency("", "d", len), "name: expected one line"),
         (lambda: choose(3, "random"), r"random demonstrations need a numpy\.random\.Generator"),
-        (lambda: choose(11), "expected 1 to 10, got 11"),
-        (lambda: choose(0), "expected 1 to 10, got 0"),
+        (lambda: choose(11), "expected an integer from 1 to 10, got 11"),
+        (lambda: choose(0), "expected an integer from 1 to 10, got 0"),
         (lambda: choose(3, "best"), "allowed are first, random, spread"),
     ],
 )
