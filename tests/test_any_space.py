@@ -181,9 +181,15 @@ def test_depths_between_those_proposed_are_whole_and_gates_are_counted_as_they_a
     [
         ({"name": "global", "values": [1, 2]}, "choice 'global': a name has letters"),
         ({"name": "a", "values": [1, 2], "bounds": 5}, "'a': bounds"),
-        ({"name": "a", "values": [1, 2], "bounds": [5]}, "'a': bounds"),
+        *(({"name": "a", "values": [1, 2], "bounds": bounds}, "'a': bounds") for bounds in ([5], [2, 1])),
+        ({"name": "a", "values": {"x", "y"}}, "'a': expected a list of values"),
     ],
 )
 def test_choices_that_cannot_be(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Choice(**choice)
+
+
+def test_one_rule_is_a_list_too() -> None:
+    with pytest.raises(ValueError, match="rules: expected a list of formulas, got 'a < b'"):
+        DeclaredSpace("s", [Choice("a", [1, 2]), Choice("b", [1, 2])], rules="a < b")
