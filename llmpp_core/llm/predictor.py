@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -92,8 +93,8 @@ class LLMPredictor(ArchitectureRegressor):
     def _check_settings(self) -> None:
         check_choices(self.level, self.form)
         for name in ("batch_size", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+            if not isinstance(value := getattr(self, name), Integral) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
 
     def predict(self, archs: Sequence[Architecture], return_std: bool = False) -> Any:
         """Ask for the scores.

@@ -264,8 +264,8 @@ def choose_demonstrations(
     archs = networks_of(space, archs)
     if not len(archs):
         raise ValueError("archs: expected at least one to choose demonstrations from, got none")
-    if not 1 <= n <= len(archs):
-        raise ValueError(f"demonstrations: expected 1 to {len(archs)}, got {n}")
+    if not isinstance(n, (int, np.integer)) or not 1 <= n <= len(archs):
+        raise ValueError(f"demonstrations: expected 1 to {len(archs)}, got {n!r}")
     if how == "first":
         return list(range(n))
     if how == "random":
