@@ -76,8 +76,7 @@ def _weighted_tau(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, weigh
         return np.einsum("bi,ij,bj->b", weights, matrix, weights, optimize=True)
 
     scale = np.sqrt(pairs(sign_y**2) * pairs(sign_p**2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(scale > 0, pairs(sign_y * sign_p) / scale, np.nan)
+    return np.divide(pairs(sign_y * sign_p), scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 
 def evaluate(make_predictor: Callable[[TFSSplit], Any], splits: Iterable[TFSSplit]) -> pd.DataFrame:
@@ -195,7 +194,7 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
     Parameters
     ----------
     predictions : sequence of pandas.DataFrame
-        Frames of `evaluate` over the same splits.
+        Frames of `evaluate`; ValueError unless they are over the same splits.
     rng : numpy.random.Generator
         Source of randomness.
     resamples : int
@@ -206,6 +205,9 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
     numpy.ndarray
         Shape (len(predictions), resamples, 2): MAE and tau, averaged over splits, then tasks.
     """
+    rows = [set(zip(frame["task"], frame["split"], frame["architecture"], strict=True)) for frame in predictions]
+    if any(other != rows[0] for other in rows):
+        raise ValueError("predictions: expected frames over the same splits, whose test architectures are the same")
     result = np.zeros((len(predictions), resamples, 2))
     position = {arch: i for i, arch in enumerate(dict.fromkeys(predictions[0]["architecture"]))}
     counts = as_generator(rng).multinomial(len(position), np.full(len(position), 1 / len(position)), size=resamples).astype(float)
@@ -214,7 +216,8 @@ def bootstrap(predictions: Sequence[pd.DataFrame], rng: np.random.Generator, res
         for (task, _), part in frame.groupby(["task", "split"], sort=False):
             y, p = part["true"].to_numpy(), part["predicted"].to_numpy()
             weights = counts[:, [position[arch] for arch in part["architecture"]]]
-            mae = weights @ np.abs(y - p) / weights.sum(axis=1)
+            with np.errstate(invalid="ignore"):  # A draw may miss all of a split.
+                mae = weights @ np.abs(y - p) / weights.sum(axis=1)
             result[k] += np.stack([mae, _weighted_tau(y, p, None, weights)], axis=1) / (splits_of[task] * len(splits_of))
     return result
 
@@ -245,7 +248,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, 
     Parameters
     ----------
     ours, theirs : pandas.DataFrame
-        Frames of `evaluate` over the same splits.
+        Frames of `evaluate`; ValueError unless they are over the same splits.
     rng : numpy.random.Generator
         Source of randomness.
     resamples : int
@@ -256,11 +259,9 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, rng: np.random.Generator, 
     dict of str to Interval
         "MAE" and "tau", ours minus theirs; without ends where the architectures are so few that a resample can miss all of a split.
     """
-    draws = bootstrap([ours, theirs], rng, resamples)
     measures = ["MAE", "tau"]
-    tables = [summarise(frame).loc["mean"] for frame in (ours, theirs)]
-    whole = [np.array([table[measure, "mean"] for measure in measures], dtype=float) for table in tables]
-    ends = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
+    whole = [summarise(frame).loc["mean"].xs("mean", level=1)[measures].to_numpy(dtype=float) for frame in (ours, theirs)]
+    ends = np.quantile(np.subtract(*bootstrap([ours, theirs], rng, resamples)), [0.025, 0.975], axis=0)
     return {name: Interval(*map(float, three)) for name, three in zip(measures, np.vstack([whole[0] - whole[1], ends]).T, strict=True)}
 
 

@@ -181,7 +181,8 @@ def test_depths_between_those_proposed_are_whole_and_gates_are_counted_as_they_a
     [
         ({"name": "global", "values": [1, 2]}, "choice 'global': a name has letters"),
         ({"name": "a", "values": [1, 2], "bounds": 5}, "'a': bounds"),
-        ({"name": "a", "values": [1, 2], "bounds": [5]}, "'a': bounds"),
+        *(({"name": "a", "values": [1, 2], "bounds": bounds}, "'a': bounds") for bounds in ([5], [2, 1])),
+        ({"name": "a", "values": {"x", "y"}}, "'a': expected a list of values"),
     ],
 )
 def test_choices_that_cannot_be(choice: dict[str, Any], message: str) -> None:
@@ -220,3 +221,8 @@ def test_a_depth_is_told_by_lists_of_which_some_end_early() -> None:
     space = read_space(RULED.replace("RULE", "layers > 0"))
     told = {"deep": "yes", "kind_0": "conv", "kind_1": "pool", "kernel_0": "3", "kernel_1": ""}
     assert space.read(told) == space.read({"deep": "yes", "layers": 2, "kind": ["conv", "pool"], "kernel": [3, None]})
+
+
+def test_one_rule_is_a_list_too() -> None:
+    with pytest.raises(ValueError, match="rules: expected a list of formulas, got 'a < b'"):
+        DeclaredSpace("s", [Choice("a", [1, 2]), Choice("b", [1, 2])], rules="a < b")

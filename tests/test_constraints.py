@@ -9,6 +9,7 @@ import pytest
 from searches import MINI, Additive
 
 from llmpp_core.latency.predictor import LatencyPredictor
+from llmpp_core.pipeline.report import _digits
 from llmpp_core.search.limits import InfeasibleError, Limit, cheapest_row, feasible_row, flops_limit, parameter_limit, violation
 from llmpp_core.space.cost import count_flops, count_parameters
 from llmpp_core.space.genes import Genes
@@ -70,6 +71,12 @@ def test_an_infeasible_latency_is_explained_by_few_questions() -> None:
     deeper = next(step for step in error.value.steps if (step.choice, step.value) == ("decoder_layers", 2))
     assert deeper.extra == pytest.approx(16, rel=0.1)
     assert predictor.predict([error.value.cheapest])[0] == pytest.approx(error.value.cost)
+
+
+def test_a_cost_is_written_with_four_digits_or_whole() -> None:
+    written = [Limit(len, 1, unit="ms").text(cost) for cost in (0.0123456, 1234.56, 9999.4, 9999.7, 12345.6)]
+    assert written == ["0.01235 ms", "1,235 ms", "9,999 ms", "10,000 ms", "12,346 ms"]
+    assert [_digits(cost) for cost in (0.0123456, 9999.7)] == ["0.01235", "10,000"], "in reports too"
 
 
 def test_limits_that_exclude_each_other_are_found_out() -> None:

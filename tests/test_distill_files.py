@@ -42,7 +42,7 @@ def test_a_loaded_student_predicts_the_same_to_the_last_bit(student, tmp_path) -
 def test_a_checkpoint_keeps_any_space_and_recipe(tmp_path, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
     own = replace(TINY, name="own", encoder_layers=(4,), decoder_layers=(2, 3))
     archs = own.sample(20, rng)
-    settings = {**OFFICIAL, "steps": np.int64(3), "space": own, "random_state": None}
+    settings = {**OFFICIAL, "steps": np.int64(3), "hidden": np.array([9, 5]), "space": own, "random_state": None}
     student = DistilledPredictor(**settings).fit(archs, np.arange(20.0))
     student.save(tmp_path / "own")
     loaded = DistilledPredictor.load(tmp_path / "own")

@@ -66,6 +66,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "array of objects": objects,
     "Index": lambda values: pd.Index(objects(values)),
     "generator": lambda values: (value for value in values),
+    "values of a dict": lambda values: dict(enumerate(values)).values(),
     "shuffled Series": lambda values: pd.Series(list(values), index=ORDER),
     "part of a Series": lambda values: pd.Series(list(values), index=np.arange(12) + 100),
 }
@@ -124,6 +125,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "DistilledPredictor.fit": fitted(student),
     "DistilledPredictor.predict": predicted(student),
     "CalibratedPredictor.fit": fitted(lambda: CalibratedPredictor(TablePredictor(TABLE))),
+    "CalibratedPredictor.fit that learns": fitted(lambda: CalibratedPredictor(baselines(64)["depth"])),
     "CalibratedPredictor.predict": predicted(lambda: CalibratedPredictor(TablePredictor(TABLE))),
     "TablePredictor.predict": predicted(lambda: TablePredictor(TABLE)),
     "LatencyPredictor.fit": fitted(LatencyPredictor),

@@ -71,3 +71,12 @@ def test_a_line_cut_off_by_a_crash_costs_one_score(tmp_path: Path, archs: list[A
     other = Counting()
     assert KeptScores(other, path).predict(archs).tolist() == [arch.decoder_layers / 3 for arch in archs]
     assert len(other.asked) == 1
+
+
+@pytest.mark.parametrize("row", ['{"arch": 5}', '{"arch": {}}', '{"score": 1}'])
+def test_a_damaged_row_is_named(tmp_path: Path, archs: list[Any], row: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    KeptScores(Counting(), path).predict(archs[:1])
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(ValueError, match=r"scores\.jsonl:2: not of a form that this version reads"):
+        KeptScores(Counting(), path).predict(archs)

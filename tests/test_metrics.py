@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,14 @@ def test_compare_pairs_architectures(predictions: pd.DataFrame) -> None:
         assert interval.low < interval.value < interval.high
     same = metrics.compare(predictions, predictions, np.random.default_rng(5), resamples=50)
     assert set(same.values()) == {metrics.Interval(0.0, 0.0, 0.0)}, "what both share must not widen the interval"
+    with pytest.raises(ValueError, match="predictions: expected frames over the same splits"):
+        metrics.compare(predictions, predictions[predictions["task"] == "a"], np.random.default_rng(5), resamples=50)
+    few = pd.concat(part[:3] for _, part in predictions.groupby(["task", "split"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.compare(few, few, np.random.default_rng(5), resamples=300)
+    assert found["MAE"].value == 0
+    assert np.isnan([found["MAE"].low, found["MAE"].high]).all(), "a draw can miss all of a split"
 
 
 def test_an_interval_is_written_with_its_ends() -> None:

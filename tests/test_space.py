@@ -142,6 +142,9 @@ def test_stacks_of_unequal_or_no_layers_are_refused(arch: Architecture) -> None:
     message(error)
     with pytest.raises(ValueError, match="encoder lists need one entry per layer and at least one layer"):
         replace(arch, encoder_ffn_dims=(), encoder_heads=())
+    for unordered in ({512, 1024, 2048}, {512: 1, 1024: 1, 2048: 1}):
+        with pytest.raises(ValueError, match="decoder_ffn_dims: expected one integer per layer, got"):
+            replace(arch, decoder_ffn_dims=unordered)
 
 
 def test_a_span_beyond_the_encoder_is_refused(arch: Architecture) -> None:

@@ -120,6 +120,7 @@ MARKED = (["lo", "lo"], ["lo", "\u2581lo"])
         ({"longest": 0}, "longest is 0; allowed are 1 to 510"),
         ({"longest": 511}, "longest is 511; allowed are 1 to 510"),
         ({"beam": 0}, "beam is 0; expected an integer from 1"),
+        ({"beam": 2.0}, r"beam is 2\.0; expected an integer from 1"),
         ({"bleu_tokenizer": "13"}, "bleu_tokenizer is '13'; sacrebleu has none, "),
         ({"train": MARKED[::-1]}, r"task ours: the source of train pair 2 holds '\u2581' \(U\+2581\), by which"),
         ({"test": MARKED}, r"task ours: the target of test pair 2 holds '\u2581' \(U\+2581\), by which"),

@@ -146,11 +146,19 @@ def test_every_update_has_subnets_tokens_and_dropout_of_its_own(monkeypatch: pyt
     [
         *(({name: -1}, f"{name}: expected a (positive )?number.*, got -1") for name in asdict(QUICK)),
         *(({name: 1.5}, f"{name}: expected an integer, got 1.5") for name in ("updates", "accumulate")),
+        *(({name: "1"}, f"{name}: expected a number, got '1'") for name in asdict(QUICK)),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(QUICK, **change)
+
+
+def test_numbers_may_be_numpys_and_whole_ones_written_as_floats(tmp_path: Path) -> None:
+    recipe = Recipe(np.int64(2), 150.0, np.float32(0.5), accumulate=2.0)  # type: ignore[arg-type]
+    assert [type(value) for value in asdict(recipe).values()] == [int, int, *[float] * 5, int]
+    history = train(fresh("plain"), PAIRS, recipe, seed=np.int64(3), checkpoint=tmp_path / "c")  # type: ignore[arg-type]
+    assert train(fresh("plain"), PAIRS, Recipe(2, 150, 0.5, accumulate=2), seed=3, checkpoint=tmp_path / "c") == history
 
 
 @pytest.mark.parametrize(

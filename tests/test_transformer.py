@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_the_network_is_the_arithmetic_of_its_definition(space: SearchSpace) -> 
         src, tgt = [5, 9, 4, 7, 2], [1, 11, 6, 8]
         # Double precision, but positions are single.
         np.testing.assert_allclose(model(torch.tensor([src]), torch.tensor([tgt]))[0], reference(model, src, tgt), atol=1e-5)
+
+
+def test_widths_may_be_odd() -> None:
+    space = replace(MICRO, encoder_embed_dim=(11,), decoder_embed_dim=(25, 9))
+    for arch in (space.smallest(), space.largest()):
+        model, tokens = new_network(arch, space), torch.tensor([[5, 9, 4]])
+        assert torch.isfinite(model(tokens, tokens)).all()
 
 
 def test_dropout_shrinks_with_the_width() -> None:

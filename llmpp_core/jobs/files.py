@@ -77,7 +77,7 @@ def alone(path: Path) -> Iterator[None]:
 def save_tensors(path: str | Path, kind: str, tensors: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
     """Write a safetensors file of a `kind` that also holds a JSON `record` and a checksum of everything; all or nothing."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    text = json.dumps(record, sort_keys=True, default=lambda number: number.item())
+    text = json.dumps(record, sort_keys=True, default=lambda value: value.tolist())
     # One entry, since safetensors writes several in any order.
     replace_file(Path(path), to_safetensors(arrays, metadata={f"llmpp.{kind}": f"{_digest(text, arrays)} {text}"}))
 

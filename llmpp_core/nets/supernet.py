@@ -88,7 +88,7 @@ class SuperTransformer(nn.Module):
     def subnet(self, arch: Architecture, *, copy: bool = True) -> Transformer:
         """Return `arch`, of the space, as a plain module with the weights it inherits, mixtures collapsed.
 
-        Without `copy`, they are views, which follow the supernet's weights.
+        Without `copy`, those that are no mixtures are views, which follow the supernet's weights.
         """
         module = self._build_skeleton(arch).train(self.training)
         for name, tensor in self.subnet_weights(arch, module).items():

@@ -7,10 +7,12 @@ updates as one that was never interrupted; nor does an update depend on how many
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +55,15 @@ class Recipe:
     accumulate: int = 1  #: Batches per update, whose gradients are added up; all processes together.
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_tokens", "accumulate"):
-            if getattr(self, name) % 1:
-                raise ValueError(f"{name}: expected an integer, got {getattr(self, name)!r}")
+        for name, value in asdict(self).items():
+            known = isinstance(value, Real) and not isinstance(value, bool)
+            if not known:
+                raise ValueError(f"{name}: expected a number, got {value!r}")
+            whole = name in ("updates", "batch_tokens", "accumulate")
+            if whole and value % 1:
+                raise ValueError(f"{name}: expected an integer, got {value!r}")
+            # Checkpoints hold them as JSON, which has none of NumPy's.
+            object.__setattr__(self, name, int(value) if whole else value.item() if isinstance(value, np.generic) else value)
         for name in ("updates", "batch_tokens", "learning_rate", "clip", "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
@@ -151,6 +159,7 @@ def train(
     """
     checkpoint = None if checkpoint is None else Path(checkpoint)
     place = place if place and place.num_processes > 1 else None
+    seed = operator.index(seed)
     first = place is None or place.is_main_process
     if isinstance(model, SuperTransformer) != (sampling is not None):
         raise ValueError("sampling: a supernet needs one, a single architecture takes none")

@@ -271,8 +271,8 @@ def _merge(x: Tensor) -> Tensor:
 
 
 def _sinusoids(length: int, dim: int) -> Tensor:
-    """Sines in the first half of the columns, cosines in the second; built at the full width and sliced like a weight."""
+    """Sines in the first half of the columns, cosines in the second, an odd one 0; built at the full width and sliced like a weight."""
     half = dim // 2
     rates = torch.exp(torch.arange(half) * (-math.log(10000) / max(half - 1, 1)))
     angles = torch.arange(length)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))

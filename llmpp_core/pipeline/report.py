@@ -57,7 +57,7 @@ def _span(facts: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

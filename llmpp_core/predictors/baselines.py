@@ -7,7 +7,7 @@ scikit-learn estimators, collected in `baselines` and `supernet_predictors`; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any, Self
 
 import numpy as np
@@ -132,8 +132,8 @@ class CalibratedPredictor(RegressorMixin, BaseEstimator):
 
 
 def _read_twice(values: Any) -> Any:
-    """Return what can be read only once as a list, and anything else, a matrix for a base over plain features too, as it is."""
-    return list(values) if isinstance(values, Iterator) else values
+    """Return what can be read only once, or by no position, as a list, and anything else, also a matrix for another base, as it is."""
+    return list(values) if isinstance(values, (Iterator, KeysView, ValuesView)) else values
 
 
 def _bend(u: np.ndarray, rate: float) -> np.ndarray:

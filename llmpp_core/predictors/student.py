@@ -7,9 +7,10 @@ predictor over architectures; here are only rows of numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -36,10 +37,12 @@ class StudentRecipe:
     monotone: bool
 
     def __post_init__(self) -> None:
-        for name in ("ensemble", "steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)!r}")
-        if any(width < 1 for width in self.hidden):
+        for name, kind in {"ensemble": Integral, "steps": Integral, "batch_size": Integral, "learning_rate": Real}.items():
+            value = getattr(self, name)
+            of_kind = isinstance(value, kind)
+            if not of_kind or not value > 0:
+                raise ValueError(f"{name}: expected a positive {'integer' if kind is Integral else 'number'}, got {value!r}")
+        if not isinstance(self.hidden, Iterable) or not all(isinstance(width, Integral) and width > 0 for width in self.hidden):
             raise ValueError(f"hidden: expected positive widths, got {self.hidden!r}")
         # The one activation that itself falls somewhere.
         allowed = [name for name in _ACTIVATIONS if not (self.monotone and name == "silu")]

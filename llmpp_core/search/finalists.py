@@ -25,7 +25,7 @@ def finalists(found: SearchResult, genes: Genes, n: int = 51, groups: int = 3) -
     genes : Genes
         Of its space.
     n, groups : int
-        How many in all, and of how many groups; fewer where there are no more.
+        How many in all, and of how many groups; fewer where a group has less than its share.
 
     Returns
     -------

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike
 
-from llmpp_core.jobs.files import append_rows, read_rows
+from llmpp_core.jobs.files import append_rows, read_rows, understood
 from llmpp_core.space.architecture import Architecture
 from llmpp_core.space.regressor import ArchitectureScorer
 
@@ -72,7 +72,9 @@ class KeptScores(ArchitectureScorer):
         """Return what the file holds, which is read again only where others have added to it: that would count as time of the search."""
         size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
         if size != self.__dict__.get("_size"):
-            rows = read_rows(Path(self.path))
-            self.known_ = {Architecture.from_hat_dict(row["arch"]): Kept(row["score"], row["seconds"]) for row in rows}
+            self.known_ = {}
+            for number, row in enumerate(read_rows(Path(self.path)), 1):
+                with understood(f"{self.path}:{number}"):
+                    self.known_[Architecture.from_hat_dict(row["arch"])] = Kept(row["score"], row["seconds"])
             self._size = size
         return self.known_

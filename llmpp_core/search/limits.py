@@ -78,8 +78,8 @@ class Limit:
         return costs <= self.limit + (_ROUNDING * abs(self.limit) if np.isfinite(self.limit) else 0.0)
 
     def text(self, cost: float) -> str:
-        """Return a cost with four digits and its unit."""
-        return f"{cost:,.4g} {self.unit}".rstrip() if abs(cost) < 1e4 else f"{cost:,.0f} {self.unit}".rstrip()
+        """Return a cost to four digits, or whole where that takes more, with its unit."""
+        return f"{cost:,.4g} {self.unit}".rstrip() if abs(cost) < 9999.5 else f"{cost:,.0f} {self.unit}".rstrip()
 
 
 def cost_limit(space: Space, name: str, limit: float) -> Limit:

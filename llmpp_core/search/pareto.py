@@ -96,7 +96,7 @@ def objectives(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
 
 
 def pareto_front(records: Sequence[Record], space: Space) -> pd.DataFrame:
-    """Return the architectures of a search that none other of it beats, or equals, in score and every cost.
+    """Return the architectures of a search that none other of it beats in score or a cost without being worse in another.
 
     Parameters
     ----------

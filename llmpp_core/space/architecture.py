@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -148,7 +149,8 @@ class Architecture:
 
 def as_integers(name: str, values: Any, expected: str) -> tuple[int, ...]:
     """Return `values` as a tuple of plain ints allowed for field `name`, or raise ValueError."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    # The layers of a set would be in any order.
+    if isinstance(values, (str, bytes, Mapping, AbstractSet)) or not isinstance(values, Iterable):
         raise ValueError(f"{name}: expected {expected}, got {values!r}")
     return tuple(as_integer(name, value) for value in values)
 

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any, Protocol
@@ -75,7 +76,8 @@ class Choice:
             or iskeyword(self.key)
         ):
             raise ValueError(f"choice {self.name!r}: a name has letters, digits, - and _, first a letter, and is no word of formulas")
-        if isinstance(self.values, (str, Mapping)) or not isinstance(self.values, Iterable):
+        # A set has another order each time.
+        if isinstance(self.values, (str, Mapping, AbstractSet)) or not isinstance(self.values, Iterable):
             raise ValueError(f"{self.name!r}: expected a list of values, got {self.values!r}")
         values = tuple(self._plain(value) for value in self.values)
         for i, value in enumerate(values):
@@ -88,7 +90,7 @@ class Choice:
         if numbers is None and not any(isinstance(value, str) for value in values):
             numbers = values
         if numbers is not None:
-            if isinstance(numbers, (str, Mapping)) or not isinstance(numbers, Iterable):
+            if isinstance(numbers, (str, Mapping, AbstractSet)) or not isinstance(numbers, Iterable):
                 raise ValueError(f"{self.name!r}: expected a list of numbers, got {numbers!r}")
             numbers = tuple(self._plain(number) for number in numbers)
             if len(numbers) != len(values) or not all(isinstance(number, (int, float)) for number in numbers):
@@ -107,7 +109,8 @@ class Choice:
             raise ValueError(f"{self.name!r}: before is a number, and of a choice that is made per layer; got {self.before!r}")
         bounds = self.bounds
         if bounds is not None:
-            if isinstance(bounds, str) or not isinstance(bounds, Sequence) or len(bounds) != 2 or not all(map(is_number, bounds)):
+            two = isinstance(bounds, Sequence) and len(bounds) == 2 and all(map(is_number, bounds))
+            if not two or bounds[0] > bounds[1]:
                 raise ValueError(f"{self.name!r}: bounds: expected two numbers, low and high, got {bounds!r}")
             bounds = (bounds[0], bounds[1])
         for field, value in (("bounds", bounds), ("values", values), ("numbers", numbers), ("order", order)):

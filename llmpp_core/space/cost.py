@@ -58,7 +58,7 @@ class Cost:
         Raises
         ------
         ValueError
-            If one is of another space, or a cost is nan, or there are not n of them.
+            If they are a table of another space, or a cost is nan, or there are not n of them.
         """
         if isinstance(networks, ArchitectureTable) and networks.space != self.space:
             raise ValueError(f"cost {self.name!r} is one of {self.space.name}, the networks are of {networks.space.name}")

@@ -69,6 +69,8 @@ class DeclaredSpace(Structure):
         for what, line in (("space", name), ("network", network)):
             if not isinstance(line, str) or not line.strip() or len(line.splitlines()) > 1:
                 raise SpaceError(f"{what}: expected one line of text, got {line!r}", what)
+        if isinstance(rules, str):
+            raise SpaceError(f"rules: expected a list of formulas, got {rules!r}", "rules")
         super().__init__(name, choices, constants or {})
         self.backbone, self.rules = network, tuple(rules)
         self._rules = [self._rule(i, rule) for i, rule in enumerate(self.rules)]

@@ -33,7 +33,7 @@ def as_list(values: Any, name: str = "archs", kind: Any = (Architecture, Network
     Raises
     ------
     ValueError
-        If it has no items, or no order; or an item is something else, whose row, counted from 0, is named.
+        If it is no series, or has no order; or an item is something else, whose row, counted from 0, is named.
     """
     if isinstance(values, ArchitectureTable):
         return values

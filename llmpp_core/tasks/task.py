@@ -76,7 +76,7 @@ class Task:
         if not 1 <= self.longest <= MAX_LENGTH - 2:
             raise ValueError(f"task {self.name}: longest is {self.longest}; allowed are 1 to {MAX_LENGTH - 2}")
         # Or it would be found out after the training.
-        if not self.beam >= 1 or self.beam % 1:
+        if not isinstance(self.beam, (int, np.integer)) or self.beam < 1:
             raise ValueError(f"task {self.name}: beam is {self.beam!r}; expected an integer from 1")
         if self.bleu_tokenizer not in sacrebleu.BLEU.TOKENIZERS:
             known = ", ".join(sacrebleu.BLEU.TOKENIZERS)
