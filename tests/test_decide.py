@@ -149,7 +149,7 @@ def test_a_pair_that_is_missing_in_the_middle_is_the_next_one(tmp_path: Path) ->
         ({"--margin": "0"}, "margin: expected a positive number of nats per token, got 0"),
         ({"--measure": "wer"}, "measure: expected loss or bleu, got 'wer'"),
         ({"--budget": "0"}, "budget: 0 core-minutes are too few for one training"),
-        ({"--ours": "fastest"}, "schedule: expected cheap, costly"),
+        ({"--ours": "cheap", "--theirs": "fastest"}, "schedule: expected cheap, costly"),
         ({"--ours": "stopped like HSNAS"}, "'stopped like HSNAS': the supernet alone is stopped like HS-NAS or adaptive"),
     ],
 )

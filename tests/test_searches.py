@@ -246,8 +246,9 @@ def test_a_place_that_cannot_be_written_is_found_before_the_cheap_predictor_is_m
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(search_benchmark, "distilled_predictor", lambda *_: pytest.fail("the work began"))
-    with pytest.raises(ValueError, match="cannot be written: its folder is a file"):
-        measure(NAME, ground / "checkpoints", results=tmp_path / "file", ground_truth=ground / "tfs")
+    for checkpoints, results in ((ground / "checkpoints", tmp_path / "file"), (tmp_path / "file", tmp_path)):
+        with pytest.raises(ValueError, match="cannot be written: its folder is a file"):
+            measure(NAME, checkpoints, results=results, ground_truth=ground / "tfs")
 
 
 def test_a_limit_is_rounded_only_where_some_architecture_keeps_it() -> None:

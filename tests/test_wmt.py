@@ -187,6 +187,7 @@ def test_too_little_disk(corpus: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_other_settings_and_other_files_need_another_folder(mine: Path, corpus: Path, tmp_path: Path) -> None:
+    refused("cannot be written: its folder is a file", NAME, corpus / "train.en", SMALL, corpus=corpus)
     refused(r"was prepared otherwise: subwords is 120 there and 99 here; choose", NAME, mine, replace(SMALL, subwords=99), corpus=corpus)
     refused("otherwise: source is", NAME, mine, SMALL, corpus=write_corpus(tmp_path / "other", 101))
     refused("otherwise: task is wmt14.en-de there and wmt19.en-de here", "wmt19.en-de", mine, SMALL, corpus=corpus)

@@ -65,6 +65,7 @@ def _named_by_flags(command: Callable[[argparse.Namespace], int]) -> Callable[[a
     """Return a command whose errors about settings name the flags; what is wrong with the input is an InputError."""
 
     def run(arguments: argparse.Namespace) -> int:
+        from llmpp_book.commands.search import STOPPED
         from llmpp_book.errors import InputError
         from llmpp_core.llm.client import LLMStopped
 
@@ -73,7 +74,8 @@ def _named_by_flags(command: Callable[[argparse.Namespace], int]) -> Callable[[a
         except (ValueError, OverflowError) as error:
             raise InputError(_by_flags(str(error), arguments)) from None
         except LLMStopped as error:
-            raise LLMStopped(_by_flags(str(error), arguments)) from None
+            print(" ".join(_by_flags(str(error), arguments).split()), file=sys.stderr)
+            return STOPPED
 
     return run
 

@@ -22,9 +22,10 @@ from llmpp_book.studies import ground_truth as benchmark
 from llmpp_book.studies.measurements import Study
 from llmpp_book.studies.paired import Paired
 from llmpp_book.studies.search_tables import OFFLINE, RESULTS, STOPPED, by_schedule, compared, found, searches
-from llmpp_book.studies.searches import LIMITS, Searches
+from llmpp_book.studies.searches import LIMITS, MAIN, OTHERS, Searches
 from llmpp_core.jobs.table import Table
 from llmpp_core.metrics import Interval
+from llmpp_core.search.schedule import schedule
 from llmpp_core.space.architecture import Architecture
 
 
@@ -138,10 +139,12 @@ def state(task_name: str, ours: str, theirs: str, column: str, results: Path, te
 
 
 def needed_schedules(ours: str, theirs: str) -> list[str]:
-    """Return the schedules to search with: one that is stopped at another's cost needs both."""
+    """Return the schedules to search with: one that is stopped at another's cost needs both. ValueError for one that there is not."""
     if unknown := next((side for side in (ours, theirs) if "stopped" in side and side.removeprefix("stopped like ") not in STOPPED), None):
         raise ValueError(f"{unknown!r}: the supernet alone is stopped like {' or '.join(STOPPED)}")
     names = [name for side in (ours, theirs) for name in (["costly", side.removeprefix("stopped like ")] if "stopped" in side else [side])]
+    for name in set(names) - {*MAIN, *OTHERS}:
+        schedule(name, None, None)
     return list(dict.fromkeys(names))
 
 
@@ -195,6 +198,7 @@ def decide(
     margin = usual if margin is None else margin
     if not (margin > 0 and math.isfinite(margin)):
         raise ValueError(f"margin: expected a positive number of {unit}, got {margin!r}")
+    wanted = needed_schedules(ours, theirs)
     study = Study(given, folder, results, **options)
     name = study.task.name
     once = float(benchmark.trainings(name, ground_truth)["train_seconds"].mean())
@@ -214,7 +218,7 @@ def decide(
         say(_line(ours, theirs, unit, last[-1]))
         return str(last[-1]["verdict"])
     stop = time.time() + study.seconds
-    if not plan.search([(schedule, LIMITS[1], seed) for seed in range(_FIRST_PAIRS) for schedule in needed_schedules(ours, theirs)]):
+    if not plan.search([(one, LIMITS[1], seed) for seed in range(_FIRST_PAIRS) for one in wanted]):
         return "time is up"
     while True:
         here = known()
@@ -242,7 +246,7 @@ def decide(
             say(f"the budget is spent; it would take about {count.trainings} trainings and {count.pairs} pairs, {count.minutes:.0f} min")
             return str(last[-1]["verdict"])
         bought = purchases(here, jobs)
-        further = [(schedule, LIMITS[1], here.next_seed) for schedule in needed_schedules(ours, theirs)]
+        further = [(one, LIMITS[1], here.next_seed) for one in wanted]
         done = study.train_each(".found", bought) if bought else plan.search(further)
         if not done or time.time() > stop:
             return "time is up"

@@ -61,6 +61,9 @@ def import_answers(paths: Iterable[Path]) -> ImportReport:
     UserWarning
         If a file among the recordings is damaged, is none, or answers an unknown experiment; it is left as it is.
     """
+    # A file that is not there is told before the questions are made, which takes a while.
+    for path in (paths := list(paths)):
+        open(path, "rb").close()
     found: list[tuple[Recording, dict[str, tuple[Question, int]]]] = []
     for recording in read_recordings(answers.RESULTS.glob("*/*.jsonl")):
         try:

@@ -23,6 +23,7 @@ import torch
 
 from llmpp_book import repository
 from llmpp_book.studies.ground_truth import RESULTS, table
+from llmpp_core.jobs.files import need_writable
 from llmpp_core.jobs.provenance import commit, processor
 from llmpp_core.jobs.table import Table
 from llmpp_core.latency.profiler import extend_latency_table
@@ -214,6 +215,7 @@ class Study:
         stop = time.time() + self.seconds
         self.task: Task = load_task(self.given) if isinstance(self.given, str) else self.given
         self.folder = self.folder.resolve()
+        need_writable(self.folder / "checkpoint")
         self.folder.mkdir(parents=True, exist_ok=True)
         if hasattr(self.executor, "_client"):
             # Loaded for clusters only: it takes half a second.

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from llmpp_core.jobs.files import alone, cache_dir, need_disk, replace_file
+from llmpp_core.jobs.files import alone, cache_dir, need_disk, need_writable, replace_file
 from llmpp_core.jobs.progress import progress_bar
 from llmpp_core.text.batches import Pairs, StoredTokens
 from llmpp_core.text.corpora import SIDES, ParallelText, find_wmt, read_wmt
@@ -103,6 +103,8 @@ def prepare(
     sizes = {path.name: path.stat().st_size for side in SIDES for path in files[side]}
     identity = {"task": name, "source": sizes, **asdict(settings)}
     finished = (folder / "manifest.json").exists()
+    if not finished:
+        need_writable(folder / "manifest.json")
     # What is finished is only checked, which several may do, and where nothing can be written.
     with nullcontext() if finished else alone(folder):
         _refuse_others(folder, identity)

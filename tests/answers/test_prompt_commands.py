@@ -154,6 +154,12 @@ def test_a_wrong_file_is_named_in_a_few_lines_and_changes_nothing(
     assert (results / "own-test" / "unnamed-llm.jsonl").read_bytes() == before
 
 
+def test_an_answers_file_that_is_not_there_is_told_at_once(exported: Any, run: Run, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("llmpp_book.studies.imports.expected", lambda *_: pytest.fail("the work began"))
+    assert run("prompts", "import", "no-such-file.jsonl") == 1
+    assert capsys.readouterr().err == "[Errno 2] No such file or directory: 'no-such-file.jsonl'\n"
+
+
 def test_a_foreign_file_among_the_recordings_stops_no_command(
     exported: Any, results: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,11 +192,10 @@ LIMITS = ("--token-cap", "--concurrency", "--deadline", "--requests-per-minute",
         ((*ASK, "--local", "mine"), 2, "unknown local server 'mine'; allowed are vllm, ollama, llama-server"),
         ((*ASK, "--price", "1", "2", "x", "--budget", "1"), 2, "--price: price date: expected"),
         ((*ASK, "--base-url", "ftp://x", "--token-cap", "5"), 2, "--base-url: expected http"),
-        ((*ASK, "--token-cap", "99999999", "--key-variable", "NO_SUCH_KEY"), 1, "set the environment variable NO_SUCH_KEY"),
+        ((*ASK, "--token-cap", "99999999", "--key-variable", "NO_SUCH_KEY"), 3, "set the environment variable NO_SUCH_KEY"),
         (("serve-offline", "--port", "99999"), 2, "port must be 0-65535"),
         (("prompts", "export", "own-test", "--out", __file__), 2, "test_prompt_commands.py is a file; expected a folder"),
         ((*ASK, "--log-probabilities", "0"), 2, "expected 1 to 20 alternatives per token, got 0"),
-        (("prompts", "import", "no-such-file.jsonl"), 1, "No such file or directory: 'no-such-file.jsonl'"),
         *[((*ASK, flag, "0"), 2, f"{flag}: expected a positive") for flag in LIMITS],
         ((*ASK, "--budget", "-1"), 2, "--budget: expected a number of at least 0, got -1.0"),
     ],
